@@ -1,0 +1,1 @@
+"""One Prefect flow a stage: reads its inputs, calls merge3, writes its folder."""

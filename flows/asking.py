@@ -1,0 +1,82 @@
+"""The live model of the stages that ask: base and experts of the manifest, loaded once, verified, with a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flows.stage import DATA, progress, say
+from merge3 import models, responses
+from merge3.answering import correct, tokenize
+from merge3.fitness import Asker
+from merge3.items import Item
+from merge3.ledger import Cost
+from merge3.merging import LiveMerger
+from merge3.recipe import Recipe, constant
+from merge3.store import Store
+
+MANIFEST = DATA / "experts" / "manifest.json"
+
+
+def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | None = None) -> Asker:
+    """An asker for merges of the experts called `names` (all of the manifest where None), keeping answers in `store`.
+
+    Raises:
+        ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
+    """
+    base, experts = models.read_manifest(MANIFEST)
+    by_name = {expert.name: expert for expert in experts}
+    names = list(by_name) if names is None else names
+    if unknown := [name for name in names if name not in by_name]:
+        raise ValueError(f"{MANIFEST} has no expert {unknown[0]!r}; it has {sorted(by_name)}")
+    device = runtime["device"]
+    dtype = models.resolve_dtype(runtime["dtype"], device)
+    folders = {expert.name: models.weights_folder(expert.source) for expert in (base, *(by_name[n] for n in names))}
+    for model in (base, *(by_name[name] for name in names)):
+        if models.fingerprint(folders[model.name]) != model.fingerprint:
+            raise ValueError(
+                f"the weights of {model.source} changed since {MANIFEST} was written; run the experts stage"
+            )
+    live = models.load(folders[base.name], dtype, device)
+    weights = models.weights_of(live)
+    deltas = {name: models.deltas(folders[name], weights, live.config) for name in names}
+    merger = LiveMerger(live, deltas, {name: by_name[name].fingerprint for name in names})
+    identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
+    if not runtime["portable"]:
+        identity["runtime"] = models.runtime_name(device)
+    return Asker(merger, models.load_tokenizer(folders[base.name]), Store(store), identity, runtime["batch_tokens"])
+
+
+def single(expert: str) -> Recipe:
+    """The recipe that is one expert itself."""
+    return constant("task_arithmetic", {expert: 1.0})
+
+
+def base_of(experts: Sequence[str]) -> Recipe:
+    """The recipe that is the base itself."""
+    return constant("task_arithmetic", dict.fromkeys(experts, 0.0))
+
+
+def answer_all(
+    label: str, asker: Asker, recipes: Mapping[str, Recipe], items: Sequence[Item]
+) -> tuple[pd.DataFrame, Cost]:
+    """The response table of named recipes on items, and what it cost now. Says beforehand what it may cost."""
+    tokens = tokens_of(asker, items)
+    say(f"{label}: {len(recipes)} models x {len(items)} items, at most {len(recipes) * tokens:,} tokens")
+    rows, total = [], Cost()
+    with progress(f"{label}: answers", len(recipes) * len(items)) as advance:
+        for recipe in recipes.values():
+            asked = asker.ask(recipe, items, advance)
+            advance(len(items) - asked.new)
+            total += asked.cost
+            rows.append(correct(items, asked.answers))
+    return responses.table(list(recipes), [item.id for item in items], np.stack(rows)), total
+
+
+def tokens_of(asker: Asker, items: Sequence[Item]) -> int:
+    """Tokens of the items, each prompt and shared beginning counted once."""
+    return sum(len(tokenize(item, asker.tokenizer).tokens) for item in items)

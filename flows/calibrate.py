@@ -1,0 +1,45 @@
+"""Stage calibrate: the items' IRT parameters, fitted on the population's answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from prefect import flow
+
+from flows.stage import DATA, main, say
+from merge3 import irt, responses
+
+RESPOND = DATA / "respond"
+POPULATION = DATA / "population"
+OUT = DATA / "calibrate"
+
+
+@flow
+def calibrate(seed: int, engine: str, dimensions: int) -> None:
+    """Write data/calibrate/items.parquet: id, discrimination_1 ... discrimination_D, difficulty.
+
+    The fit sees the population without its held-out models, and the base and experts, which were asked anyway.
+
+    Raises:
+        ValueError: the engine is unknown, or fewer than two distinct models are left.
+    """
+    population = responses.read(POPULATION / "responses.parquet")
+    members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False)
+    fitted = population.loc[members["model"][~members["held_out"]]]
+    experts = responses.columns(responses.read(RESPOND / "search.parquet"), list(population.columns))
+    table = pd.concat([fitted, experts])
+    say(f"fitting {table.shape[1]} items on {table.shape[0]} models with {engine}")
+    if engine not in irt.ENGINES:
+        raise ValueError(f"calibrate.engine must be one of {sorted(irt.ENGINES)}, got {engine!r}")
+    found = irt.fit_items(table.to_numpy(), engine, dimensions, seed)
+    columns = {f"discrimination_{d + 1}": found.discrimination[:, d] for d in range(found.dimensions)}
+    OUT.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"id": table.columns, **columns, "difficulty": found.difficulty}).to_parquet(
+        OUT / "items.parquet", index=False
+    )
+    spread = np.percentile(found.discrimination[:, 0], [5, 50, 95])
+    say("discrimination: 5 % {:.2f}, median {:.2f}, 95 % {:.2f}".format(*spread))
+
+
+if __name__ == "__main__":
+    main(calibrate)

@@ -1,0 +1,58 @@
+"""Stage estimate: the estimator, calibrated on merges that the item fit did not see, and all others beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+from prefect import flow
+
+from flows.known import expert_answers, parameters, study_items, study_of, subset
+from flows.stage import DATA, main, say, write_json
+from merge3 import responses
+from merge3.estimate import ESTIMATORS, Known, learn_inheritance
+from merge3.estimate import calibrate as calibrate_estimator
+
+POPULATION = DATA / "population"
+OUT = DATA / "estimate"
+
+
+@flow
+def estimate(study: str, studies: dict[str, Any], method: str) -> None:
+    """Write data/estimate/calibration.json, estimators.csv (every method on the held-out models) and experts.csv.
+
+    What merges inherit is learnt from the study's own merges in the population; error and interval are measured on
+    the held-out ones. An imported population of strangers teaches no inheritance.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    if method not in ESTIMATORS:
+        raise ValueError(f"estimate.method must be one of {sorted(ESTIMATORS)}, got {method!r}")
+    experts, groups = study_of(study, studies)
+    found = study_items(groups)
+    table = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
+    members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False)
+    relatives = members["study"] == study
+    held_out = members["held_out"] & (relatives if relatives.any() else True)
+    chosen, weights = subset(found)
+    known = Known(parameters(found), chosen, weights, expert_answers(experts, found))
+    known = learn_inheritance(table.loc[members["model"][relatives & ~members["held_out"]]].to_numpy(), known)
+    truths = table.loc[members["model"][held_out]].to_numpy()
+    calibrated = {name: calibrate_estimator(name, truths, known).calibration for name in ESTIMATORS}
+    OUT.mkdir(parents=True, exist_ok=True)
+    write_json(OUT / "calibration.json", asdict(calibrated[method]))
+    pd.DataFrame([asdict(c) for c in calibrated.values()])[
+        ["estimator", "models", "mean_absolute_error", "bias", "deviation", "spearman", "coverage"]
+    ].to_csv(OUT / "estimators.csv", index=False)
+    abilities = pd.DataFrame(known.parent_abilities, index=pd.Index(experts, name="expert"))
+    abilities.columns = [f"ability_{d + 1}" for d in range(abilities.shape[1])]
+    abilities["accuracy"] = known.parents.mean(axis=1)
+    abilities.to_csv(OUT / "experts.csv")
+    error = calibrated[method].mean_absolute_error
+    say(f"{method} on {len(truths)} held-out merges: mean absolute error {100 * (error or 0):.1f} points")
+
+
+if __name__ == "__main__":
+    main(estimate)

@@ -1,0 +1,133 @@
+"""Stage evaluate: the winner, the experts and the standard merges on held-out test items; estimates against truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import flow
+from scipy.stats import spearmanr
+
+from flows.asking import answer_all, open_asker
+from flows.known import study_items, study_of
+from flows.stage import DATA, main, read_json, say, write_json
+from merge3 import compare, responses
+from merge3.items import Item
+from merge3.recipe import Recipe, constant
+
+RESPOND = DATA / "respond"
+EVOLVE = DATA / "evolve"
+OUT = DATA / "evaluate"
+
+WINNER = "evolved merge"
+AVERAGE = "uniform average"
+
+
+@flow
+def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, Any], sample: int) -> None:
+    """Write data/evaluate/metrics.json, scores.csv (a row a model), sample.csv and responses.parquet.
+
+    `sample` candidates of the search, spread over the ranks of their estimates, are answered in full as well: the
+    error, the rank correlation and the regret of the estimates are measured on them and the winner.
+
+    Raises:
+        ValueError: `sample` is below 2, or the search was one of another study.
+    """
+    if sample < 2:
+        raise ValueError(f"evaluate.sample must be 2 or more, got {sample}")
+    experts, groups = study_of(study, studies)
+    winner = read_json(EVOLVE / "winner.json")
+    if winner["study"] != study:
+        raise ValueError(f"data/evolve holds study {winner['study']!r}, asked for {study!r}: run evolve first")
+    tests = study_items(groups, "test")
+    candidates = sampled(pd.read_csv(EVOLVE / "history.csv"), sample)
+    made = read_json(EVOLVE / "recipes.json")
+    named = {WINNER: Recipe.from_dict(winner["recipe"])} | standard_merges(experts)
+    recipes = named | {name: Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
+    asker = open_asker(runtime, OUT / "answers", experts)
+    answered, cost = answer_all("evaluate", asker, recipes, tests)
+    asked_before = responses.columns(responses.read(RESPOND / "test.parquet"), list(answered.columns))
+    table = pd.concat([answered.loc[list(named)], asked_before.loc[["base", *experts]]])
+    OUT.mkdir(parents=True, exist_ok=True)
+    responses.write(OUT / "responses.parquet", table)
+    scored = scores(table, tests, seed)
+    kinds = dict.fromkeys(experts, "expert") | dict.fromkeys(standard_merges(experts), "standard merge")
+    scored.insert(1, "kind", [kinds.get(name, name if name == "base" else "winner") for name in scored["model"]])
+    scored.to_csv(OUT / "scores.csv", index=False)
+    candidates["truth"] = answered.loc[list(candidates["phenotype"])].mean(axis=1).to_numpy()
+    candidates.to_csv(OUT / "sample.csv", index=False)
+    write_json(OUT / "metrics.json", metrics(study, scored, candidates, winner))
+    write_json(OUT / "ledger.json", cost.to_dict())
+    for row in scored.to_dict("records"):
+        say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
+
+
+def standard_merges(experts: list[str]) -> dict[str, Recipe]:
+    """What people do without a search, at the defaults of the papers.
+
+    Uniform average (arXiv 2203.05482); task arithmetic with scale .4 (arXiv 2212.04089, what it found to serve without
+    tuning); TIES with a fifth kept and scale 1 (arXiv 2306.01708).
+    """
+    return {
+        AVERAGE: constant("linear", dict.fromkeys(experts, 1.0)),
+        "task arithmetic": constant("task_arithmetic", dict.fromkeys(experts, 0.4)),
+        "TIES": constant("ties", dict.fromkeys(experts, 1.0), density=0.2),
+    }
+
+
+def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
+    """`count` distinct candidates (or all) at evenly spaced ranks of the estimate, the best first."""
+    distinct = history.drop_duplicates("phenotype").dropna(subset="estimate")
+    ranked = distinct.sort_values("estimate", ascending=False, kind="stable")
+    places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
+    return ranked.iloc[places][["generation", "candidate", "phenotype", "estimate", "low", "high"]].reset_index(
+        drop=True
+    )
+
+
+def scores(table: pd.DataFrame, tests: list[Item], seed: int) -> pd.DataFrame:
+    """Accuracy of every model with its 95 % interval, by group and form, and the winner's lead over it."""
+    groups = [item.group for item in tests]
+    best = table.loc[WINNER].to_numpy()
+    rows = []
+    for model, answers in zip(table.index, table.to_numpy(), strict=True):
+        low, high = compare.interval(answers, groups, seed)
+        lead_low, lead_high = compare.interval(best - answers, groups, seed)
+        row = {"model": model, "accuracy": answers.mean(), "low": low, "high": high}
+        row |= {"lead": (best - answers).mean(), "lead_low": lead_low, "lead_high": lead_high}
+        row["mcnemar_p"] = compare.mcnemar(best, answers)
+        for label in ("group", "form"):
+            of = np.array([getattr(item, label) for item in tests])
+            row |= {f"{label} {value}": answers[of == value].mean() for value in sorted(set(of))}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the study in short."""
+    by_model = scored.set_index("model")
+    expert = by_model[by_model["kind"] == "expert"]["accuracy"].idxmax()
+    fields = ["lead", "lead_low", "lead_high", "mcnemar_p"]
+    estimates, truths = candidates["estimate"].to_numpy(), candidates["truth"].to_numpy()
+    varied = np.ptp(estimates) > 0 and np.ptp(truths) > 0
+    return {
+        "study": study,
+        "winner": {
+            **by_model.loc[WINNER, ["accuracy", "low", "high"]].to_dict(),
+            "estimate": winner["estimate"],
+        },
+        "best_expert": {"name": expert, "accuracy": by_model.loc[expert, "accuracy"]},
+        "over_best_expert": by_model.loc[expert, fields].to_dict(),
+        "over_uniform_average": by_model.loc[AVERAGE, fields].to_dict(),
+        "estimates": {
+            "candidates": len(candidates),
+            "mean_absolute_error": float(np.abs(estimates - truths).mean()),
+            "spearman": float(spearmanr(estimates, truths).statistic) if varied else None,
+            "regret": float(max(truths.max(), by_model.loc[WINNER, "accuracy"]) - by_model.loc[WINNER, "accuracy"]),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main(evaluate)

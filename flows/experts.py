@@ -1,0 +1,69 @@
+"""Stage experts: the models to merge, trained here or named, and a manifest that later stages read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from demo.experts import train as train_adapter
+from demo.problems import generate
+from flows.stage import DATA, main, progress, say
+from merge3.models import Expert, fingerprint, resolve_dtype, weights_folder, write_manifest
+
+BASE = DATA / "base"
+OUT = DATA / "experts"
+
+
+@flow
+def experts(seed: int, runtime: dict[str, Any], models: dict[str, str] | None, train: dict[str, Any] | None) -> None:
+    """Write data/experts/manifest.json: name, source and fingerprint of the base and of every expert.
+
+    `models` names existing fine-tunes or adapters of the base; `train` has the demonstration train LoRA adapters.
+
+    Raises:
+        ValueError: both or neither is given.
+        FileNotFoundError: an expert is not there.
+    """
+    if (models is None) == (train is None):
+        raise ValueError("give either experts.models or experts.train, the other as null")
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    sources = dict(models) if models is not None else _train(seed, runtime, **train)  # type: ignore[arg-type]
+    found = [Expert(name, source, fingerprint(weights_folder(source))) for name, source in sources.items()]
+    write_manifest(OUT / "manifest.json", Expert("base", str(BASE), fingerprint(BASE)), found)
+
+
+def _train(
+    seed: int,
+    runtime: dict[str, Any],
+    *,
+    adapters: dict[str, dict[str, str]],
+    problems: int,
+    steps: int,
+    **hyperparameters: Any,
+) -> dict[str, str]:
+    """Train every adapter; the folder of each by name."""
+    say(f"training {len(adapters)} adapters of {steps} steps each; about 3 minutes each on two cores")
+    sources: dict[str, Path] = {}
+    with progress("experts: training steps", steps * len(adapters)) as advance:
+        for name, adapter in adapters.items():
+            sources[name] = OUT / name
+            train_adapter(
+                BASE,
+                sources[name],
+                generate(adapter["language"], "train", problems, seed),
+                adapter["skill"],
+                steps=steps,
+                seed=seed,
+                dtype=resolve_dtype(runtime["dtype"], "cpu"),
+                on_step=lambda step, loss: advance(1),
+                **hyperparameters,
+            )
+    return {name: str(folder) for name, folder in sources.items()}
+
+
+if __name__ == "__main__":
+    main(experts)

@@ -1,0 +1,40 @@
+"""Stage extract: the few items that candidates are asked, and their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from prefect import flow
+
+from flows.known import expert_answers, parameters, study_items, study_of
+from flows.stage import DATA, main, say
+from merge3 import irt
+from merge3.extract import METHODS
+
+OUT = DATA / "extract"
+
+
+@flow
+def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: int) -> None:
+    """Write data/extract/subset.parquet: id, group, weight of the `items` extracted from the study's search items.
+
+    Raises:
+        ValueError: the method is unknown, or `items` exceeds what there is.
+    """
+    if method not in METHODS:
+        raise ValueError(f"extract.method must be one of {sorted(METHODS)}, got {method!r}")
+    experts, groups = study_of(study, studies)
+    found = study_items(groups)
+    fitted = parameters(found)
+    abilities = irt.fit_abilities(fitted, expert_answers(experts, found))[0]
+    chosen, weights = METHODS[method](fitted, abilities, items, [item.group for item in found], seed)
+    OUT.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(
+        {"id": [found[i].id for i in chosen], "group": [found[i].group for i in chosen], "weight": weights}
+    ).to_parquet(OUT / "subset.parquet", index=False)
+    say(f"{items} of {len(found)} items ({items / len(found):.1%}) by {method}")
+
+
+if __name__ == "__main__":
+    main(extract)

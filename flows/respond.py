@@ -1,0 +1,35 @@
+"""Stage respond: the base and every expert answer every item, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.asking import answer_all, base_of, open_asker, single
+from flows.stage import DATA, main, write_json
+from merge3 import items, responses
+
+PREPARE = DATA / "prepare"
+OUT = DATA / "respond"
+
+
+@flow
+def respond(runtime: dict[str, Any]) -> None:
+    """Write data/respond/search.parquet and test.parquet (models x items), and what they cost.
+
+    The test answers are read by the stage evaluate alone.
+    """
+    asker = open_asker(runtime, OUT / "answers")
+    experts = list(asker.merger.experts)
+    recipes = {"base": base_of(experts)} | {name: single(name) for name in experts}
+    costs = {}
+    for split in ("search", "test"):
+        table, cost = answer_all(f"respond {split}", asker, recipes, items.read(PREPARE / f"{split}.parquet"))
+        responses.write(OUT / f"{split}.parquet", table)
+        costs[split] = cost.to_dict()
+    write_json(OUT / "ledger.json", costs)
+
+
+if __name__ == "__main__":
+    main(respond)

@@ -1,0 +1,169 @@
+"""What every stage shares: its parameters out of params.yaml, its Prefect server if there is one, its progress.
+
+A stage is a Prefect flow whose arguments are its section of params.yaml, and those of `SHARED` that it names.
+Without a configured server the flow's function is called as it is: a stage of a few seconds does not start one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import yaml
+from prefect import Flow, get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.settings import get_current_settings
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PARAMS = Path("params.yaml")
+DATA = Path("data")
+SHARED = ("seed", "study", "studies", "runtime")
+LINES = 10  # lines that a progress prints where there is no terminal
+
+
+def arguments(flow: Flow[Any, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a stage: its section of `params`, and what it names of `SHARED`.
+
+    Raises:
+        ValueError: the section is missing, or holds a parameter too many or too few, or a shared one is missing.
+    """
+    wanted = list(inspect.signature(flow.fn).parameters)
+    own = [name for name in wanted if name not in SHARED]
+    section = (params.get(flow.name) or {}) if own else {}
+    if unknown := sorted(set(section) - set(own)):
+        raise ValueError(f"params.yaml: {flow.name} has no parameter {unknown[0]!r}; it has {own}")
+    if missing := [name for name in own if name not in section]:
+        raise ValueError(f"params.yaml: {flow.name}.{missing[0]} is missing")
+    shared = [name for name in wanted if name in SHARED]
+    if missing := [name for name in shared if name not in params]:
+        raise ValueError(f"params.yaml: {missing[0]} is missing")
+    return {name: section[name] for name in own} | {name: params[name] for name in shared}
+
+
+def read_params() -> dict[str, Any]:
+    """The whole of params.yaml.
+
+    Raises:
+        ValueError: a top-level section belongs to no stage.
+    """
+    params: dict[str, Any] = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    known = {*SHARED, *STAGES}
+    if unknown := sorted(set(params) - known):
+        raise ValueError(f"params.yaml: unknown section {unknown[0]!r}; expected among {sorted(known)}")
+    return params
+
+
+STAGES = (
+    "base",
+    "experts",
+    "prepare",
+    "respond",
+    "population",
+    "calibrate",
+    "extract",
+    "estimate",
+    "evolve",
+    "evaluate",
+    "report",
+)
+
+
+def served() -> bool:
+    """Whether a Prefect server or Prefect Cloud is configured."""
+    return get_current_settings().api.url is not None
+
+
+def call(flow: Flow[Any, Any], **values: Any) -> Any:
+    """Run a stage: as a flow run where a server is configured, as a plain function where none is."""
+    return flow(**values) if served() else flow.fn(**values)
+
+
+def main(flow: Flow[Any, Any]) -> None:
+    """Run a stage from the command line, `python -m flows.<stage>`; bad input ends with status 1 and one paragraph."""
+    try:
+        call(flow, **arguments(flow, read_params()))
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("MERGE3_TRACEBACK"):
+            raise
+        sys.exit(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)")
+
+
+def say(message: str) -> None:
+    """A line for the person who watches: to the Prefect run's log if there is one, else to standard error."""
+    if served():
+        get_run_logger().info(message)
+    else:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far a long work is; yields a function that is told how many more units are done.
+
+    A bar in a terminal, at most `LINES` plain lines elsewhere, and an artifact where a Prefect server is configured.
+    """
+    with _bar(label, total) if sys.stderr.isatty() else _lines(label, total) as show:
+        if not served():
+            yield show
+            return
+        artifact = create_progress_artifact(0.0, description=label)
+        done = 0
+
+        def both(step: int) -> None:
+            nonlocal done
+            done += step
+            show(step)
+            update_progress_artifact(artifact, 100.0 * done / total)
+
+        yield both
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda step: bar.advance(task, step)
+
+
+@contextmanager
+def _lines(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    start, done = monotonic(), 0
+
+    def show(step: int) -> None:
+        nonlocal done
+        before, done = done, done + step
+        if done * LINES // total > before * LINES // total:
+            spent = monotonic() - start
+            left = spent * (total - done) / done
+            print(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    yield show
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON through a temporary name, so that a file that is there is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,189 @@
+"""Answering: the likelihood that a model gives each option of each item; the likeliest option is its answer.
+
+A prompt and its options are one tree of tokens, packed into one sequence: the prompt is computed once, and so is
+every beginning that options share. Logits are read only where an option's next token hangs. A model whose likelihoods
+are not finite is broken, which is an error and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from merge3.items import Item
+from merge3.store import Answer
+
+PROTOCOL = {
+    "scoring": "sum of option log-likelihoods",
+    "tokens": "joint, trailing space to the option",
+    "version": 1,
+}
+
+
+class BrokenModel(ArithmeticError):  # noqa: N818 - reads better where it is raised
+    """The model's likelihoods are not finite numbers."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What answering cost: tokens that went through the model, and positions whose logits were read."""
+
+    tokens: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One item in tokens.
+
+    `tokens` are the prompt and then the inner nodes of the options' tree; `parents[k]` is the position in `tokens`
+    that inner node k hangs from. `reads[o]` lists for option o the pairs (position, next token) whose log-probabilities
+    sum to the option's.
+    """
+
+    prompt: int  # number of prompt tokens
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    reads: tuple[tuple[tuple[int, int], ...], ...]
+
+    @property
+    def read_positions(self) -> int:
+        """The last prompt token and every inner node."""
+        return len(self.tokens) - self.prompt + 1
+
+
+def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree:
+    """The token tree of an item.
+
+    Prompt and option are tokenized together, the prompt's trailing space belonging to the option, as lm-eval does.
+
+    Raises:
+        ValueError: the prompt has no token, or an option adds none.
+    """
+    context = item.prompt.rstrip()
+    prompt = tokenizer.encode(context)
+    if not prompt:
+        raise ValueError(f"item {item.id!r}: its prompt has no token: {item.prompt!r}")
+    tokens, parents = list(prompt), list[int]()
+    reads = []
+    children: dict[tuple[int, int], int] = {}  # (parent position, token) -> position
+    for option in item.options:
+        own = tokenizer.encode(item.prompt + option)[len(prompt) :]
+        if not own:
+            raise ValueError(f"item {item.id!r}: option {option!r} adds no token to the prompt")
+        position, path = len(prompt) - 1, []
+        for token in own[:-1]:
+            path.append((position, token))
+            if (position, token) not in children:
+                children[position, token] = len(tokens)
+                tokens.append(token)
+                parents.append(position)
+            position = children[position, token]
+        reads.append((*path, (position, own[-1])))
+    return Tree(len(prompt), tuple(tokens), tuple(parents), tuple(reads))
+
+
+def batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
+    """Indices of trees, longest first, in batches of at most `batch_tokens` padded tokens (or one tree)."""
+    order = sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), i))
+    result: list[list[int]] = []
+    for index in order:
+        if result and (len(result[-1]) + 1) * len(trees[result[-1][0]].tokens) <= batch_tokens:
+            result[-1].append(index)
+        else:
+            result.append([index])
+    return result
+
+
+def _inputs(trees: Sequence[Tree], padding: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Left-padded tensors in which a token sees itself, the prompt before it, and its ancestors in the tree."""
+    width = max(len(tree.tokens) for tree in trees)
+    ids = torch.full((len(trees), width), padding)
+    places = torch.zeros(len(trees), width, dtype=torch.long)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for row, tree in enumerate(trees):
+        start = width - len(tree.tokens)
+        after = start + tree.prompt
+        ids[row, start:] = torch.tensor(tree.tokens)
+        places[row, start:after] = torch.arange(tree.prompt)
+        sees[row, start:after, start:after] = torch.ones(tree.prompt, tree.prompt, dtype=torch.bool).tril()
+        for node, parent in enumerate(tree.parents):
+            sees[row, after + node] |= sees[row, start + parent]
+            places[row, after + node] = places[row, start + parent] + 1
+    mask = torch.zeros(len(trees), 1, width, width, dtype=dtype)
+    mask.masked_fill_(~sees.unsqueeze(1), torch.finfo(dtype).min)
+    return {"input_ids": ids, "position_ids": places, "attention_mask": mask}
+
+
+def _logits(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], rows: list[int], columns: list[int]
+) -> Float[torch.Tensor, "positions vocabulary"]:
+    """Logits at the given places alone: the head, a fifth of a small model, is spared everywhere else."""
+    at = (torch.tensor(rows, device=model.device), torch.tensor(columns, device=model.device))
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][at],))
+    try:
+        outputs = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, use_cache=False)
+    finally:
+        hook.remove()
+    logits: torch.Tensor = outputs.logits.float()
+    return logits
+
+
+@torch.inference_mode()
+def loglikelihoods(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    batch_tokens: int,
+    on_batch: Callable[[int], None] = lambda items: None,
+) -> tuple[list[Answer], Work]:
+    """The log-likelihood of every option of every item, in nats, and the work it took.
+
+    `on_batch` is told how many items a finished batch held.
+
+    Raises:
+        BrokenModel: a log-likelihood is not finite.
+    """
+    trees = [tokenize(item, tokenizer) for item in items]
+    answers: list[Answer] = [()] * len(items)
+    for batch in batches(trees, batch_tokens):
+        chosen = [trees[i] for i in batch]
+        inputs = _inputs(chosen, tokenizer.pad_token_id, model.dtype)
+        width = inputs["input_ids"].shape[1]
+        rows = [row for row, tree in enumerate(chosen) for _ in range(tree.read_positions)]
+        columns = [column for tree in chosen for column in range(width - tree.read_positions, width)]
+        logits = _logits(model, inputs, rows, columns)
+        totals = logits.logsumexp(-1).double()
+        first = 0  # the read positions of a tree stand together, the last prompt token first
+        for index, tree in zip(batch, chosen, strict=True):
+            pairs = [(first + position - tree.prompt + 1, token) for path in tree.reads for position, token in path]
+            read, tokens = torch.tensor(pairs, device=logits.device).T
+            values = logits[read, tokens].double() - totals[read]
+            parts = torch.split(values, [len(path) for path in tree.reads])
+            answers[index] = tuple(float(part.sum()) for part in parts)
+            if not np.isfinite(answers[index]).all():
+                raise BrokenModel(f"log-likelihoods of item {items[index].id!r} are {answers[index]}")
+            first += tree.read_positions
+        on_batch(len(batch))
+    return answers, Work(sum(len(t.tokens) for t in trees), sum(t.read_positions for t in trees))
+
+
+def correct(items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
+    """1 where the right option is likelier than every other, else 0: a tie is not an answer."""
+    return np.array([float(margin > 0) for margin in margins(items, answers)])
+
+
+def margins(items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
+    """Log-likelihood of the right option less that of the best other, in nats."""
+    return np.array(
+        [
+            answer[item.answer] - max(v for o, v in enumerate(answer) if o != item.answer)
+            for item, answer in zip(items, answers, strict=True)
+        ]
+    )

@@ -1,0 +1,339 @@
+"""Estimate: from a candidate's answers to n items to its accuracy over all N.
+
+Every estimator has one signature, `estimator(answers, known) -> Estimate`: the answers to the items of
+`known.subset`, in its order, and what is known before the candidate is asked. With n = N each returns the
+exact accuracy. Formulas: MERGE3 (arXiv 2502.10436) and tinyBenchmarks (arXiv 2402.14992); `parent_aware` is
+this project's own.
+
+With S the n items asked, U the rest, tau = n / N, P_i = sigmoid(a_i · theta - b_i), w the weights of the
+subset:
+
+    mean          sum_S w_i Y_i
+    p_irt         tau mean_S(Y) + (1 - tau) mean_U(P),   theta ~ N(0, I)
+    mp_irt        as p_irt with theta = sum_e lambda_e gamma_e,   lambda ~ N(0, I),   gamma_e of parent e
+    parent_aware  as p_irt with logit P_i = a_i · theta - b_i + g r_i,   r_i the parents' residuals on item i
+    gp_irt        c mean + (1 - c) p_irt
+    gmp_irt       c mean + (1 - c) mp_irt
+
+Knows the items' parameters and the parents' answers; knows neither models nor merges.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import expit
+from scipy.stats import spearmanr
+
+from merge3.irt import ItemParameters, check_responses, fit_abilities, fit_logistic, probability
+
+Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
+TAIL = 4.0  # degrees of freedom of parent_aware's prior: heavy enough for candidates that collapsed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A candidate's accuracy over all items, in [0, 1], with its 90 % interval."""
+
+    score: float
+    low: float
+    high: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The numbers an estimator cannot know by itself, and how well it did with them.
+
+    `dataclasses.asdict` of it is JSON. The figures of the second half are None until `calibrate` measured
+    them; errors are in accuracy (1 = 100 points).
+    """
+
+    mixing: float = 0.5
+    """c, the weight of the mean in gp_irt and gmp_irt: calibrate it, above all with fisher subsets."""
+    centre_shift: tuple[float, ...] = (0.0,)
+    """parent_aware's prior of theta: its centre minus the parents' mean ability; one, or one a dimension."""
+    spread: float = 0.4
+    """parent_aware's prior of theta: its scale. .25 to .6 serve about as well."""
+    inheritance: float = 1.5
+    """parent_aware's prior of g, how much of the parents' residuals a merge inherits: its centre."""
+    inheritance_spread: float = 0.7
+    """parent_aware's prior of g: its scale."""
+    widening: float = 1.0
+    """Factor on the standard error, so that 90 % intervals hold the truth in 90 % of cases."""
+
+    estimator: str | None = None
+    models: int | None = None
+    mean_absolute_error: float | None = None
+    bias: float | None = None
+    deviation: float | None = None
+    """Standard deviation of estimate - truth."""
+    spearman: float | None = None
+    coverage: float | None = None
+    """Share of truths inside the widened intervals."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before a candidate is asked.
+
+    Args:
+        items: the parameters of all N items.
+        subset: the indices of the n items a candidate is asked.
+        weights: of the items asked; they sum to 1.
+        parents: the parents' answers to all N items, none missing.
+        calibration: the numbers of the estimator in use.
+
+    Raises:
+        ValueError: parts that do not fit together.
+    """
+
+    items: ItemParameters
+    subset: Int[np.ndarray, " asked"]
+    weights: Float[np.ndarray, " asked"]
+    parents: Float[np.ndarray, "parents items"]
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        n, N = len(self.subset), len(self.items)
+        if n == 0 or len(np.unique(self.subset)) < n or self.subset.min() < 0 or self.subset.max() >= N:
+            raise ValueError(f"expected distinct items between 0 and {N - 1} in the subset, got {self.subset.tolist()}")
+        if self.weights.shape != (n,) or not np.isclose(self.weights.sum(), 1.0):
+            raise ValueError(
+                f"expected {n} weights that sum to 1, got {len(self.weights)} with sum {self.weights.sum():g}"
+            )
+        if self.parents.ndim != 2 or len(self.parents) == 0 or self.parents.shape[1] != N:
+            raise ValueError(
+                f"expected the answers of one or more parents to {N} items, got shape {self.parents.shape}"
+            )
+        check_responses(self.parents)
+        if missing := int(np.isnan(self.parents).sum()):
+            raise ValueError(f"{missing} answers of the parents are missing: let each parent answer all {N} items once")
+
+    @cached_property
+    def parent_abilities(self) -> Float[np.ndarray, "parents dimensions"]:
+        """The parents' abilities, from their answers to all items."""
+        return fit_abilities(self.items, self.parents)[0]
+
+    @cached_property
+    def residuals(self) -> Float[np.ndarray, " items"]:
+        """Sum over the parents of answer - P(right): what they know beyond what their ability tells."""
+        return np.asarray((self.parents - probability(self.items, self.parent_abilities)).sum(axis=0))
+
+    @cached_property
+    def unasked(self) -> Int[np.ndarray, " unasked"]:
+        """The indices of the items a candidate is not asked."""
+        return np.setdiff1d(np.arange(len(self.items)), self.subset)
+
+
+def mean(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """The weighted mean of the answers: no model, no bias if the subset is random; never for fisher subsets.
+
+    Standard error: sqrt(p (1 - p) sum w² (1 - tau)), p with two right and two wrong answers added (Agresti &
+    Coull 1998), so that all right is not certainty.
+    """
+    _check(answers, known)
+    n, N = len(answers), len(known.items)
+    if n == N:
+        return _interval(float(answers.mean()), 0.0)
+    p = (answers.sum() + 2) / (n + 4)
+    error = known.calibration.widening * np.sqrt(p * (1 - p) * (known.weights**2).sum() * (1 - n / N))
+    return _interval(float(known.weights @ answers), float(error))
+
+
+def p_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """The unasked items by the ability the answers show: the candidate as one of the population."""
+    D = known.items.dimensions
+    return _predict(answers, known, known.items.discrimination, np.zeros(D), np.eye(D))
+
+
+def mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """As `p_irt`, in the span of the parents' abilities: theta = sum_e lambda_e gamma_e, lambda ~ N(0, I).
+
+    The same as theta ~ N(0, sum_e gamma_e gamma_e'). See `degenerate` for when the span is no restriction.
+    """
+    gamma = known.parent_abilities
+    design = known.items.discrimination @ gamma.T
+    return _predict(answers, known, design, np.zeros(len(gamma)), np.eye(len(gamma)))
+
+
+def parent_aware(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """Ability near the parents', and their residuals inherited: logit P_i = a_i · theta - b_i + g sum_p r_pi.
+
+    r_pi is parent p's answer minus its own P(right): a merge inherits not only how much its parents know but
+    what. MAP in (theta, g) under one Student t prior of `TAIL` degrees of freedom, centred at the parents'
+    mean ability (+ `centre_shift`) and at `inheritance`: a candidate unlike what was expected, collapsed or
+    better than all parents, is let go from both.
+    """
+    design, centre, scale = _inherited(known)
+    return _predict(answers, known, design, centre, np.diag(scale**-2), TAIL)
+
+
+def gp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """The mean and p_irt mixed: c mean + (1 - c) p_irt, c from `calibrate`."""
+    return _mix(mean(answers, known), p_irt(answers, known), known)
+
+
+def gmp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """The mean and mp_irt mixed: c mean + (1 - c) mp_irt, c from `calibrate`."""
+    return _mix(mean(answers, known), mp_irt(answers, known), known)
+
+
+def degenerate(known: Known) -> bool:
+    """Whether the parents' abilities span the whole space, so that mp_irt restricts nothing.
+
+    True if dimensions <= linearly independent parent abilities. Then mp_irt without its prior on lambda is
+    p_irt without its prior on theta, exactly; with the priors, mp_irt is p_irt under theta ~ N(0, sum_e
+    gamma_e gamma_e').
+    """
+    return bool(np.linalg.matrix_rank(known.parent_abilities) == known.items.dimensions)
+
+
+def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], known: Known) -> Known:
+    """Choose an estimator's mixing c and widening on models answered in full, and measure it on them.
+
+    c is the least-squares mixture of the mean and the model, clipped to [0, 1]: unlike tinyBenchmarks' b² /
+    (b² + v / 4n) it sees that the mean of a fisher subset is biased. The widening is the conformal 90 %
+    quantile of |error| over its standard error. The figures speak of models like the given ones: for
+    parent_aware, give merges of the parents.
+
+    Args:
+        estimator: a key of `ESTIMATORS`.
+        responses: the full answers of models that the items were not fitted on, nor `learn_inheritance`
+            given.
+        known: its centre, spread and inheritance are kept.
+
+    Raises:
+        ValueError: no models, or missing answers.
+    """
+    if len(responses) == 0 or np.isnan(responses).any():
+        raise ValueError(
+            f"expected models answered in full, got {len(responses)} models, "
+            f"{np.isnan(responses).sum()} answers missing: drop such models"
+        )
+    if responses.shape[1] != len(known.items):
+        raise ValueError(
+            f"expected answers to all {len(known.items)} items, got {responses.shape[1]}: align them by id"
+        )
+    known = replace(known, calibration=replace(known.calibration, widening=1.0))
+    truths, asked = responses.mean(axis=1), responses[:, known.subset]
+    if estimator in MIXED:
+        means = np.array([mean(answers, known).score for answers in asked])
+        models = np.array([MIXED[estimator](answers, known).score for answers in asked])
+        gap = means - models
+        c = float(np.clip(gap @ (truths - models) / max(gap @ gap, 1e-12), 0.0, 1.0))
+        known = replace(known, calibration=replace(known.calibration, mixing=c))
+    estimates = [ESTIMATORS[estimator](answers, known) for answers in asked]
+    scores, errors = (np.array([getattr(e, name) for e in estimates]) for name in ("score", "standard_error"))
+    misses = np.abs(scores - truths) / (Z90 * np.maximum(errors, 1e-9))
+    level = min(1.0, 0.9 * (len(truths) + 1) / len(truths))
+    widening = float(np.quantile(misses, level, method="higher")) if errors.any() else 1.0
+    figures = replace(
+        known.calibration,
+        widening=widening,
+        estimator=estimator,
+        models=len(truths),
+        mean_absolute_error=float(np.abs(scores - truths).mean()),
+        bias=float((scores - truths).mean()),
+        deviation=float((scores - truths).std()),
+        spearman=float(spearmanr(scores, truths).statistic) if np.ptp(scores) > 0 < np.ptp(truths) else None,
+        coverage=float((misses <= widening).mean()),
+    )
+    return replace(known, calibration=figures)
+
+
+def learn_inheritance(merges: Float[np.ndarray, "merges items"], known: Known) -> Known:
+    """Centre and spread of parent_aware's prior from merges of the same parents, answered in full.
+
+    Each merge's own (theta, g) is fitted on all its answers; the prior takes their mean and deviation, the
+    values before counting as four merges more (no merges: nothing changes). Not for a leaderboard: strangers
+    are weaker than the parents and inherit nothing.
+
+    Raises:
+        ValueError: missing answers.
+    """
+    if np.isnan(merges).any():
+        raise ValueError(f"expected merges answered in full, got {np.isnan(merges).sum()} answers missing")
+    design, centre, scale = _inherited(known)
+    D, prior, c = known.items.dimensions, 4, known.calibration
+    offset = -known.items.difficulty
+    fits = [fit_logistic(design, offset, row, centre, np.eye(D + 1) / 9)[0] for row in merges]
+    away = np.array(fits).reshape(-1, D + 1) - centre
+    shift = away.sum(axis=0) / (prior + len(merges))
+    variance = (prior * scale**2 + ((away - shift) ** 2).sum(axis=0)) / (prior + len(merges))
+    learnt = replace(
+        c,
+        centre_shift=tuple(float(s) for s in np.asarray(c.centre_shift) + shift[:D]),
+        spread=float(np.sqrt(variance[:D].mean())),
+        inheritance=float(c.inheritance + shift[D]),
+        inheritance_spread=float(np.sqrt(variance[D])),
+    )
+    return replace(known, calibration=learnt)
+
+
+def _inherited(known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The design of parent_aware's unknowns (theta, g), and the centre and scale of their prior."""
+    c = known.calibration
+    design = np.column_stack([known.items.discrimination, known.residuals])
+    centre = np.append(known.parent_abilities.mean(axis=0) + np.asarray(c.centre_shift), c.inheritance)
+    return design, centre, np.append(np.full(known.items.dimensions, c.spread), c.inheritance_spread)
+
+
+def _predict(
+    answers: Float[np.ndarray, " asked"],
+    known: Known,
+    design: Float[np.ndarray, "items unknowns"],
+    centre: Float[np.ndarray, " unknowns"],
+    precision: Float[np.ndarray, "unknowns unknowns"],
+    tail: float = np.inf,
+) -> Estimate:
+    """Score = tau mean_S(Y) + (1 - tau) mean_U sigmoid(design x - difficulty), x the MAP given the answers.
+
+    Variance = (1 - tau)² (g' C g + sum_U P (1 - P) / |U|²): the posterior covariance C of x through the
+    gradient g of mean_U (delta method), plus the chance in the unasked answers themselves.
+    """
+    _check(answers, known)
+    S, U, b = known.subset, known.unasked, known.items.difficulty
+    if len(U) == 0:
+        return _interval(float(answers.mean()), 0.0)
+    x, C = fit_logistic(design[S], -b[S], answers, centre, precision, tail)
+    P = expit(design[U] @ x - b[U])
+    V = P * (1 - P)
+    g = V @ design[U] / len(U)
+    tau = len(S) / len(b)
+    score = tau * answers.mean() + (1 - tau) * P.mean()
+    error = known.calibration.widening * (1 - tau) * np.sqrt(g @ C @ g + V.sum() / len(U) ** 2)
+    return _interval(float(score), float(error))
+
+
+def _mix(plain: Estimate, model: Estimate, known: Known) -> Estimate:
+    """Both scores mixed by c, and both standard errors, as if the two always erred together: a bound."""
+    c = known.calibration.mixing
+    error = c * plain.standard_error + (1 - c) * model.standard_error
+    return _interval(c * plain.score + (1 - c) * model.score, error)
+
+
+def _interval(score: float, error: float) -> Estimate:
+    return Estimate(score, max(0.0, score - Z90 * error), min(1.0, score + Z90 * error), error)
+
+
+def _check(answers: Float[np.ndarray, " asked"], known: Known) -> None:
+    if answers.shape != known.subset.shape:
+        raise ValueError(f"expected answers to the {len(known.subset)} items of the subset, got shape {answers.shape}")
+    if missing := int(np.isnan(answers).sum()):
+        raise ValueError(f"{missing} of {len(answers)} answers are missing (NaN): ask the candidate again")
+    check_responses(answers)
+
+
+Estimator = Callable[[np.ndarray, Known], Estimate]
+MIXED: dict[str, Estimator] = {"gp_irt": p_irt, "gmp_irt": mp_irt}
+ESTIMATORS: dict[str, Estimator] = {
+    "mean": mean,
+    "p_irt": p_irt,
+    "gp_irt": gp_irt,
+    "mp_irt": mp_irt,
+    "gmp_irt": gmp_irt,
+    "parent_aware": parent_aware,
+}

@@ -1,0 +1,131 @@
+"""The inner loop: recipe -> merge -> answers -> estimate. The one place where extract, estimate and merging meet.
+
+`Asker` lets a recipe's model answer items, from the store where it can; `Fitness` turns its answers to the subset
+into an estimate of its score on all items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from merge3 import answering
+from merge3.estimate import Estimate, Estimator, Known
+from merge3.items import Item
+from merge3.ledger import Cost, flops
+from merge3.merging import LiveMerger
+from merge3.recipe import Recipe
+from merge3.store import Answer, Store
+
+BROKEN: Answer = ()  # what the store keeps of an item that a model with non-finite likelihoods was asked
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers of one recipe to some items, in their order, and what was spent to get them now."""
+
+    answers: list[Answer]
+    cost: Cost
+    new: int  # items that were not in the store
+
+
+class Asker:
+    """Asks any merge of the experts in `merger`, each question once in the life of `store`."""
+
+    def __init__(
+        self,
+        merger: LiveMerger,
+        tokenizer: PreTrainedTokenizerBase,
+        store: Store,
+        identity: Mapping[str, Any],
+        batch_tokens: int,
+    ) -> None:
+        """`identity` is what answers depend on beside the recipe and the item: base, dtype, runtime."""
+        self.merger = merger
+        self.tokenizer = tokenizer
+        self.store = store
+        self.identity = dict(identity)
+        self.batch_tokens = batch_tokens
+        self._applied: str | None = None  # phenotype that the live model holds
+
+    def key(self, recipe: Recipe) -> dict[str, Any]:
+        """The store's key of a recipe: equal for recipes that make the same weights."""
+        merge = recipe.canonical(self.merger.fingerprints)
+        return {**self.identity, "merge": merge, "protocol": answering.PROTOCOL}
+
+    def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
+        """The recipe's answers to `items`; the store is asked first, and keeps what is new.
+
+        Raises:
+            BrokenModel: the merge's likelihoods are not finite, now or when the store was told so.
+        """
+        key = self.key(recipe)
+        kept = self.store.get(key)
+        new = [item for item in items if item.content_hash not in kept]
+        cost = Cost()
+        if new and BROKEN not in kept.values():
+            kept_now, cost = self._ask(recipe, key, new, on_batch)
+            kept |= kept_now
+        if BROKEN in kept.values():
+            raise answering.BrokenModel("the likelihoods of this merge are not finite")
+        return Asked([kept[item.content_hash] for item in items], cost, len(new))
+
+    def _ask(
+        self, recipe: Recipe, key: Mapping[str, Any], items: Sequence[Item], on_batch: Callable[[int], None]
+    ) -> tuple[dict[str, Answer], Cost]:
+        begin = perf_counter()
+        phenotype = recipe.phenotype(self.merger.fingerprints)
+        if phenotype != self._applied:
+            self._applied = None
+            self.merger.apply(recipe)
+            self._applied = phenotype
+        merged = perf_counter()
+        try:
+            found, work = answering.loglikelihoods(
+                self.merger.model, self.tokenizer, items, self.batch_tokens, on_batch
+            )
+        except answering.BrokenModel:
+            self.store.put(key, {items[0].content_hash: BROKEN})
+            return {items[0].content_hash: BROKEN}, Cost()
+        answers = {item.content_hash: answer for item, answer in zip(items, found, strict=True)}
+        self.store.put(key, answers)
+        spent = flops(self.merger.model, work)
+        return answers, Cost(work.tokens, spent, merged - begin, perf_counter() - merged)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A candidate's estimated score; None where its model is broken. `cost` is what was spent now."""
+
+    estimate: Estimate | None
+    cost: Cost
+
+    @property
+    def fitness(self) -> float:
+        """The estimate, or -inf for a broken model."""
+        return self.estimate.score if self.estimate else -np.inf
+
+
+class Fitness:
+    """The estimated accuracy of a recipe on all items, from its answers to the subset that `known` names."""
+
+    def __init__(self, asker: Asker, items: Sequence[Item], estimator: Estimator, known: Known) -> None:
+        """`items` are all N items, in the order of `known`."""
+        self.asker = asker
+        self.questions = [items[i] for i in known.subset]
+        self.estimator = estimator
+        self.known = known
+
+    def __call__(self, recipe: Recipe) -> Evaluation:
+        """Ask and estimate; the same recipe gives the same estimate however often."""
+        try:
+            asked = self.asker.ask(recipe, self.questions)
+        except answering.BrokenModel:
+            return Evaluation(None, Cost())
+        correct = answering.correct(self.questions, asked.answers)
+        return Evaluation(self.estimator(correct, self.known), asked.cost)

@@ -1,0 +1,41 @@
+"""The ledger: what was spent, in tokens, floating-point operations and seconds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from merge3.answering import Work
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens through the model, floating-point operations, seconds of merging and of answering. Costs add up."""
+
+    tokens: int = 0
+    flops: int = 0
+    merging_seconds: float = 0.0
+    answering_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def flops(model: PreTrainedModel, work: Work) -> int:
+    """Operations of a forward pass: 2 a weight and token (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+
+    The head counts only where logits are read; input embeddings are looked up, not multiplied. Attention scores,
+    a few per cent at these lengths, are not counted.
+    """
+    head: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    tables = {table.data_ptr(): table.numel() for table in (head, embedding)}  # one where they are tied
+    body: int = model.num_parameters() - sum(tables.values())
+    return 2 * (body * work.tokens + head.numel() * work.positions)

@@ -1,0 +1,236 @@
+"""Models: what a base and its experts are, how they are loaded, named by content, and checked to fit together.
+
+Owns transformers' loading. Weights are safetensors; remote code is never run. An *expert* is a full model (a folder
+or a hub id) or a LoRA adapter of the base; either way it is seen as its difference from the base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+Deltas = dict[str, Tensor]  # parameter name -> float32 difference from the base; absent where there is none
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class IncompatibleModels(ValueError):  # noqa: N818 - reads better where it is raised
+    """An expert cannot be merged with the base."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An expert as the manifest names it: `source` is a folder or hub id, `fingerprint` the hash of its weights."""
+
+    name: str
+    source: str
+    fingerprint: str
+
+
+def resolve_dtype(dtype: str, device: str) -> torch.dtype:
+    """The torch dtype of a name; `auto` is bfloat16 where the device multiplies it in hardware, else float32.
+
+    Raises:
+        ValueError: the name is not `auto`, `float32`, `bfloat16` or `float16`.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype in names:
+        return names[dtype]
+    if dtype != "auto":
+        raise ValueError(f"dtype must be one of {['auto', *names]}, got {dtype!r}")
+    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def runtime_name(device: str) -> str:
+    """The device's name and torch's version: what answers can differ by in their last bits."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return f"{name}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of the weights in a model or adapter folder, and its adapter config.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no safetensors file in it.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
+    if (folder / ADAPTER_CONFIG).exists():
+        files.append(folder / ADAPTER_CONFIG)
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def weights_folder(source: str) -> Path:
+    """The local folder of a model's weights: `source` itself, or the hub's snapshot of that id.
+
+    Raises:
+        FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no model at {source!r}: expected a folder, or a hub id that can be reached from here"
+        ) from error
+
+
+def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """A causal language model in evaluation mode, from safetensors alone.
+
+    Raises:
+        FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, low_cpu_mem_usage=True
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no model at {str(source)!r}: expected a folder with config.json and .safetensors files, or a hub id "
+            f"that can be reached from here ({str(error).splitlines()[0]})"
+        ) from error
+    placed: PreTrainedModel = model.requires_grad_(False).to(torch.device(device))
+    placed.train(False)
+    return placed
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id, with a padding token."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The parameters by name; tied ones occur once."""
+    return {name: parameter.data for name, parameter in model.named_parameters()}
+
+
+def deltas(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Deltas:
+    """What an expert adds to the base, in float32 on the base's device; tensors that do not differ are left out.
+
+    Args:
+        source: a folder with a full model or a LoRA adapter, or a hub id.
+        base: the parameters of the base, see `weights_of`.
+        config: the transformers config of the base.
+
+    Raises:
+        IncompatibleModels: the expert's architecture, vocabulary, or a tensor's name or shape differs from the base's.
+        FileNotFoundError: there is no such model.
+    """
+    if (Path(source) / ADAPTER_CONFIG).exists():
+        return _adapter_deltas(Path(source), base)
+    _check_config(source, config)
+    expert = weights_of(load(source, torch.float32))
+    _check_names(source, set(expert), set(base))
+    found: Deltas = {}
+    for name, tensor in expert.items():
+        _check_shape(source, name, tensor, base[name])
+        delta = tensor.to(base[name].device) - base[name].float()
+        if delta.any():
+            found[name] = delta
+    return found
+
+
+def _check_config(source: str | Path, base: Any) -> None:
+    try:
+        expert = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
+    for field in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
+        ours, theirs = getattr(base, field, None), getattr(expert, field, None)
+        if ours != theirs:
+            raise IncompatibleModels(
+                f"expert {str(source)!r}: {field} is {theirs!r}, the base's is {ours!r}; "
+                "experts must be fine-tunes of the one base"
+            )
+
+
+def _check_names(source: str | Path, expert: set[str], base: set[str]) -> None:
+    for names, what in ((base - expert, "lacks"), (expert - base, "has an unknown")):
+        if names:
+            raise IncompatibleModels(
+                f"expert {str(source)!r} {what} parameter {min(names)!r} ({len(names)} in all); "
+                "experts must be fine-tunes of the one base"
+            )
+
+
+def _check_shape(source: str | Path, name: str, tensor: Tensor, base: Tensor) -> None:
+    if tensor.shape != base.shape:
+        raise IncompatibleModels(
+            f"expert {str(source)!r}: {name!r} has shape {tuple(tensor.shape)}, the base's {tuple(base.shape)}"
+        )
+
+
+def _adapter_deltas(folder: Path, base: Mapping[str, Tensor]) -> Deltas:
+    """LoRA (arXiv 2106.09685): delta = alpha / rank * B A; rank-stabilised: alpha / sqrt(rank)."""
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    plain = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None}
+    for field, expected in plain.items():
+        if config.get(field, expected) not in (expected, None):
+            raise IncompatibleModels(
+                f"adapter {folder}: {field} is {config[field]!r}; only plain LoRA ({expected!r}) can be merged; "
+                "merge the adapter into its base first"
+            )
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise IncompatibleModels(f"adapter {folder}: rank_pattern and alpha_pattern are not supported")
+    rank = config["r"]
+    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    found: Deltas = {}
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        keys = set(file.keys())
+        for key in sorted(k for k in keys if k.endswith(".lora_A.weight")):
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") + ".weight"
+            if name not in base:
+                raise IncompatibleModels(f"adapter {folder}: the base has no parameter {name!r}")
+            a, b = file.get_tensor(key), file.get_tensor(key.replace(".lora_A.", ".lora_B."))
+            delta = scale * (b.float() @ a.float())
+            _check_shape(folder, name, delta, base[name])
+            found[name] = delta.to(base[name].device)
+    unused = keys - {k for k in keys if ".lora_A." in k or ".lora_B." in k}
+    if unused or not found:
+        raise IncompatibleModels(
+            f"adapter {folder}: expected LoRA matrices alone, found {sorted(unused)[:1] or 'none'}"
+        )
+    return found
+
+
+def write_manifest(path: Path, base: Expert, experts: list[Expert]) -> None:
+    """Write the names, sources and fingerprints of the base and its experts."""
+    content = {"base": asdict(base), "experts": [asdict(expert) for expert in experts]}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> tuple[Expert, list[Expert]]:
+    """The base and the experts that `write_manifest` wrote."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Expert(**content["base"]), [Expert(**expert) for expert in content["experts"]]

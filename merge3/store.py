@@ -1,0 +1,116 @@
+"""The answers store: what a model answered, kept by content hash, so that no question is asked twice.
+
+A *key* says everything that an answer depends on beside the item: the weights' identity, the protocol, the
+runtime. Each key has one file, each item one line in it, with a checksum of its own. Files are written to a
+temporary name and renamed under a lock, so any number of processes may write. A damaged line is reported, set
+aside and asked again; it is never graded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+Answer = tuple[float, ...]  # log-likelihood of each option, in nats
+
+
+class DamagedAnswers(UserWarning):
+    """A line of the store failed its checksum."""
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: one text for one value.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def _line(item: str, answer: Answer) -> str:
+    entry = [item, list(answer)]
+    return canonical([*entry, digest(entry)])
+
+
+def _parse(line: str) -> tuple[str, Answer] | None:
+    """Item and answer of a line; None where it is damaged."""
+    try:
+        item, values, checksum = json.loads(line)
+        intact = checksum == digest([item, values])
+    except (ValueError, TypeError):
+        return None
+    return (item, tuple(values)) if intact else None
+
+
+class Store:
+    """Answers under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, key: Mapping[str, Any]) -> Path:
+        """The file that holds the answers under `key`."""
+        name = digest(key)
+        return self.root / name[:2] / f"{name}.jsonl"
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Answer]:
+        """All intact answers under `key`, by item content hash; empty where nothing is kept.
+
+        Warns:
+            DamagedAnswers: lines failed their checksum; they are moved to a file ending in `.damaged`.
+        """
+        path = self.path(key)
+        if not path.exists():
+            return {}
+        with FileLock(path.parent / ".lock"):
+            return self._read(path, key)
+
+    def put(self, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
+        """Keep `answers` (by item content hash) beside those already under `key`.
+
+        Raises:
+            ValueError: a log-likelihood is not finite.
+        """
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            kept = self._read(path, key) if path.exists() else {}
+            self._write(path, key, kept | dict(answers))
+
+    def _read(self, path: Path, key: Mapping[str, Any]) -> dict[str, Answer]:
+        header, *lines = path.read_bytes().decode(errors="replace").splitlines() or [""]
+        entries = [_parse(line) for line in lines]
+        answers = dict(entry for entry in entries if entry is not None)
+        damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]
+        if header != canonical(key):
+            damaged.insert(0, header)
+        if damaged:
+            aside = path.with_suffix(".damaged")
+            with aside.open("a", encoding="utf-8") as file:
+                file.write("\n".join(damaged) + "\n")
+            self._write(path, key, answers)
+            warnings.warn(
+                f"{path}: {len(damaged)} damaged line(s) set aside in {aside.name}; what they held will be asked again",
+                DamagedAnswers,
+                stacklevel=3,
+            )
+        return answers
+
+    @staticmethod
+    def _write(path: Path, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
+        lines = [canonical(key), *(_line(item, answers[item]) for item in sorted(answers))]
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(path)

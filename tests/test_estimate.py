@@ -1,0 +1,389 @@
+import json
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+from merge3 import estimate
+from merge3.estimate import (
+    ESTIMATORS,
+    Calibration,
+    Estimate,
+    Known,
+    calibrate,
+    degenerate,
+    learn_inheritance,
+    mean,
+    mp_irt,
+    p_irt,
+    parent_aware,
+)
+from merge3.extract import fisher
+from merge3.irt import ItemParameters, fit_abilities, fit_logistic, probability
+
+
+def world(count=200, asked=20, parents=2, dimensions=1, merges=40, seed=0, inherited=1.5):
+    """Parents of ability about 1 with quirks of their own, and merges that inherit both."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(0, 0.7, (count, dimensions))
+    a[:, 0] = rng.lognormal(0.3, 0.4, count)
+    items = ItemParameters(a, rng.normal(0.5, 1.2, count))
+    theta = rng.normal(1, 0.3, (parents, dimensions))
+    quirks = rng.normal(0, 1.5, count)
+    answers = (rng.random((parents, count)) < expit(theta @ a.T - items.difficulty + quirks)).astype(float)
+    subset = np.sort(rng.choice(count, asked, replace=False))
+    known = Known(items, subset, np.full(asked, 1 / asked), answers)
+    mixes = rng.dirichlet(np.ones(parents), merges) @ theta + rng.normal(0, 0.2, (merges, dimensions))
+    P = expit(mixes @ a.T - items.difficulty + inherited * known.residuals)
+    return known, (rng.random((merges, count)) < P).astype(float)
+
+
+def all_estimators(test):
+    return pytest.mark.parametrize("estimator", sorted(ESTIMATORS))(test)
+
+
+def same(one: Estimate, other: Estimate):
+    np.testing.assert_allclose(list(asdict(one).values()), list(asdict(other).values()), atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_with_all_items_asked_every_estimator_is_the_accuracy(data):
+    known, _ = world(count=12, asked=3, dimensions=data.draw(st.integers(1, 3)), seed=data.draw(st.integers(0, 5)))
+    known = replace(known, subset=np.arange(12), weights=np.full(12, 1 / 12))
+    answers = np.array(data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=12, max_size=12)))
+    found = ESTIMATORS[data.draw(st.sampled_from(sorted(ESTIMATORS)))](answers, known)
+    assert found.score == pytest.approx(answers.mean())
+    assert found.low == found.score == found.high
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_answers_give_an_ordered_interval_in_zero_to_one(data):
+    known, _ = world(asked=10, parents=data.draw(st.integers(1, 4)), dimensions=data.draw(st.integers(1, 3)))
+    answers = np.array(data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=10, max_size=10)))
+    found = ESTIMATORS[data.draw(st.sampled_from(sorted(ESTIMATORS)))](answers, known)
+    assert 0 <= found.low <= found.score <= found.high <= 1
+    assert 0 < found.standard_error < 1
+
+
+@all_estimators
+def test_the_order_of_items_and_of_parents_changes_nothing(estimator):
+    known, merges = world(parents=3, dimensions=2)
+    rng = np.random.default_rng(1)
+    renamed, shuffled = rng.permutation(200), rng.permutation(20)  # new index -> old index
+    other = Known(
+        known.items.take(renamed),
+        np.argsort(renamed)[known.subset][shuffled],
+        known.weights[shuffled],
+        known.parents[::-1][:, renamed],
+    )
+    answers = merges[0, known.subset]
+    same(ESTIMATORS[estimator](answers, known), ESTIMATORS[estimator](answers[shuffled], other))
+
+
+@all_estimators
+def test_estimating_twice_gives_the_same_and_changes_nothing(estimator):
+    known, merges = world()
+    answers = merges[0, known.subset]
+    before = answers.copy()
+    assert ESTIMATORS[estimator](answers, known) == ESTIMATORS[estimator](answers, known)
+    np.testing.assert_array_equal(answers, before)
+
+
+@all_estimators
+def test_a_missing_answer_is_an_error_and_not_a_wrong_answer(estimator):
+    known, _ = world()
+    answers = np.ones(20)
+    answers[3] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 20 answers are missing \(NaN\): ask the candidate again"):
+        ESTIMATORS[estimator](answers, known)
+
+
+@all_estimators
+def test_answers_to_another_subset_are_refused(estimator):
+    known, _ = world()
+    with pytest.raises(ValueError, match="expected answers to the 20 items of the subset"):
+        ESTIMATORS[estimator](np.ones(19), known)
+    with pytest.raises(ValueError, match="grade them first"):
+        ESTIMATORS[estimator](np.full(20, 0.5), known)
+
+
+def test_the_mean_weighs_the_answers():
+    known, _ = world(asked=4)
+    known = replace(known, weights=np.array([0.4, 0.3, 0.2, 0.1]))
+    assert mean(np.array([1.0, 0, 0, 1]), known).score == pytest.approx(0.5)
+
+
+def test_p_irt_by_hand():
+    known, merges = world()
+    S, answers = known.subset, merges[0, known.subset]
+    row = np.full((1, 200), np.nan)
+    row[0, S] = answers
+    P = probability(known.items, fit_abilities(known.items, row)[0])[0]
+    expected = (answers.sum() + np.delete(P, S).sum()) / 200
+    assert p_irt(answers, known).score == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("mixed", "model"), [("gp_irt", "p_irt"), ("gmp_irt", "mp_irt")])
+def test_mixing_goes_from_the_model_to_the_weighted_mean(mixed, model):
+    known, merges = world()
+    answers = merges[0, known.subset]
+    for c, expected in [(0.0, ESTIMATORS[model]), (1.0, mean)]:
+        same(
+            ESTIMATORS[mixed](answers, replace(known, calibration=Calibration(mixing=c))),
+            expected(answers, known),
+        )
+
+
+def test_mp_irt_is_p_irt_under_the_prior_that_the_parents_induce():
+    known, merges = world(parents=3, dimensions=2)
+    S, U, answers = known.subset, known.unasked, merges[0, known.subset]
+    gamma, items = known.parent_abilities, known.items
+    theta, _ = fit_logistic(
+        items.discrimination[S], -items.difficulty[S], answers, np.zeros(2), np.linalg.inv(gamma.T @ gamma)
+    )
+    expected = 0.1 * answers.mean() + 0.9 * probability(items.take(U), theta[None]).mean()
+    assert mp_irt(answers, known).score == pytest.approx(expected, abs=1e-6)
+
+
+def test_where_the_parents_span_the_space_mp_irt_without_prior_is_p_irt_without_prior():
+    known, merges = world(asked=60, parents=2, dimensions=2, seed=3)
+    assert degenerate(known)
+    S, answers, items = known.subset, merges[0, known.subset], known.items
+    design, offset, none = items.discrimination[S], -items.difficulty[S], 1e-9 * np.eye(2)
+    theta, _ = fit_logistic(design, offset, answers, np.zeros(2), none)
+    weights, _ = fit_logistic(design @ known.parent_abilities.T, offset, answers, np.zeros(2), none)
+    np.testing.assert_allclose(known.parent_abilities.T @ weights, theta, atol=1e-4)
+
+
+def test_mp_irt_says_when_it_degenerates():
+    assert degenerate(world(parents=2, dimensions=1)[0])
+    assert not degenerate(world(parents=2, dimensions=3)[0])
+    clones = world(parents=1, dimensions=2)[0]
+    assert not degenerate(replace(clones, parents=np.vstack([clones.parents] * 3)))
+
+
+@pytest.mark.parametrize(("outside", "biased"), [(0.0, False), (1.5, True)])
+def test_mp_irt_is_asymptotically_unbiased_inside_the_span_and_biased_outside(outside, biased):
+    rng = np.random.default_rng(0)
+    N, n = 4000, 2000
+    a = np.column_stack([rng.lognormal(0, 0.3, N), rng.normal(0, 1, N), np.where(np.arange(N) < n, 0.3, 1.5)])
+    items = ItemParameters(a, rng.normal(0, 1, N))
+    gamma = np.array([[1.0, 0.8, 0.0], [0.5, -1.0, 0.0]])
+    parents = (rng.random((2, N)) < probability(items, gamma)).astype(float)
+    known = Known(items, np.arange(n), np.full(n, 1 / n), parents)
+    errors = []
+    for _ in range(20):
+        theta = np.array([[0.6, 0.4]]) @ gamma + np.array([[0, 0, outside]])
+        truth = probability(items, theta)[0]
+        answers = (rng.random(n) < truth[:n]).astype(float)
+        score = mp_irt(answers, known).score
+        errors.append(2 * (score - answers.mean() / 2) - truth[n:].mean())  # over the unasked half alone
+    assert (abs(np.mean(errors)) > 0.05) == biased
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
+def test_the_chosen_candidate_is_within_two_eps_of_the_best(table):
+    estimates, truths = np.array(table).T
+    eps, chosen = np.abs(estimates - truths).max(), int(np.argmax(estimates))
+    assert truths.max() - truths[chosen] <= 2 * eps + 1e-12
+    assert abs(estimates[chosen] - truths.max()) <= eps + 1e-12
+
+
+@all_estimators
+def test_the_two_eps_bound_holds_for_the_estimates_of_real_tables(estimator):
+    known, merges = world()
+    truths = merges.mean(axis=1)
+    scores = np.array([ESTIMATORS[estimator](row[known.subset], known).score for row in merges])
+    eps = np.abs(scores - truths).max()
+    assert truths.max() - truths[scores.argmax()] <= 2 * eps
+    assert abs(scores.max() - truths.max()) <= eps
+
+
+def errors_of(estimator, known, merges):
+    scores = np.array([estimator(row[known.subset], known).score for row in merges])
+    return np.abs(scores - merges.mean(axis=1)).mean()
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_on_merges_that_inherit_parent_aware_beats_p_irt_and_p_irt_beats_the_mean(dimensions):
+    figures = []
+    for seed in range(6):
+        known, merges = world(count=400, dimensions=dimensions, seed=seed)
+        figures.append([errors_of(f, known, merges) for f in (parent_aware, p_irt, mean)])
+    best, middle, worst = np.mean(figures, axis=0)
+    assert best < 0.8 * middle < 0.8 * worst
+
+
+def test_fisher_items_serve_parent_aware_better_than_random_ones():
+    figures = []
+    for seed in range(6):
+        known, merges = world(count=400, seed=seed)
+        subset, weights = fisher(known.items, known.parent_abilities, 20, ["x"] * 400, 0)
+        chosen = replace(known, subset=subset, weights=weights)
+        figures.append([errors_of(parent_aware, k, merges) for k in (chosen, known)])
+    assert np.mean(figures, axis=0) @ [1, -1] < 0
+
+
+def test_parent_aware_by_hand():
+    known, merges = world()
+    known = replace(known, calibration=Calibration(spread=0.3, inheritance=1.0))
+    answers, S, U = merges[0, known.subset], known.subset, known.unasked
+    a, b, r = known.items.discrimination[:, 0], known.items.difficulty, known.residuals
+    centre = known.parent_abilities.mean()
+    theta, g = np.meshgrid(np.linspace(-1, 3, 801), np.linspace(-1, 3, 801))
+    z = a[S, None, None] * theta - b[S, None, None] + r[S, None, None] * g
+    distance = ((theta - centre) / 0.3) ** 2 + ((g - 1) / 0.7) ** 2
+    loss = np.logaddexp(0, z).sum(axis=0) - np.tensordot(answers, z, 1) + 3 * np.log1p(distance / 4)
+    best = np.unravel_index(loss.argmin(), loss.shape)
+    P = expit(a[U] * theta[best] - b[U] + r[U] * g[best])
+    expected = 0.1 * answers.mean() + 0.9 * P.mean()
+    assert parent_aware(answers, known).score == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_collapsed_candidate_is_let_go(dimensions):
+    known, merges = world(asked=40, dimensions=dimensions)
+    typical = np.mean([parent_aware(row[known.subset], known).score for row in merges])
+    found = parent_aware(np.zeros(40), known)
+    assert found.score < typical - 0.3
+    assert found.low < 0.07
+
+
+def test_a_candidate_better_than_all_parents_is_recognised(monkeypatch):
+    known, _ = world(count=500, asked=60)
+    rng = np.random.default_rng(0)
+    P = expit(known.items.discrimination[:, 0] * 3.5 - known.items.difficulty + known.residuals)
+    stars = (rng.random((30, 500)) < P).astype(float)
+    assert stars.mean() > known.parents.mean(axis=1).max() + 0.15
+    heavy = errors_of(parent_aware, known, stars)
+    monkeypatch.setattr(estimate, "TAIL", np.inf)
+    assert heavy < 0.05
+    assert heavy < 0.8 * errors_of(parent_aware, known, stars)
+
+
+@all_estimators
+def test_calibrated_intervals_cover_nine_in_ten_unseen_candidates(estimator):
+    known, merges = world(count=300, merges=400)
+    known = calibrate(estimator, merges[:200], known)
+    estimates = [ESTIMATORS[estimator](row[known.subset], known) for row in merges[200:]]
+    inside = [e.low <= t <= e.high for e, t in zip(estimates, merges[200:].mean(axis=1), strict=True)]
+    assert 0.83 <= np.mean(inside) <= 0.97
+
+
+@all_estimators
+def test_calibration_reports_its_figures_as_json(estimator):
+    known, merges = world()
+    figures = calibrate(estimator, merges, known).calibration
+    scores = np.array(
+        [ESTIMATORS[estimator](r[known.subset], replace(known, calibration=figures)).score for r in merges]
+    )
+    errors = scores - merges.mean(axis=1)
+    assert figures.bias == pytest.approx(errors.mean())
+    assert figures.mean_absolute_error == pytest.approx(np.abs(errors).mean())
+    assert figures.deviation == pytest.approx(errors.std())
+    assert figures.models == 40
+    assert figures.coverage is not None
+    assert figures.coverage >= 0.9
+    restored = json.loads(json.dumps(asdict(figures), allow_nan=False))
+    assert Calibration(**restored | {"centre_shift": tuple(restored["centre_shift"])}) == figures
+
+
+@pytest.mark.parametrize("estimator", ["gp_irt", "gmp_irt"])
+def test_the_calibrated_mixing_is_the_best_there_is(estimator):
+    known, merges = world()
+    best = calibrate(estimator, merges, known)
+
+    def squares(c):
+        other = replace(known, calibration=Calibration(mixing=c))
+        return sum((ESTIMATORS[estimator](r[known.subset], other).score - r.mean()) ** 2 for r in merges)
+
+    assert all(squares(best.calibration.mixing) <= squares(c) + 1e-9 for c in np.linspace(0, 1, 11))
+
+
+def test_the_mean_of_fisher_items_is_given_no_weight():
+    known, merges = world(count=400)
+    subset, weights = fisher(known.items, known.parent_abilities + 1, 20, ["x"] * 400, 0)
+    assert calibrate("gp_irt", merges, replace(known, subset=subset, weights=weights)).calibration.mixing < 0.3
+
+
+@pytest.mark.parametrize("merges", [1, 12])
+@all_estimators
+def test_few_and_identical_models_calibrate_to_finite_figures(estimator, merges):
+    known, _ = world()
+    figures = calibrate(estimator, np.ones((merges, 200)), known).calibration
+    assert figures.spearman is None
+    assert np.isfinite([figures.widening, figures.mixing, figures.deviation]).all()
+
+
+@all_estimators
+def test_calibration_with_all_items_asked_has_no_error(estimator):
+    known, merges = world(asked=200)
+    figures = calibrate(estimator, merges, known).calibration
+    assert figures.mean_absolute_error == pytest.approx(0)
+    assert figures.spearman == pytest.approx(1)
+    assert figures.coverage == 1
+
+
+def test_calibration_needs_full_answers_to_all_items():
+    known, merges = world()
+    with pytest.raises(ValueError, match="answered in full"):
+        calibrate("mean", np.where(merges > 2, 0, np.nan), known)
+    with pytest.raises(ValueError, match="answered in full"):
+        calibrate("mean", merges[:0], known)
+    with pytest.raises(ValueError, match="all 200 items, got 199"):
+        calibrate("mean", merges[:, :-1], known)
+
+
+def test_a_family_of_merges_teaches_the_prior():
+    known, merges = world(count=1000, merges=30, inherited=2.5)
+    learnt = learn_inheritance(merges, known).calibration
+    assert learnt.inheritance == pytest.approx(2.5 - 4 / 34, abs=0.25)
+    assert learnt.spread < 0.4
+    assert learn_inheritance(merges[:0], known).calibration == known.calibration
+    with pytest.raises(ValueError, match="answered in full"):
+        learn_inheritance(np.full((1, 1000), np.nan), known)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_learnt_prior_serves_a_family_that_differs_from_the_usual(dimensions):
+    figures = []
+    for seed in range(6):
+        known, merges = world(count=400, merges=60, inherited=0.0, dimensions=dimensions, seed=seed)
+        learnt = learn_inheritance(merges[:20], known)
+        assert len(learnt.calibration.centre_shift) == dimensions
+        figures.append([errors_of(parent_aware, k, merges[20:]) for k in (learnt, known)])
+    assert np.mean(figures, axis=0) @ [1, -1] < 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"subset": np.array([0, 0]), "weights": np.array([0.5, 0.5])}, "distinct items"),
+        ({"subset": np.array([0, 200]), "weights": np.array([0.5, 0.5])}, "between 0 and 199"),
+        ({"weights": np.full(20, 0.1)}, "sum to 1"),
+        ({"parents": np.full((2, 200), np.nan)}, "400 answers of the parents are missing"),
+        ({"parents": np.full((2, 200), 0.3)}, "grade them first"),
+        ({"parents": np.ones((0, 200))}, "one or more parents"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(change, message):
+    known, _ = world()
+    with pytest.raises(ValueError, match=message):
+        replace(known, **change)
+
+
+def test_an_estimate_takes_about_a_millisecond():
+    known, merges = world(count=1500, asked=30, parents=4, merges=200)
+    rows = merges[:, known.subset]
+    parent_aware(rows[0], known)
+    begin = time.perf_counter()
+    for row in rows:
+        parent_aware(row, known)
+    assert (time.perf_counter() - begin) / len(rows) < 0.01  # ten times what is meant, for busy machines

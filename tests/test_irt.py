@@ -1,0 +1,236 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from merge3 import irt
+from merge3.irt import ItemParameters, fit_abilities, fit_items, fit_logistic, probability
+
+
+def simulate(models, count, dimensions=1, seed=0):
+    """Items with positive first discriminations, N(0, I) abilities, answers drawn from the model itself."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(0, 1, (count, dimensions))
+    a[:, 0] = rng.lognormal(0.3, 0.4, count)
+    items = ItemParameters(a, rng.normal(0, 1.2, count))
+    theta = rng.normal(size=(models, dimensions))
+    responses = (rng.random((models, count)) < probability(items, theta)).astype(float)
+    return items, theta, responses
+
+
+def correlation(x, y):
+    return np.corrcoef(x.ravel(), y.ravel())[0, 1]
+
+
+def test_a_harder_item_is_answered_less_often_and_a_better_model_is_right_more_often():
+    items = ItemParameters(np.array([[1.0], [1.0], [2.0]]), np.array([0.0, 1.0, 0.0]))
+    P = probability(items, np.array([[0.0], [1.0]]))
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    np.testing.assert_allclose(P, [[0.5, sigmoid(-1), 0.5], [sigmoid(1), 0.5, sigmoid(2)]])
+
+
+def test_take_keeps_the_order_asked_for():
+    items, _, _ = simulate(2, 5)
+    taken = items.take(np.array([3, 1]))
+    assert len(taken) == 2
+    assert taken.dimensions == 1
+    np.testing.assert_array_equal(taken.difficulty, items.difficulty[[3, 1]])
+
+
+@pytest.mark.parametrize("engine", ["girth", "mirt"])
+def test_both_engines_recover_the_items_that_made_the_answers(engine):
+    truth, theta, responses = simulate(400, 60)
+    fitted = fit_items(responses, engine, 1, seed=0)
+    assert correlation(fitted.discrimination, truth.discrimination) > 0.8
+    assert correlation(fitted.difficulty, truth.difficulty) > 0.97
+    assert correlation(fit_abilities(fitted, responses)[0], theta) > 0.95
+
+
+def test_the_two_engines_agree():
+    _, _, responses = simulate(400, 60, seed=1)
+    one, other = (fit_items(responses, engine, 1, seed=0) for engine in ("girth", "mirt"))
+    assert correlation(one.discrimination, other.discrimination) > 0.85
+    assert correlation(one.difficulty, other.difficulty) > 0.95
+
+
+def test_mirt_recovers_the_probabilities_of_two_dimensions():
+    truth, theta, responses = simulate(300, 120, dimensions=2)
+    fitted = fit_items(responses, "mirt", 2, seed=0)
+    P = probability(fitted, fit_abilities(fitted, responses)[0])
+    assert correlation(P, probability(truth, theta)) > 0.95
+    flat = fit_items(responses, "mirt", 1, seed=0)
+    worse = probability(flat, fit_abilities(flat, responses)[0])
+    assert np.abs(P - probability(truth, theta)).mean() < 0.7 * np.abs(worse - probability(truth, theta)).mean()
+
+
+@pytest.mark.parametrize(("engine", "dimensions"), [("girth", 1), ("mirt", 1), ("mirt", 3)])
+def test_after_every_fit_the_population_is_standard(engine, dimensions):
+    _, _, responses = simulate(150, 90, dimensions)
+    theta = fit_abilities(fit_items(responses, engine, dimensions, 0), responses)[0]
+    np.testing.assert_allclose(theta.mean(axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(np.cov(theta.T), np.eye(dimensions), atol=0.35)
+
+
+def test_whitening_is_exact_and_changes_no_probability():
+    items, theta, _ = simulate(40, 8, 3)
+    skewed = theta @ np.array([[2.0, 0.5, 0], [0, 1, 0.3], [0, 0, -0.2]]) + 3
+    white = irt._whiten(items, skewed)
+    P, m = probability(items, skewed), skewed.mean(axis=0)
+    W = np.linalg.lstsq(items.discrimination, white.discrimination, rcond=None)[0]
+    standard = (skewed - m) @ np.linalg.inv(W).T
+    np.testing.assert_allclose(probability(white, standard), P, atol=1e-10)
+    np.testing.assert_allclose(np.cov(standard.T, bias=True), np.eye(3), atol=1e-8)
+    assert (white.discrimination.mean(axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("engine", ["girth", "mirt"])
+def test_an_item_all_got_right_is_easy_and_one_all_got_wrong_is_hard(engine):
+    _, _, responses = simulate(60, 12)
+    responses[:, 0], responses[:, 1] = 1.0, 0.0
+    fitted = fit_items(responses, engine, 1, seed=0)
+    assert fitted.difficulty[0] == fitted.difficulty.min() < fitted.difficulty.max() == fitted.difficulty[1]
+    assert np.isfinite(fitted.discrimination).all()
+
+
+def test_girth_in_chunks_is_girth_at_once(monkeypatch):
+    _, _, responses = simulate(300, 30)
+    monkeypatch.setattr(irt, "CHUNK", 30)
+    whole = fit_items(responses, "girth", 1, 0)
+    monkeypatch.setattr(irt, "CHUNK", 11)
+    chunked = fit_items(responses, "girth", 1, 0)
+    assert correlation(whole.discrimination, chunked.discrimination) > 0.9
+    assert correlation(whole.difficulty, chunked.difficulty) > 0.99
+
+
+@pytest.mark.parametrize("engine", ["girth", "mirt"])
+def test_missing_answers_are_not_wrong_answers(engine):
+    truth, _, responses = simulate(400, 40)
+    rng = np.random.default_rng(1)
+    responses[rng.random(responses.shape) < np.linspace(0, 0.6, 40)] = np.nan
+    fitted = fit_items(responses, engine, 1, 0)
+    assert correlation(fitted.difficulty, truth.difficulty) > 0.95
+    assert np.abs(fitted.difficulty - truth.difficulty)[-10:].mean() < 0.5
+
+
+@pytest.mark.parametrize("engine", ["girth", "mirt"])
+def test_clones_and_the_order_of_the_models_change_nothing(engine):
+    _, _, responses = simulate(40, 15)
+    once = fit_items(responses, engine, 1, 0)
+    again = fit_items(np.vstack([responses[::-1], responses[:7], responses[:7]]), engine, 1, 0)
+    np.testing.assert_array_equal(once.discrimination, again.discrimination)
+    np.testing.assert_array_equal(once.difficulty, again.difficulty)
+
+
+def test_the_seed_decides_mirt_and_the_answers_are_left_as_they_were():
+    _, _, responses = simulate(40, 15, 2)
+    before = responses.copy()
+    one, two = fit_items(responses, "mirt", 2, 5), fit_items(responses, "mirt", 2, 5)
+    np.testing.assert_array_equal(one.discrimination, two.discrimination)
+    np.testing.assert_array_equal(responses, before)
+
+
+@pytest.mark.parametrize("dimensions", [1, 10])
+def test_more_dimensions_than_models_stay_finite(dimensions):
+    responses = np.array([[1.0, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 0]])
+    fitted = fit_items(responses, "mirt", dimensions, 0)
+    assert np.isfinite(fitted.discrimination).all()
+    assert np.isfinite(fit_abilities(fitted, responses)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("responses", "engine", "dimensions", "message"),
+    [
+        (np.ones((5, 3)), "mirt", 1, "a population of one model: 5 rows, 1 distinct"),
+        (np.ones((5, 0)), "mirt", 1, "at least one item"),
+        (np.array([[1.0, 0.0], [0.5, 1.0]]), "mirt", 1, r"got \[0.5\]"),
+        (np.array([[1.0, np.nan], [0.0, np.nan]]), "mirt", 1, r"no model answered the items at \[1\]"),
+        (np.eye(3), "girth", 2, "use the engine 'mirt'"),
+        (np.eye(3), "mirt", 0, "at least 1 dimension"),
+        (np.array([[1.0, np.nan], [1.0, 1.0]]), "girth", 1, "girth has nothing to fit"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_with_the_reason(responses, engine, dimensions, message):
+    with pytest.raises(ValueError, match=message):
+        fit_items(responses, engine, dimensions, 0)
+
+
+def test_an_unknown_engine_is_answered_with_the_known_ones():
+    with pytest.raises(KeyError, match=r"girth.*mirt"):
+        fit_items(np.eye(3), "bilog", 1, 0)
+
+
+def test_a_transposed_matrix_is_refused_with_both_shapes():
+    items, theta, _ = simulate(4, 5, 2)
+    with pytest.raises(Exception, match="abilities"):
+        probability(items, theta.T[0])
+
+
+def test_abilities_are_the_minimum_a_general_optimiser_finds():
+    items, _, responses = simulate(5, 30, 2)
+    responses[0, :10] = np.nan
+    abilities, errors = fit_abilities(items, responses)
+    for row, found, error in zip(responses, abilities, errors, strict=True):
+        asked = ~np.isnan(row)
+        some = items.take(np.flatnonzero(asked))
+
+        def loss(theta, some=some, y=row[asked]):
+            z = some.discrimination @ theta - some.difficulty
+            return np.logaddexp(0, z).sum() - y @ z + theta @ theta / 2
+
+        slow = minimize(loss, np.zeros(2), method="BFGS", options={"gtol": 1e-7})
+        np.testing.assert_allclose(found, slow.x, atol=1e-4)
+        h = 1e-3 * np.eye(2)
+        curvature = [
+            [(loss(found + u + v) - loss(found + u - v) - loss(found - u + v) + loss(found - u - v)) / 4e-6 for u in h]
+            for v in h
+        ]
+        np.testing.assert_allclose(error, np.sqrt(np.diag(np.linalg.inv(curvature))), rtol=1e-3)
+
+
+def test_a_model_without_answers_is_an_average_one():
+    items, _, _ = simulate(2, 5, 2)
+    abilities, errors = fit_abilities(items, np.full((1, 5), np.nan))
+    np.testing.assert_array_equal(abilities, [[0, 0]])
+    np.testing.assert_array_equal(errors, [[1, 1]])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    steepness=st.floats(0.2, 50),
+    count=st.integers(1, 300),
+    right=st.booleans(),
+    tail=st.sampled_from([4.0, np.inf]),
+)
+def test_all_right_and_all_wrong_have_a_finite_ability(steepness, count, right, tail):
+    x, covariance = fit_logistic(
+        np.full((count, 1), steepness),
+        np.ones(count),
+        np.full(count, float(right)),
+        np.zeros(1),
+        np.eye(1),
+        tail,
+    )
+    assert np.isfinite(x).all()
+    assert (x[0] > -1 / steepness) == right or abs(x[0]) < 1
+    assert 0 < covariance[0, 0] < np.inf
+
+
+@pytest.mark.parametrize("right", [35, 36, 45, 90])
+def test_newton_does_not_swing_around_a_steep_mode(right):
+    y = (np.arange(100) < right).astype(float)
+    x, _ = fit_logistic(np.full((100, 1), 40.0), np.full(100, 20.0), y, np.array([3.0]), np.eye(1) * 1e-6)
+    assert 40 * x[0] + 20 == pytest.approx(np.log(right / (100 - right)), abs=1e-3)
+
+
+def test_a_heavy_tail_gives_way_where_a_gaussian_holds_on():
+    design, centre, precision = np.ones((20, 1)), np.array([3.0]), np.eye(1) / 0.4**2
+    gauss = fit_logistic(design, np.zeros(20), np.zeros(20), centre, precision)[0][0]
+    heavy = fit_logistic(design, np.zeros(20), np.zeros(20), centre, precision, 4.0)[0][0]
+    assert heavy < gauss - 1
+
+    def loss(x):
+        return 20 * np.logaddexp(0, x[0]) + 2.5 * np.log1p((x[0] - 3) ** 2 / 0.16 / 4)
+
+    slow = minimize(loss, np.array([heavy]), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10})
+    assert heavy == pytest.approx(slow.x[0], abs=1e-4)
