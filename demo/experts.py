@@ -7,6 +7,7 @@ result. Every problem is put to every model in one form, `PROMPT`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from demo.problems import Problem
+from demo.problems import PROMPT, Problem
 
-PROMPT = "Question: {question}\nAnswer: "
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IGNORED = -100  # the label that the loss of transformers passes over
 
@@ -86,7 +86,9 @@ def train(
         torch.manual_seed(seed)  # the adapter's initial values are drawn from the global generator
         dense = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LINEAR_LAYERS, task_type="CAUSAL_LM")
-        model = get_peft_model(dense, lora)
+        with warnings.catch_warnings():  # peft asks transformers by a name that is going to be removed
+            warnings.simplefilter("ignore", FutureWarning)
+            model = get_peft_model(dense, lora)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
@@ -103,5 +105,7 @@ def train(
         optimizer.zero_grad()
         schedule.step()
         on_step(step + 1, loss.item())
+    for parameter in parameters:
+        parameter.data = parameter.data.to(torch.bfloat16)  # half the bytes; no score moves
     model.peft_config["default"].base_model_name_or_path = "base"  # no path of this machine in what is shared
-    model.save_pretrained(out, safe_serialization=True)
+    model.save_pretrained(out, save_embedding_layers=False)

@@ -1,6 +1,6 @@
 """Arithmetic word problems in four languages, drawn from a seed.
 
-Knows the texts, the numbers and the four options of a problem; knows nothing of models, prompts or scores.
+Knows the texts, the numbers and the four options of a problem; knows nothing of models or scores.
 
 A problem cannot be solved from its options alone. The pair of numbers decides which two operations are
 offered (`contrast`), each of the two is asked equally often on the same pairs, and only the text says which
@@ -22,6 +22,8 @@ import numpy as np
 from num2words import num2words
 
 Item = TypeVar("Item")
+
+PROMPT = "Question: {question}\nAnswer: "  # how every model is asked, in training and in the benchmark
 
 LANGUAGES: tuple[str, ...] = ("en", "fr", "es", "it")
 SPLITS: tuple[str, ...] = ("train", "search", "test")

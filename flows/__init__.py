@@ -1,1 +1,10 @@
 """One Prefect flow a stage: reads its inputs, calls merge3, writes its folder."""
+
+import os
+import sys
+
+# No tool of the pipeline reports to anyone. (DVC's switch is in .dvc/config.)
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if not sys.stderr.isatty():  # in a log, bars are noise
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

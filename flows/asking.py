@@ -63,8 +63,11 @@ def base_of(experts: Sequence[str]) -> Recipe:
 
 def answer_all(
     label: str, asker: Asker, recipes: Mapping[str, Recipe], items: Sequence[Item]
-) -> tuple[pd.DataFrame, Cost]:
-    """The response table of named recipes on items, and what it cost now. Says beforehand what it may cost."""
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The response table of named recipes on items, and a ledger: the tokens it takes, and what this run spent.
+
+    Says beforehand what it may cost.
+    """
     tokens = tokens_of(asker, items)
     say(f"{label}: {len(recipes)} models x {len(items)} items, at most {len(recipes) * tokens:,} tokens")
     rows, total = [], Cost()
@@ -74,7 +77,8 @@ def answer_all(
             advance(len(items) - asked.new)
             total += asked.cost
             rows.append(correct(items, asked.answers))
-    return responses.table(list(recipes), [item.id for item in items], np.stack(rows)), total
+    table = responses.table(list(recipes), [item.id for item in items], np.stack(rows))
+    return table, {"tokens": len(recipes) * tokens, "this_run": total.to_dict()}
 
 
 def tokens_of(asker: Asker, items: Sequence[Item]) -> int:

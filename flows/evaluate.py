@@ -46,7 +46,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     named = {WINNER: Recipe.from_dict(winner["recipe"])} | standard_merges(experts)
     recipes = named | {name: Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
     asker = open_asker(runtime, OUT / "answers", experts)
-    answered, cost = answer_all("evaluate", asker, recipes, tests)
+    answered, ledger = answer_all("evaluate", asker, recipes, tests)
     asked_before = responses.columns(responses.read(RESPOND / "test.parquet"), list(answered.columns))
     table = pd.concat([answered.loc[list(named)], asked_before.loc[["base", *experts]]])
     OUT.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     candidates["truth"] = answered.loc[list(candidates["phenotype"])].mean(axis=1).to_numpy()
     candidates.to_csv(OUT / "sample.csv", index=False)
     write_json(OUT / "metrics.json", metrics(study, scored, candidates, winner))
-    write_json(OUT / "ledger.json", cost.to_dict())
+    write_json(OUT / "ledger.json", ledger)
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
 

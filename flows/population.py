@@ -44,7 +44,7 @@ def population(
             f"population.held_out must leave at least two models to fit, and be 1 or more; got {held_out} of {size}"
         )
     found = items.read(PREPARE / "search.parquet")
-    table, members, cost = (
+    table, members, ledger = (
         _imported(Path(responses), found)
         if responses is not None
         else _merged(seed, studies, runtime, method, (weights[0], weights[1]), size, found)
@@ -52,7 +52,7 @@ def population(
     members["held_out"] = members.groupby("study").cumcount(ascending=False) < held_out
     OUT.mkdir(parents=True, exist_ok=True)
     _write(table, members)
-    write_json(OUT / "ledger.json", cost.to_dict())
+    write_json(OUT / "ledger.json", ledger)
 
 
 def _write(table: pd.DataFrame, members: pd.DataFrame) -> None:
@@ -60,11 +60,11 @@ def _write(table: pd.DataFrame, members: pd.DataFrame) -> None:
     members.to_csv(OUT / "models.csv", index=False)
 
 
-def _imported(path: Path, found: list[items.Item]) -> tuple[pd.DataFrame, pd.DataFrame, Cost]:
+def _imported(path: Path, found: list[items.Item]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """The columns of a table that are search items, without duplicated rows."""
     table = responses.columns(responses.read(path), [item.id for item in found], str(path)).drop_duplicates()
     say(f"{path}: {len(table)} distinct models")
-    return table, pd.DataFrame({"model": table.index, "study": ""}), Cost()
+    return table, pd.DataFrame({"model": table.index, "study": ""}), {"tokens": 0, "this_run": Cost().to_dict()}
 
 
 def _merged(
@@ -75,7 +75,7 @@ def _merged(
     weights: tuple[float, float],
     size: int,
     found: list[items.Item],
-) -> tuple[pd.DataFrame, pd.DataFrame, Cost]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Merges of each study with weights drawn uniformly, for each expert and group of parameters."""
     asker = open_asker(runtime, OUT / "answers")
     generator = np.random.default_rng(np.random.SeedSequence(seed))
@@ -85,11 +85,11 @@ def _merged(
         genome = Genome(method, tuple(definition["experts"]), groups, 1, weights, (0.2, 1.0), seed)
         for number in range(size):
             recipes[f"{study}-{number:02d}"] = genome.decode(generator.random(len(genome.names)))
-    table, cost = answer_all("population", asker, recipes, found)
+    table, ledger = answer_all("population", asker, recipes, found)
     return (
         table,
         pd.DataFrame({"model": list(recipes), "study": [n.rsplit("-", 1)[0] for n in recipes]}),
-        cost,
+        ledger,
     )
 
 

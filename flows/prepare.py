@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from prefect import flow
 
-from demo.experts import PROMPT
-from demo.problems import LANGUAGES, Problem, generate
+from demo.problems import LANGUAGES, PROMPT, Problem, generate
 from flows.stage import DATA, main, say
 from merge3 import items
 from merge3.items import Item

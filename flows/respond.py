@@ -23,12 +23,11 @@ def respond(runtime: dict[str, Any]) -> None:
     asker = open_asker(runtime, OUT / "answers")
     experts = list(asker.merger.experts)
     recipes = {"base": base_of(experts)} | {name: single(name) for name in experts}
-    costs = {}
+    ledger = {}
     for split in ("search", "test"):
-        table, cost = answer_all(f"respond {split}", asker, recipes, items.read(PREPARE / f"{split}.parquet"))
+        table, ledger[split] = answer_all(f"respond {split}", asker, recipes, items.read(PREPARE / f"{split}.parquet"))
         responses.write(OUT / f"{split}.parquet", table)
-        costs[split] = cost.to_dict()
-    write_json(OUT / "ledger.json", costs)
+    write_json(OUT / "ledger.json", ledger)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare two models on the same items: intervals by bootstrap, a paired test, and how well estimates rank.
+"""Compare models on the same items: intervals by bootstrap, and a paired test.
 
 Items are resampled within their groups, so that every group weighs what it weighs in the benchmark.
 """
@@ -37,8 +37,3 @@ def mcnemar(first: Float[np.ndarray, " items"], second: Float[np.ndarray, " item
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
-
-
-def regret(estimates: Float[np.ndarray, " models"], truths: Float[np.ndarray, " models"]) -> float:
-    """Truth of the best model less truth of the one with the highest estimate (the first of equals)."""
-    return float(truths.max() - truths[int(np.argmax(estimates))])

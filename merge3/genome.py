@@ -42,12 +42,15 @@ class Genome:
             raise ValueError(f"groups must be among {list(GROUPS)}, at least one, got {list(self.groups)}")
         if self.knots < 1:
             raise ValueError(f"knots must be 1 or more, got {self.knots}")
-        for name, (low, high), floor in (
-            ("weight_range", self.weight_range, -np.inf),
-            ("density_range", self.density_range, 0),
-        ):
-            if not (np.isfinite([low, high]).all() and low < high and low >= floor):
+        for name, (low, high) in (("weight_range", self.weight_range), ("density_range", self.density_range)):
+            if not (np.isfinite([low, high]).all() and low < high):
                 raise ValueError(f"{name} must be two finite numbers that rise, got {[low, high]}")
+        if not 0 < self.density_range[0] < self.density_range[1] <= 1:
+            raise ValueError(f"density_range must lie in (0, 1], got {list(self.density_range)}")
+        if self.method == "slerp" and len(self.experts) > 2:
+            raise ValueError(f"slerp merges one or two experts, got {len(self.experts)}: {list(self.experts)}")
+        if self.method == "slerp" and not 0 <= self.weight_range[0] < self.weight_range[1] <= 1:
+            raise ValueError(f"slerp needs a weight_range in [0, 1], got {list(self.weight_range)}")
 
     @property
     def weighted(self) -> tuple[str, ...]:

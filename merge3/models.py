@@ -117,9 +117,9 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
             f"no model at {str(source)!r}: expected a folder with config.json and .safetensors files, or a hub id "
             f"that can be reached from here ({str(error).splitlines()[0]})"
         ) from error
-    placed: PreTrainedModel = model.requires_grad_(False).to(torch.device(device))
-    placed.train(False)
-    return placed
+    module: torch.nn.Module = model  # whose methods have whole types
+    module.to(torch.device(device)).train(False).requires_grad_(False)
+    return model
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

@@ -1,0 +1,38 @@
+# Every target sets up its own environment when it is missing or the lock changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: run test lint bench clean
+
+run: $(READY)  ## the pipeline on the demonstration, ending with the result
+	@if dvc status --quiet; then echo "Everything is up to date: nothing to do."; cat data/report/result.txt; \
+	else dvc repro; fi
+
+test: $(READY)  ## linters, types and the whole test suite
+	@$(MAKE) --no-print-directory lint
+	@pytest -q
+
+lint: $(READY)  ## ruff and mypy
+	@ruff check --quiet
+	@ruff format --check --quiet
+	@mypy
+
+bench: $(READY)  ## every benchmark, its table and its JSON
+	@for file in benchmarks/*.py; do python "$$file" || exit 1; done
+
+clean:  ## the environment; answers and models stay
+	rm -rf $(VENV)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)

@@ -1,0 +1,84 @@
+"""Tiny but real models, built once a session: two layers, random weights, a byte-level tokenizer."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=259, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2, vocab_size=259, tie_word_embeddings=False),
+    "gpt2": GPT2Config(n_embd=32, n_inner=64, n_layer=2, n_head=4, n_positions=256, vocab_size=259),
+}
+
+
+def build(config: PretrainedConfig, seed: int, spread: float = 0.3) -> PreTrainedModel:
+    """A random model; a wide spread keeps its likelihoods apart."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            parameter.data.normal_(0.0, spread)
+    return model.eval().requires_grad_(False)
+
+
+def fine_tune(model: PreTrainedModel, seed: int, spread: float = 0.1) -> PreTrainedModel:
+    """A copy with every parameter moved a little."""
+    copy = build(model.config, 0)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for ours, theirs in zip(copy.parameters(), model.parameters(), strict=True):
+            ours.copy_(theirs + spread * torch.randn(theirs.shape, generator=generator))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """A token a byte, which no text can escape."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {letter: i + 3 for i, letter in enumerate(alphabet)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session", params=sorted(CONFIGS))
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A tiny model of each architecture. Tests do not change it."""
+    return build(CONFIGS[request.param], seed=1)
+
+
+@pytest.fixture(scope="session")
+def llama() -> PreTrainedModel:
+    """The tiny Llama. Tests do not change it."""
+    return build(CONFIGS["llama"], seed=1)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, Path]:
+    """Folders of a tiny Llama base and two fine-tunes of it: `base`, `first`, `second`."""
+    root = tmp_path_factory.mktemp("models")
+    base = build(CONFIGS["llama"], seed=1)
+    for name, made in (("base", base), ("first", fine_tune(base, 2)), ("second", fine_tune(base, 3))):
+        made.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {name: root / name for name in ("base", "first", "second")}

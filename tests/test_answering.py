@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from merge3 import answering
+from merge3.answering import BrokenModel, Tree, batches, correct, loglikelihoods, margins, tokenize
+from merge3.items import Item
+
+ITEMS = [
+    Item("a", "Question: 12 and 5?\nAnswer: ", ("12 + 5 = 17", "12 + 5 = 18", "12 - 5 = 7", "12 - 5 = 8"), 0),
+    Item("b", "Short ", ("x", "xy", "y"), 1),
+    Item("c", "A much longer prompt than the others have, ends in a letter", (" yes", " no"), 1),
+    Item("d", "Ünïcödé: ", ("é", "è"), 0),
+]
+
+
+def slow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> list[float]:
+    """Every option as a sequence of its own, unbatched, all logits read."""
+    scores = []
+    for option in item.options:
+        ids = torch.tensor([tokenizer.encode(item.prompt + option)])
+        start = len(tokenizer.encode(item.prompt.rstrip()))
+        with torch.inference_mode():
+            logs = model(ids).logits[0].double().log_softmax(-1)
+        scores.append(float(sum(logs[i - 1, ids[0, i]] for i in range(start, ids.shape[1]))))
+    return scores
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
+def test_packed_trees_agree_with_one_sequence_an_option(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
+) -> None:
+    answers, _ = loglikelihoods(model, tokenizer, ITEMS, batch_tokens)
+    for item, answer in zip(ITEMS, answers, strict=True):
+        np.testing.assert_allclose(answer, slow(model, tokenizer, item), rtol=0, atol=2e-4)
+
+
+def test_asking_twice_gives_the_same_bits(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    first = loglikelihoods(llama, tokenizer, ITEMS, 200)
+    assert loglikelihoods(llama, tokenizer, ITEMS, 200) == first
+
+
+def test_shared_beginnings_are_computed_once(tokenizer: PreTrainedTokenizerBase) -> None:
+    tree = tokenize(ITEMS[0], tokenizer)
+    prompt = len("Question: 12 and 5?\nAnswer:")
+    # " 12 " once, then "+ 5 = 1" and "- 5 = " once each: the last token of an option is read, not computed
+    assert (tree.prompt, len(tree.tokens)) == (prompt, prompt + len(" 12 ") + len("+ 5 = 1") + len("- 5 = "))
+    assert [len(path) for path in tree.reads] == [len(" 12 + 5 = 17")] * 2 + [len(" 12 - 5 = 7")] * 2
+
+
+def test_an_option_that_begins_another_keeps_its_own_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    tree = tokenize(ITEMS[1], tokenizer)
+    assert [len(path) for path in tree.reads] == [2, 3, 2]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
+def test_batches_hold_every_tree_once_within_the_budget(sizes: list[int], budget: int) -> None:
+    trees = [Tree(n, tuple(range(n)), (), ()) for n in sizes]
+    found = batches(trees, budget)
+    assert sorted(i for batch in found for i in batch) == list(range(len(sizes)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(sizes[i] for i in batch) <= budget
+
+
+def test_work_counts_tokens_and_read_positions(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    _, work = loglikelihoods(llama, tokenizer, ITEMS, 4096)
+    trees = [tokenize(item, tokenizer) for item in ITEMS]
+    assert work.tokens == sum(len(tree.tokens) for tree in trees)
+    assert work.positions == sum(len(tree.parents) + 1 for tree in trees)
+
+
+def test_progress_is_told_every_item(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    told: list[int] = []
+    loglikelihoods(llama, tokenizer, ITEMS, 100, told.append)
+    assert sum(told) == len(ITEMS)
+    assert len(told) > 1
+
+
+def test_only_the_strictly_likeliest_option_is_an_answer() -> None:
+    items = [ITEMS[3]] * 3
+    answers = [(-1.0, -2.0), (-2.0, -1.0), (-1.0, -1.0)]
+    assert correct(items, answers).tolist() == [1.0, 0.0, 0.0]
+    assert margins(items, answers).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel) -> None:
+    weight = llama.get_input_embeddings().weight
+    kept = weight.data.clone()
+    try:
+        weight.data.fill_(float("nan"))
+        with pytest.raises(BrokenModel, match="item 'c'"):
+            loglikelihoods(llama, tokenizer, ITEMS, 4096)
+    finally:
+        weight.data.copy_(kept)
+
+
+def test_prompts_and_options_without_tokens_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="prompt has no token"):
+        tokenize(Item("e", " ", ("x", "y"), 0), tokenizer)
+    with pytest.raises(ValueError, match="option '' adds no token"):
+        tokenize(Item("e", "p", ("", "y"), 0), tokenizer)
+
+
+def test_the_protocol_is_part_of_what_names_an_answer() -> None:
+    assert set(answering.PROTOCOL) == {"scoring", "tokens", "version"}

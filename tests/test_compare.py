@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+
+from merge3.compare import interval, mcnemar
+
+
+def test_the_interval_of_one_group_is_the_binomial_one() -> None:
+    values = np.repeat([1.0, 0.0], [60, 140])
+    low, high = interval(values, ["x"] * 200, seed=0)
+    half = norm.ppf(0.975) * np.sqrt(0.3 * 0.7 / 200)
+    assert (low, high) == (pytest.approx(0.3 - half, abs=0.01), pytest.approx(0.3 + half, abs=0.01))
+
+
+def test_groups_are_resampled_apart() -> None:
+    values, groups = np.repeat([1.0, 0.0], 50), ["right"] * 50 + ["wrong"] * 50
+    assert interval(values, groups, seed=0) == (0.5, 0.5)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        low, high = interval((generator.random(150) < 0.6).astype(float), ["x"] * 150, seed)
+        held += low <= 0.6 <= high
+    assert 180 <= held <= 198  # 95 % of 200, within three standard errors
+
+
+def test_one_seed_one_interval() -> None:
+    values = np.random.default_rng(1).random(50)
+    assert interval(values, ["x"] * 50, seed=1) == interval(values, ["x"] * 50, seed=1)
+
+
+def test_mcnemar_is_the_sign_test_of_the_disagreements() -> None:
+    first = np.array([1.0] * 8 + [0.0] * 2 + [1.0] * 30)
+    second = np.array([0.0] * 8 + [1.0] * 2 + [1.0] * 30)
+    assert mcnemar(first, second) == pytest.approx(2 * binom.cdf(2, 10, 0.5))
+    assert mcnemar(first, second) == mcnemar(second, first)
+    assert mcnemar(first, first) == 1.0

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, build, fine_tune
+from transformers import PreTrainedTokenizerBase
+
+from merge3 import answering
+from merge3.estimate import ESTIMATORS, Known
+from merge3.fitness import Asker, Fitness
+from merge3.irt import ItemParameters
+from merge3.items import Item
+from merge3.ledger import Cost, flops
+from merge3.merging import LiveMerger
+from merge3.models import weights_of
+from merge3.recipe import constant
+from merge3.store import Store
+
+ITEMS = [Item(f"i{n}", f"What is {n} + {n}? ", (str(2 * n), str(2 * n + 1), "no"), 0) for n in range(8)]
+RECIPE = constant("task_arithmetic", {"a": 0.5, "b": 0.3})
+
+
+@pytest.fixture(scope="module")
+def merger() -> LiveMerger:
+    base = build(CONFIGS["llama"], seed=1)
+    deltas = {}
+    for name, seed in (("a", 2), ("b", 3)):
+        moved = weights_of(fine_tune(base, seed))
+        deltas[name] = {key: value - weights_of(base)[key] for key, value in moved.items()}
+    embedding = "model.embed_tokens.weight"
+    deltas["ruined"] = {embedding: torch.full_like(weights_of(base)[embedding], torch.nan)}
+    return LiveMerger(base, deltas, {"a": "A", "b": "B", "ruined": "R"})
+
+
+def asker(merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, root: Path, **identity: str) -> Asker:
+    return Asker(merger, tokenizer, Store(root), {"base": "0", **identity}, 512)
+
+
+def test_a_question_is_asked_once(merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    first = asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS)
+    assert (first.new, first.cost.tokens > 0) == (8, True)
+    again = asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS)
+    assert (again.new, again.cost, again.answers) == (0, Cost(), first.answers)
+
+
+def test_what_is_known_needs_no_merge(merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS)
+    merger.apply(constant("linear", {"a": 1.0}))
+    before = {name: value.clone() for name, value in weights_of(merger.model).items()}
+    asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS)
+    assert all(torch.equal(before[name], value) for name, value in weights_of(merger.model).items())
+
+
+def test_more_items_cost_only_those(merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    it = asker(merger, tokenizer, tmp_path)
+    few = it.ask(RECIPE, ITEMS[:3])
+    more = it.ask(RECIPE, ITEMS)
+    assert (few.new, more.new) == (3, 5)
+    assert more.answers[:3] == few.answers
+    assert few.cost.tokens + more.cost.tokens == sum(len(answering.tokenize(i, tokenizer).tokens) for i in ITEMS)
+
+
+def test_answers_are_those_of_the_merged_model(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    it = asker(merger, tokenizer, tmp_path)
+    it.ask(constant("linear", {"b": 1.0}), ITEMS)  # the live model holds another candidate first
+    answers = it.ask(RECIPE, ITEMS).answers
+    merger.apply(RECIPE)
+    assert answers == answering.loglikelihoods(merger.model, tokenizer, ITEMS, 512)[0]
+
+
+@pytest.mark.parametrize("change", ["runtime", "dtype", "base"])
+def test_another_identity_is_another_model(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, change: str
+) -> None:
+    asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS[:2])
+    assert asker(merger, tokenizer, tmp_path, **{change: "other"}).ask(RECIPE, ITEMS[:2]).new == 2
+
+
+def test_one_model_by_two_recipes_is_asked_once(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    it = asker(merger, tokenizer, tmp_path)
+    it.ask(constant("linear", {"a": 1.0, "b": 1.0}), ITEMS)
+    assert it.ask(constant("linear", {"b": 0.5, "a": 0.5}), ITEMS).new == 0
+
+
+def test_a_broken_model_is_remembered_and_never_graded(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    recipe = constant("task_arithmetic", {"ruined": 0.1})
+    for _ in range(2):
+        with pytest.raises(answering.BrokenModel):
+            asker(merger, tokenizer, tmp_path).ask(recipe, ITEMS)
+    known = Known(
+        ItemParameters(np.ones((8, 1)), np.zeros(8)), np.arange(4), np.full(4, 0.25), np.tile([[0.0], [1.0]], (1, 8))
+    )
+    evaluation = Fitness(asker(merger, tokenizer, tmp_path), ITEMS, ESTIMATORS["mean"], known)(recipe)
+    assert (evaluation.estimate, evaluation.fitness, evaluation.cost) == (None, -np.inf, Cost())
+    assert asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS).new == 8  # the live model is whole again
+
+
+def test_fitness_is_the_estimate_of_the_subsets_answers(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    known = Known(
+        ItemParameters(np.ones((8, 1)), np.zeros(8)),
+        np.array([1, 4, 6]),
+        np.full(3, 1 / 3),
+        np.tile([[0.0], [1.0]], (1, 8)),
+    )
+    it = asker(merger, tokenizer, tmp_path)
+    fitness = Fitness(it, ITEMS, ESTIMATORS["mean"], known)
+    chosen = [ITEMS[i] for i in (1, 4, 6)]
+    expected = answering.correct(chosen, it.ask(RECIPE, chosen).answers).mean()
+    assert fitness(RECIPE).fitness == pytest.approx(expected)
+    assert fitness(RECIPE) == fitness(RECIPE)
+
+
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_flops_are_two_a_weight_and_token(architecture: str) -> None:
+    made = build(CONFIGS[architecture], seed=1)
+    vocabulary = 259 * 32
+    tables = vocabulary * (2 if architecture == "qwen2" else 1)
+    body = sum(p.numel() for p in made.parameters()) - tables
+    assert flops(made, answering.Work(10, 3)) == 2 * (10 * body + 3 * vocabulary)
+
+
+def test_costs_add_up() -> None:
+    assert Cost(1, 2, 3.0, 4.0) + Cost(10, 20, 30.0, 40.0) == Cost(11, 22, 33.0, 44.0)
+    assert Cost().to_dict() == {"tokens": 0, "flops": 0, "merging_seconds": 0.0, "answering_seconds": 0.0}

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import world
+from conftest import CONFIGS, build
+
+from flows.stage import SHARED
+from merge3 import items, responses
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def done(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage has run. Tests do not change it."""
+    folder = tmp_path_factory.mktemp("world")
+    world.write(folder, world.params(saved))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        world.run(world.params(saved))
+    return folder
+
+
+@pytest.fixture
+def here(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, as the working directory."""
+    folder = tmp_path / "world"
+    shutil.copytree(done, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def change(values: dict[str, Any], section: str, **changes: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(values)
+    changed[section].update(changes)
+    return changed
+
+
+# --- the whole road
+
+
+def test_the_pipeline_ends_with_a_winner_measured_on_held_out_items(done: Path) -> None:
+    scores = pd.read_csv(done / "data/evaluate/scores.csv")
+    assert scores["kind"].tolist() == ["winner", *["standard merge"] * 3, "base", *["expert"] * 2]
+    table = responses.read(done / "data/evaluate/responses.parquet")
+    np.testing.assert_allclose(scores["accuracy"], table.mean(axis=1).loc[scores["model"]])
+    test_ids = {item.id for item in items.read(done / "data/prepare/test.parquet")}
+    assert set(table.columns) == test_ids
+    assert "evolved merge" in (done / "data/report/index.html").read_text()
+    assert "evolved merge" in (done / "data/report/result.txt").read_text()
+
+
+def test_no_test_item_is_seen_before_evaluate(done: Path) -> None:
+    search = items.read(done / "data/prepare/search.parquet")
+    test = items.read(done / "data/prepare/test.parquet")
+    assert not {item.content_hash for item in search} & {item.content_hash for item in test}
+    assert len(search) + len(test) == 80
+    asked = set(pd.read_parquet(done / "data/extract/subset.parquet")["id"])
+    assert asked <= {item.id for item in search}
+    assert set(responses.read(done / "data/population/responses.parquet").columns) == {item.id for item in search}
+
+
+def test_the_history_has_a_row_a_candidate_that_says_what_it_was(done: Path) -> None:
+    history = pd.read_csv(done / "data/evolve/history.csv")
+    assert len(history) == 12
+    genes = [name for name in history.columns if name.startswith("weight ")]
+    assert len(genes) == 2 * 3  # experts x groups: a full fine-tune moves attention, mlp and rest
+    assert ((history[genes] >= 0) & (history[genes] <= 1)).all(axis=None)
+    assert (history["low"] <= history["estimate"]).all()
+    assert (history["estimate"] <= history["high"]).all()
+    ledger = json.loads((done / "data/evolve/ledger.json").read_text())
+    assert ledger["search_tokens"] == history["tokens"].sum() > 0
+    assert ledger["all_items_tokens"] > 4 * ledger["search_tokens"]
+    assert ledger["this_run"]["tokens"] == ledger["search_tokens"] + ledger["finalists_tokens"]
+
+
+def test_forced_again_every_asking_stage_asks_nothing_and_says_the_same(here: Path, saved: dict[str, Path]) -> None:
+    kept = {
+        path: (here / path).read_bytes()
+        for path in (
+            "data/respond/search.parquet",
+            "data/respond/test.parquet",
+            "data/population/responses.parquet",
+            "data/evolve/history.csv",
+            "data/evolve/finalists.csv",
+            "data/evolve/winner.json",
+            "data/evaluate/metrics.json",
+        )
+    }
+    asking = ("respond", "population", "evolve", "evaluate")
+    world.run(world.params(saved), *asking)
+    ledgers = {name: json.loads((here / f"data/{name}/ledger.json").read_text()) for name in asking}
+    ledgers |= {f"respond {split}": ledger for split, ledger in ledgers.pop("respond").items()}
+    assert {name: ledger["this_run"]["tokens"] for name, ledger in ledgers.items()} == dict.fromkeys(ledgers, 0)
+    assert ledgers["population"]["tokens"] > 0
+    for path, content in kept.items():
+        assert (here / path).read_bytes() == content, path
+
+
+def test_a_killed_search_goes_on_where_it_was(here: Path, saved: dict[str, Path]) -> None:
+    values = change(world.params(saved), "evolve", generations=25)
+    world.write(here, values)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}"}
+    command = [sys.executable, "-m", "flows.evolve"]
+    shutil.rmtree(here / "data/evolve")
+    killed = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while not len(list(here.glob("data/evolve/answers/*/*.jsonl"))) > 20:
+        assert killed.poll() is None, "ended before it could be killed"
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = {path: path.read_bytes() for path in here.glob("data/evolve/answers/*/*.jsonl")}
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    resumed = (here / "data/evolve/history.csv").read_bytes()
+    ledger = json.loads((here / "data/evolve/ledger.json").read_text())
+    asked = [path for path in here.glob("data/evolve/answers/*/*.jsonl") if path.read_bytes() != before.get(path)]
+    assert ledger["distinct"] - len(before) <= len(asked) < ledger["distinct"]
+    shutil.rmtree(here / "data/evolve")
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    assert (here / "data/evolve/history.csv").read_bytes() == resumed
+    whole = json.loads((here / "data/evolve/ledger.json").read_text())
+    one = pd.read_csv(here / "data/evolve/history.csv")["tokens"].max()
+    assert whole["this_run"]["tokens"] - ledger["this_run"]["tokens"] >= (len(before) - 1) * one
+
+
+def test_a_larger_budget_repeats_nothing(here: Path, saved: dict[str, Path]) -> None:
+    before = pd.read_csv("data/evolve/history.csv")
+    world.run(change(world.params(saved), "evolve", generations=5), "evolve")
+    after = pd.read_csv("data/evolve/history.csv")
+    pd.testing.assert_frame_equal(after.head(len(before)), before)
+    ledger = json.loads(Path("data/evolve/ledger.json").read_text())
+    new = after["tokens"].sum() - before["tokens"].sum()
+    assert ledger["this_run"]["tokens"] <= new + ledger["finalists_tokens"]
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties", "slerp"])
+def test_every_merge_method_can_be_searched(here: Path, saved: dict[str, Path], method: str) -> None:
+    world.run(change(world.params(saved), "evolve", method=method, generations=1), "evolve", "evaluate", "report")
+    assert json.loads(Path("data/evolve/winner.json").read_text())["recipe"]["method"] == method
+
+
+@pytest.mark.parametrize("method", ["mean", "p_irt", "gp_irt", "mp_irt", "gmp_irt", "parent_aware"])
+def test_every_estimator_can_be_searched_with(here: Path, saved: dict[str, Path], method: str) -> None:
+    values = change(change(world.params(saved), "estimate", method=method), "extract", method="uniform")
+    world.run(values, "extract", "estimate", "evolve")
+    assert pd.read_csv("data/evolve/history.csv")["estimate"].between(0, 1).all()
+
+
+def test_an_imported_population_serves(here: Path, saved: dict[str, Path]) -> None:
+    ids = [item.id for item in items.read(Path("data/prepare/search.parquet"))]
+    generator = np.random.default_rng(0)
+    cells = (generator.random((30, len(ids))) < generator.uniform(0.3, 0.7, (30, 1))).astype(float)
+    responses.write(Path("board.parquet"), responses.table([f"m{n}" for n in range(30)], ids, cells))
+    values = change(world.params(saved), "population", responses="board.parquet")
+    world.run(values, "population", "calibrate", "extract", "estimate", "evolve")
+    members = pd.read_csv("data/population/models.csv", keep_default_na=False)
+    assert (len(members), members["held_out"].sum()) == (30, 3)
+
+
+# --- what is wrong is said
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "stage", "message"),
+    [
+        ("evolve", {"lambda": 1}, "evolve", "evolve has no parameter 'lambda'"),
+        ("base", {"model": "nowhere/at-all"}, "base", "no model at 'nowhere/at-all'"),
+        ("base", {"model": None}, "base", "either base.package or base.model"),
+        ("experts", {"models": {"first": "nowhere"}}, "experts", "no model at 'nowhere'"),
+        ("experts", {"models": None}, "experts", "either experts.models or experts.train"),
+        ("prepare", {"benchmark": {"file": "none.jsonl", "test_share": 0.5}}, "prepare", "no benchmark at none.jsonl"),
+        ("prepare", {"benchmark": {"file": "items.jsonl", "test_share": 1.0}}, "prepare", "inside"),
+        ("prepare", {"benchmark": None}, "prepare", "either prepare.benchmark or prepare.problems"),
+        ("population", {"size": 1, "held_out": 1}, "population", "at least two models to fit"),
+        ("population", {"responses": "none.parquet"}, "population", "no response table at none.parquet"),
+        ("calibrate", {"engine": "guess"}, "calibrate", "calibrate.engine must be one of"),
+        ("calibrate", {"dimensions": 3}, "calibrate", "mirt"),
+        ("extract", {"method": "best"}, "extract", "extract.method must be one of"),
+        ("extract", {"items": 49}, "extract", "49"),
+        ("estimate", {"method": "guess"}, "estimate", "estimate.method must be one of"),
+        ("evolve", {"method": "average"}, "evolve", "merge method must be one of"),
+        ("evolve", {"generations": 0}, "evolve", "evolve.generations must be 1 or more"),
+        ("evolve", {"population": 2}, "evolve", "population must be 4 or more"),
+        ("evaluate", {"sample": 1}, "evaluate", "evaluate.sample must be 2 or more"),
+    ],
+)
+def test_wrong_parameters_are_said_and_refused(
+    here: Path, saved: dict[str, Path], section: str, changes: dict[str, Any], stage: str, message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        world.run(change(world.params(saved), section, **changes), stage)
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ({"experts": ["first", "third"], "groups": ["x"]}, "has no expert 'third'|'third' was not asked"),
+        ({"experts": ["first"], "groups": ["z"]}, "no search item has group 'z'"),
+    ],
+)
+def test_a_study_of_what_is_not_there_is_refused(
+    here: Path, saved: dict[str, Path], study: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        world.run(world.params(saved) | {"studies": {"tiny": study}}, "extract")
+    with pytest.raises(ValueError, match=r"study must be one of \['tiny'\], got 'other'"):
+        world.run(world.params(saved) | {"study": "other"}, "extract")
+
+
+def test_a_benchmark_without_answers_is_refused(here: Path, saved: dict[str, Path]) -> None:
+    rows = [json.loads(line) for line in Path("items.jsonl").read_text().splitlines()]
+    Path("items.jsonl").write_text("".join(json.dumps({**row, "answer": None}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"80 item\(s\) have no answer"):
+        world.run(world.params(saved), "prepare")
+
+
+def test_an_expert_of_another_architecture_or_vocabulary_is_refused(here: Path, saved: dict[str, Path]) -> None:
+    for name, config, message in (
+        ("qwen", CONFIGS["qwen2"], "model_type is 'qwen2'"),
+        ("wide", type(CONFIGS["llama"])(**(CONFIGS["llama"].to_dict() | {"vocab_size": 300})), "vocab_size is 300"),
+    ):
+        build(config, 9).save_pretrained(here / name)
+        values = change(world.params(saved), "experts", models={"first": str(here / name)})
+        with pytest.raises(ValueError, match=message):
+            world.run(values, "experts", "respond")
+
+
+def test_weights_that_changed_under_their_name_are_refused(here: Path, saved: dict[str, Path]) -> None:
+    shutil.copytree(saved["first"], here / "mine")
+    values = change(world.params(saved), "experts", models={"first": "mine", "second": str(saved["second"])})
+    world.run(values, "experts")
+    shutil.copy(saved["second"] / "model.safetensors", here / "mine" / "model.safetensors")
+    with pytest.raises(ValueError, match="the weights of mine changed"):
+        world.run(values, "respond")
+
+
+def test_the_command_line_ends_with_one_paragraph(here: Path, saved: dict[str, Path]) -> None:
+    world.write(here, change(world.params(saved), "extract", items=1000))
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.extract"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}"},
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("extract: ")
+    assert "Traceback" not in ended.stderr
+    world.write(here, world.params(saved) | {"evlove": {}})
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.extract"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}"},
+    )
+    assert "unknown section 'evlove'" in ended.stderr
+
+
+def test_shared_parameters_are_those_of_the_file() -> None:
+    assert set(SHARED) <= set(world.params({"base": Path("b"), "first": Path("f"), "second": Path("s")}))

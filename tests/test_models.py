@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIGS, build
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+
+from merge3 import models
+from merge3.models import Expert, IncompatibleModels
+
+
+def adapter_of(base: PreTrainedModel, folder: Path, **options: object) -> PeftModel:
+    """A LoRA adapter of random weights, saved to `folder`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        config = LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"], **options)
+        made = get_peft_model(build(base.config, seed=1), config)
+        for name, parameter in made.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_()
+    made.save_pretrained(folder)
+    return made
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
+def test_an_adapters_delta_is_what_peft_merges(
+    llama: PreTrainedModel, tmp_path: Path, options: dict[str, object]
+) -> None:
+    made = adapter_of(llama, tmp_path, **options)
+    base = models.weights_of(llama)
+    found = models.deltas(tmp_path, base, llama.config)
+    merged = dict(made.merge_and_unload().named_parameters())
+    assert {name for name in base if not torch.equal(base[name], merged[name])} == set(found)
+    for name, delta in found.items():
+        torch.testing.assert_close(base[name] + delta, merged[name].data, rtol=1e-6, atol=1e-6)
+
+
+def test_a_full_models_delta_leads_back_to_it(saved: dict[str, Path], llama: PreTrainedModel) -> None:
+    base = models.weights_of(models.load(saved["base"], torch.float32))
+    expert = models.weights_of(models.load(saved["first"], torch.float32))
+    found = models.deltas(saved["first"], base, llama.config)
+    assert set(found) == set(base)
+    for name, delta in found.items():
+        torch.testing.assert_close(base[name] + delta, expert[name])
+    assert models.deltas(saved["base"], base, llama.config) == {}
+
+
+def test_tied_weights_occur_once(llama: PreTrainedModel) -> None:
+    assert "lm_head.weight" not in models.weights_of(llama)
+    assert "model.embed_tokens.weight" in models.weights_of(llama)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CONFIGS["qwen2"], "model_type is 'qwen2', the base's is 'llama'"),
+        ({"vocab_size": 300}, "vocab_size is 300, the base's is 259"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 3, the base's is 2"),
+        ({"intermediate_size": 48}, r"has shape \(48, 32\), the base's \(64, 32\)"),
+    ],
+)
+def test_experts_that_do_not_fit_are_refused_by_name(
+    llama: PreTrainedModel, tmp_path: Path, config: Qwen2Config | dict[str, int], message: str
+) -> None:
+    if isinstance(config, dict):
+        config = type(llama.config)(**(llama.config.to_dict() | config))
+    build(config, 7).save_pretrained(tmp_path)
+    with pytest.raises(IncompatibleModels, match=message):
+        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+
+
+@pytest.mark.parametrize("change", [{"bias": "all"}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
+def test_adapters_beyond_plain_lora_are_refused(
+    llama: PreTrainedModel, tmp_path: Path, change: dict[str, object]
+) -> None:
+    adapter_of(llama, tmp_path)
+    config = tmp_path / models.ADAPTER_CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(IncompatibleModels, match=next(iter(change))):
+        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+
+
+def test_an_adapter_of_another_model_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
+    adapter_of(llama, tmp_path)
+    weights = tmp_path / models.ADAPTER_WEIGHTS
+    save_file({k.replace("layers.1", "layers.9"): v for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(IncompatibleModels, match=r"no parameter 'model\.layers\.9"):
+        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+
+
+def test_the_fingerprint_follows_the_weights_alone(saved: dict[str, Path], tmp_path: Path) -> None:
+    first = models.fingerprint(saved["first"])
+    assert first != models.fingerprint(saved["second"])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in saved["first"].glob("*.safetensors"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / "README.md").write_text("anything")
+    assert models.fingerprint(copy) == first
+
+
+def test_missing_models_are_said_so(tmp_path: Path, llama: PreTrainedModel) -> None:
+    missing = tmp_path / "none"
+    for look in (
+        lambda: models.load(missing, torch.float32),
+        lambda: models.fingerprint(missing),
+        lambda: models.deltas(missing, models.weights_of(llama), llama.config),
+        lambda: models.weights_folder("nobody/nothing"),
+    ):
+        with pytest.raises(FileNotFoundError, match="no model at"):
+            look()
+
+
+def test_a_pickle_is_not_read_as_weights(tmp_path: Path, saved: dict[str, Path]) -> None:
+    (tmp_path / "config.json").write_bytes((saved["base"] / "config.json").read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        models.load(tmp_path, torch.float32)
+
+
+def test_dtypes_have_names() -> None:
+    assert models.resolve_dtype("float32", "cpu") is torch.float32
+    assert models.resolve_dtype("auto", "cpu") in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="got 'int4'"):
+        models.resolve_dtype("int4", "cpu")
+
+
+def test_the_manifest_is_read_as_written(tmp_path: Path) -> None:
+    base, experts = Expert("base", "b", "0"), [Expert("x", "y", "1")]
+    models.write_manifest(tmp_path / "m.json", base, experts)
+    assert models.read_manifest(tmp_path / "m.json") == (base, experts)
+
+
+def test_a_tokenizer_can_always_pad(saved: dict[str, Path], tokenizer: PreTrainedTokenizerBase) -> None:
+    assert models.load_tokenizer(saved["base"]).pad_token_id == tokenizer.pad_token_id

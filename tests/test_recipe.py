@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merge3.recipe import GROUPS, Recipe, constant, group_of, interpolate, layer_of, snap
+
+PRINTS = {"a": "A", "b": "B", "c": "C"}
+
+
+def same(first: Recipe, second: Recipe) -> bool:
+    return first.phenotype(PRINTS) == second.phenotype(PRINTS)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "group", "layer"),
+    [
+        ("model.layers.11.self_attn.q_proj.weight", "attention", 11),
+        ("model.layers.0.mlp.down_proj.weight", "mlp", 0),
+        ("model.layers.3.input_layernorm.weight", "rest", 3),
+        ("model.embed_tokens.weight", "rest", None),
+        ("transformer.h.1.attn.c_attn.bias", "attention", 1),
+        ("transformer.h.1.mlp.c_fc.weight", "mlp", 1),
+        ("lm_head.weight", "rest", None),
+    ],
+)
+def test_parameters_have_a_group_and_a_layer(tensor: str, group: str, layer: int | None) -> None:
+    assert (group_of(tensor), layer_of(tensor)) == (group, layer)
+
+
+def test_knots_are_joined_by_lines() -> None:
+    assert [interpolate((0.0, 1.0, 0.0), d) for d in (0.0, 0.25, 0.5, 0.75, 1.0)] == [0, 0.5, 1, 0.5, 0]
+    assert interpolate((0.3,), 0.7) == 0.3
+
+
+def test_coefficients_follow_group_and_depth() -> None:
+    recipe = Recipe("ties", ("a", "b"), {"mlp": {"a": (0.0, 1.0), "b": (0.5,)}}, {"mlp": {"a": (0.2,)}})
+    last = recipe.at("model.layers.2.mlp.up_proj.weight", layers=3)
+    assert (last.weights, last.densities) == ((1.0, 0.5), (0.2, 1.0))
+    assert recipe.at("model.layers.1.mlp.up_proj.weight", layers=3).weights == (0.5, 0.5)
+    assert recipe.at("model.layers.2.self_attn.q_proj.weight", layers=3).weights == (0.0, 0.0)
+    assert recipe.at("lm_head.weight", layers=3).weights == (0.0, 0.0)
+
+
+def test_an_expert_that_weighs_nothing_is_not_there() -> None:
+    assert same(constant("task_arithmetic", {"a": 0.5, "b": 0.0}), constant("task_arithmetic", {"a": 0.5}))
+    assert same(constant("ties", {"a": 0.0}), constant("linear", {"b": 0.0}))  # both are the base
+
+
+def test_density_counts_only_where_there_is_a_weight_and_a_mask_seed_only_where_there_is_a_mask() -> None:
+    sparse = Recipe("ties", ("a",), {"mlp": {"a": (0.5,)}}, {"mlp": {"a": (0.3,)}, "rest": {"a": (0.9,)}})
+    assert same(sparse, dataclasses.replace(sparse, densities={"mlp": {"a": (0.3,)}}))
+    assert not same(sparse, dataclasses.replace(sparse, densities={"mlp": {"a": (0.4,)}}))
+    assert same(constant("ties", {"a": 1.0}, mask_seed=1), constant("ties", {"a": 1.0}, mask_seed=2))
+    assert not same(
+        constant("dare_ties", {"a": 1.0}, density=0.5, mask_seed=1),
+        constant("dare_ties", {"a": 1.0}, density=0.5, mask_seed=2),
+    )
+
+
+def test_only_ratios_matter_where_weights_are_normalised() -> None:
+    assert same(constant("linear", {"a": 1.0, "b": 3.0}), constant("linear", {"a": 0.25, "b": 0.75}))
+    assert not same(
+        constant("task_arithmetic", {"a": 1.0, "b": 3.0}), constant("task_arithmetic", {"a": 0.25, "b": 0.75})
+    )
+
+
+def test_the_order_of_experts_does_not_matter_except_for_slerp() -> None:
+    there, back = {"a": 0.2, "b": 0.4}, {"b": 0.4, "a": 0.2}
+    assert same(constant("task_arithmetic", there), constant("task_arithmetic", back))
+    assert not same(constant("slerp", there), constant("slerp", back))
+
+
+def test_experts_are_named_by_their_weights_not_their_names() -> None:
+    recipe = constant("task_arithmetic", {"a": 0.5})
+    assert recipe.phenotype({"a": "X"}) == constant("task_arithmetic", {"b": 0.5}).phenotype({"b": "X"})
+    with pytest.raises(KeyError):
+        recipe.phenotype({})
+
+
+@given(st.floats(-3, 3))
+def test_snapped_values_stay_near_and_stay_put(value: float) -> None:
+    assert abs(snap(value) - value) <= 0.005 + 1e-9
+    assert snap(snap(value)) == snap(value)
+    assert str(snap(value)) != "-0.0"
+
+
+@given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.floats(-0.004, 0.004))
+def test_recipes_closer_than_the_resolution_are_one(weights: list[float], noise: float) -> None:
+    snapped = [snap(w) for w in weights]
+    near = constant("task_arithmetic", dict(zip("abc", [w + noise for w in snapped], strict=True)))
+    assert same(near, constant("task_arithmetic", dict(zip("abc", snapped, strict=True))))
+
+
+def test_plain_values_lead_back() -> None:
+    recipe = constant("dare_ties", {"a": 0.5, "b": -0.1}, density=0.3, mask_seed=4)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert set(recipe.weights) == set(GROUPS)
+    with pytest.raises(ValueError, match="a recipe has the fields"):
+        Recipe.from_dict({**recipe.to_dict(), "lambda": 1})

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merge3.store import DamagedAnswers, Store, canonical, digest
+
+KEY = {"merge": {"weights": [0.5]}, "runtime": "here"}
+
+
+def test_what_is_put_is_got_bit_for_bit_by_another_store(tmp_path: Path) -> None:
+    answers = {"a": (-0.1, -1e-300, -123.45678901234567), "b": (), "c": (-0.0,)}
+    Store(tmp_path).put(KEY, answers)
+    assert Store(tmp_path).get(KEY) == answers
+
+
+def test_other_keys_hold_nothing(tmp_path: Path) -> None:
+    Store(tmp_path).put(KEY, {"a": (-1.0,)})
+    assert Store(tmp_path).get({**KEY, "runtime": "there"}) == {}
+
+
+def test_putting_adds(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, {"a": (-1.0,)})
+    store.put(KEY, {"b": (-2.0,)})
+    assert store.get(KEY) == {"a": (-1.0,), "b": (-2.0,)}
+
+
+def test_numbers_that_are_not_finite_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, {"a": (-1.0,)})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.put(KEY, {"b": (float("nan"),)})
+    assert store.get(KEY) == {"a": (-1.0,)}
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_a_damaged_line_is_reported_set_aside_and_forgotten_alone(tmp_path: Path, line: int) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, {"a": (-1.5,), "b": (-2.5,)})
+    path = store.path(KEY)
+    lines = path.read_text().splitlines()
+    damaged = lines[line].replace("5", "6").replace("here", "hero")
+    assert damaged != lines[line]
+    lines[line] = damaged
+    path.write_text("\n".join(lines) + "\n")
+    kept = {name: value for i, (name, value) in enumerate({"a": (-1.5,), "b": (-2.5,)}.items(), 1) if i != line}
+    with pytest.warns(DamagedAnswers, match="1 damaged line"):
+        assert store.get(KEY) == kept
+    assert damaged in path.with_suffix(".damaged").read_text()
+    assert store.get(KEY) == kept  # mended: no warning the second time
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"{}\n[1,2"])
+def test_a_ruined_file_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, {"a": (-1.0,)})
+    store.path(KEY).write_bytes(content)
+    with pytest.warns(DamagedAnswers):
+        assert store.get(KEY) == {}
+    store.put(KEY, {"a": (-1.0,)})
+    assert store.get(KEY) == {"a": (-1.0,)}
+
+
+def test_a_kill_between_write_and_rename_leaves_the_old_answers(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, {"a": (-1.0,)})
+    store.path(KEY).with_suffix(".123.tmp").write_text("half of a li")
+    assert store.get(KEY) == {"a": (-1.0,)}
+
+
+def _write_many(root: Path, writer: int) -> None:
+    for item in range(25):
+        Store(root).put(KEY, {f"{writer}-{item}": (float(-item),)})
+
+
+def test_four_processes_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(tmp_path, writer)) for writer in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert len(Store(tmp_path).get(KEY)) == 100
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False)))
+def test_digest_does_not_depend_on_order(value: dict[str, object]) -> None:
+    backwards = dict(reversed(value.items()))
+    assert canonical(value) == canonical(backwards)
+    assert digest(value) == digest(backwards)

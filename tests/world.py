@@ -1,0 +1,59 @@
+"""A tiny world for the flows: a two-layer Llama, two fine-tunes, eighty questions, parameters that run in seconds."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.stage import STAGES, arguments, call
+
+
+def params(models: dict[str, Path]) -> dict[str, Any]:
+    """Parameters of the tiny world, whose experts are called `first` and `second`."""
+    return {
+        "seed": 0,
+        "study": "tiny",
+        "studies": {"tiny": {"experts": ["first", "second"], "groups": ["x", "y"]}},
+        "runtime": {"device": "cpu", "dtype": "float32", "batch_tokens": 1024, "portable": False},
+        "base": {"package": None, "model": str(models["base"]), "dtype": "float32"},
+        "experts": {"models": {name: str(models[name]) for name in ("first", "second")}, "train": None},
+        "prepare": {"benchmark": {"file": "items.jsonl", "test_share": 0.4}, "problems": None},
+        "population": {"responses": None, "method": "task_arithmetic", "weights": [0.0, 1.0], "size": 8, "held_out": 3},
+        "calibrate": {"engine": "girth", "dimensions": 1},
+        "extract": {"method": "fisher", "items": 8},
+        "estimate": {"method": "parent_aware"},
+        "evolve": {
+            "method": "task_arithmetic",
+            "knots": 1,
+            "weights": [0.0, 1.0],
+            "densities": [0.2, 1.0],
+            "population": 4,
+            "generations": 3,
+            "sigma": 0.3,
+            "finalists": 2,
+            "finalist_items": 10,
+        },
+        "evaluate": {"sample": 3},
+    }
+
+
+def write(folder: Path, values: dict[str, Any]) -> None:
+    """Write params.yaml and the benchmark into `folder`."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    rows = [
+        {"id": f"q{n}", "prompt": f"Say {n}: ", "options": [f"{n}a", f"{n + 1}b", f"c{n}"], "answer": n % 3, "group": g}
+        for g, numbers in (("x", range(40)), ("y", range(40, 80)))
+        for n in numbers
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(values: dict[str, Any], *stages: str) -> None:
+    """Run stages (all where none is named) in the working directory."""
+    for name in stages or STAGES:
+        stage = getattr(import_module(f"flows.{name}"), name)
+        call(stage, **arguments(stage, values))
