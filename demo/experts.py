@@ -109,3 +109,4 @@ def train(
         parameter.data = parameter.data.to(torch.bfloat16)  # half the bytes; no score moves
     model.peft_config["default"].base_model_name_or_path = "base"  # no path of this machine in what is shared
     model.save_pretrained(out, save_embedding_layers=False)
+    (out / "README.md").unlink()  # a model card of blanks
