@@ -8,11 +8,15 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test lint bench clean
+.PHONY: run remake test lint bench clean
 
 run: $(READY)  ## the pipeline on the demonstration, ending with the result
 	@if dvc status --quiet; then echo "Everything is up to date: nothing to do."; cat data/report/result.txt; \
 	else dvc repro; fi
+
+remake: $(READY)  ## the whole pipeline from nothing: trains, asks and searches again (over an hour)
+	rm -rf data/*/answers data/evolve
+	@dvc repro --force
 
 test: $(READY)  ## linters, types and the whole test suite
 	@$(MAKE) --no-print-directory lint

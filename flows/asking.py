@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, progress, say
+from flows.stage import DATA, progress, say, section
 from merge3 import models, responses
-from merge3.answering import correct, tokenize
+from merge3.answering import BrokenModel, correct
 from merge3.fitness import Asker
 from merge3.items import Item
 from merge3.ledger import Cost
@@ -28,6 +28,8 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     Raises:
         ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
     """
+    section("runtime", runtime, ("device", "dtype", "batch_tokens", "portable"))
+    models.check_device(runtime["device"])
     base, experts = models.read_manifest(MANIFEST)
     by_name = {expert.name: expert for expert in experts}
     names = list(by_name) if names is None else names
@@ -42,13 +44,16 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
                 f"the weights of {model.source} changed since {MANIFEST} was written; run the experts stage"
             )
     live = models.load(folders[base.name], dtype, device)
+    tokenizer = models.load_tokenizer(folders[base.name])
+    for name in names:
+        models.check_vocabulary(folders[name], tokenizer)
     weights = models.weights_of(live)
     deltas = {name: models.deltas(folders[name], weights, live.config) for name in names}
     merger = LiveMerger(live, deltas, {name: by_name[name].fingerprint for name in names})
     identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     if not runtime["portable"]:
-        identity["runtime"] = models.runtime_name(device)
-    return Asker(merger, models.load_tokenizer(folders[base.name]), Store(store), identity, runtime["batch_tokens"])
+        identity["runtime"] = f"{models.runtime_name(device)}, batches of {runtime['batch_tokens']} tokens"
+    return Asker(merger, tokenizer, Store(store), identity, runtime["batch_tokens"])
 
 
 def single(expert: str) -> Recipe:
@@ -64,23 +69,24 @@ def base_of(experts: Sequence[str]) -> Recipe:
 def answer_all(
     label: str, asker: Asker, recipes: Mapping[str, Recipe], items: Sequence[Item]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The response table of named recipes on items, and a ledger: the tokens it takes, and what this run spent.
+    """The response table of named recipes on items, and a ledger: what it takes, and what this run spent.
 
-    Says beforehand what it may cost.
+    Says beforehand what it may cost. Where a recipe's model is broken, its row is NaN, and that is said.
     """
-    tokens = tokens_of(asker, items)
-    say(f"{label}: {len(recipes)} models x {len(items)} items, at most {len(recipes) * tokens:,} tokens")
+    distinct = len({recipe.phenotype(asker.merger.fingerprints) for recipe in recipes.values()})
+    cost = asker.cost(items)
+    say(f"{label}: {distinct} models x {len(items)} items, at most {distinct * cost.tokens:,} tokens")
     rows, total = [], Cost()
     with progress(f"{label}: answers", len(recipes) * len(items)) as advance:
-        for recipe in recipes.values():
-            asked = asker.ask(recipe, items, advance)
+        for name, recipe in recipes.items():
+            try:
+                asked = asker.ask(recipe, items, advance)
+            except BrokenModel as error:
+                say(f"{name} is not scored: {error}")
+                rows.append(np.full(len(items), np.nan))
+                continue
             advance(len(items) - asked.new)
             total += asked.cost
             rows.append(correct(items, asked.answers))
     table = responses.table(list(recipes), [item.id for item in items], np.stack(rows))
-    return table, {"tokens": len(recipes) * tokens, "this_run": total.to_dict()}
-
-
-def tokens_of(asker: Asker, items: Sequence[Item]) -> int:
-    """Tokens of the items, each prompt and shared beginning counted once."""
-    return sum(len(tokenize(item, asker.tokenizer).tokens) for item in items)
+    return table, {"tokens": distinct * cost.tokens, "flops": distinct * cost.flops, "this_run": total.to_dict()}

@@ -24,7 +24,7 @@ def calibrate(seed: int, engine: str, dimensions: int) -> None:
         ValueError: the engine is unknown, or fewer than two distinct models are left.
     """
     population = responses.read(POPULATION / "responses.parquet")
-    members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False)
+    members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str})
     fitted = population.loc[members["model"][~members["held_out"]]]
     experts = responses.columns(responses.read(RESPOND / "search.parquet"), list(population.columns))
     table = pd.concat([fitted, experts])

@@ -8,13 +8,11 @@ from typing import Any
 import pandas as pd
 from prefect import flow
 
-from flows.known import expert_answers, parameters, study_items, study_of, subset
+from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
 from flows.stage import DATA, main, say, write_json
-from merge3 import responses
 from merge3.estimate import ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
 
-POPULATION = DATA / "population"
 OUT = DATA / "estimate"
 
 
@@ -32,14 +30,9 @@ def estimate(study: str, studies: dict[str, Any], method: str) -> None:
         raise ValueError(f"estimate.method must be one of {sorted(ESTIMATORS)}, got {method!r}")
     experts, groups = study_of(study, studies)
     found = study_items(groups)
-    table = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
-    members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False)
-    relatives = members["study"] == study
-    held_out = members["held_out"] & (relatives if relatives.any() else True)
-    chosen, weights = subset(found)
-    known = Known(parameters(found), chosen, weights, expert_answers(experts, found))
-    known = learn_inheritance(table.loc[members["model"][relatives & ~members["held_out"]]].to_numpy(), known)
-    truths = table.loc[members["model"][held_out]].to_numpy()
+    chosen, weights = subset(found, method)
+    fitted, truths = relatives(study, found)
+    known = learn_inheritance(fitted, Known(parameters(found), chosen, weights, expert_answers(experts, found)))
     calibrated = {name: calibrate_estimator(name, truths, known).calibration for name in ESTIMATORS}
     OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / "calibration.json", asdict(calibrated[method]))

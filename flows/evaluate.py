@@ -29,7 +29,8 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     """Write data/evaluate/metrics.json, scores.csv (a row a model), sample.csv and responses.parquet.
 
     `sample` candidates of the search, spread over the ranks of their estimates, are answered in full as well: the
-    error, the rank correlation and the regret of the estimates are measured on them and the winner.
+    error and the rank correlation of the estimates are measured on them, the regret on them and the winner. Truth is
+    the accuracy on test items, an estimate that on search items: the error holds their difference too.
 
     Raises:
         ValueError: `sample` is below 2, or the search was one of another study.
@@ -47,6 +48,11 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     recipes = named | {name: Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
     asker = open_asker(runtime, OUT / "answers", experts)
     answered, ledger = answer_all("evaluate", asker, recipes, tests)
+    if broken := answered.index[answered.isna().any(axis=1)].tolist():
+        raise ValueError(f"{broken[0]!r} has no finite likelihoods on the test items")
+    respond = read_json(RESPOND / "ledger.json")["test"]["runtime"]
+    if respond != asker.identity:
+        say(f"the experts answered the test items elsewhere ({respond}): differences of a few items mean nothing")
     asked_before = responses.columns(responses.read(RESPOND / "test.parquet"), list(answered.columns))
     table = pd.concat([answered.loc[list(named)], asked_before.loc[["base", *experts]]])
     OUT.mkdir(parents=True, exist_ok=True)
@@ -57,7 +63,8 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     scored.to_csv(OUT / "scores.csv", index=False)
     candidates["truth"] = answered.loc[list(candidates["phenotype"])].mean(axis=1).to_numpy()
     candidates.to_csv(OUT / "sample.csv", index=False)
-    write_json(OUT / "metrics.json", metrics(study, scored, candidates, winner))
+    figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
+    write_json(OUT / "metrics.json", figures)
     write_json(OUT / "ledger.json", ledger)
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
@@ -72,7 +79,7 @@ def standard_merges(experts: list[str]) -> dict[str, Recipe]:
     return {
         AVERAGE: constant("linear", dict.fromkeys(experts, 1.0)),
         "task arithmetic": constant("task_arithmetic", dict.fromkeys(experts, 0.4)),
-        "TIES": constant("ties", dict.fromkeys(experts, 1.0), density=0.2),
+        "plain TIES": constant("ties", dict.fromkeys(experts, 1.0), density=0.2),
     }
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.asking import open_asker, tokens_of
-from flows.known import expert_answers, parameters, study_items, study_of, subset
-from flows.stage import DATA, main, progress, read_json, say, write_json
-from merge3.estimate import ESTIMATORS, Calibration, Known
+from flows.asking import open_asker
+from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
+from flows.stage import DATA, bounds, main, progress, read_json, say, write_json
+from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
 from merge3.evolve import Search
 from merge3.extract import METHODS
 from merge3.fitness import Evaluation, Fitness
@@ -62,31 +62,35 @@ def evolve(
     known, estimator = _known(experts, found)
     asker = open_asker(runtime, OUT / "answers", experts)
     live = live_groups(asker.merger.changed)
-    genome = Genome(method, tuple(experts), live, knots, tuple(weights), tuple(densities), seed)
+    ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
+    genome = Genome(method, tuple(experts), live, knots, *ranges, seed)
     fitness = Fitness(asker, found, ESTIMATORS[estimator], known)
-    asked, everything = tokens_of(asker, fitness.questions), tokens_of(asker, found)
+    one, everything = asker.cost(fitness.questions), asker.cost(found)
+    count = generations * population
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most "
-        f"{generations * population * asked:,} tokens (all items: {generations * population * everything:,})"
+        f"{count * one.tokens:,} tokens, {count * one.flops:.1e} operations (all items: {count * everything.tokens:,})"
     )
     start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
     search = Search(start, sigma, population, seed)
-    log = Log(fitness, asked)
+    log = Log(fitness, one.tokens)
     with progress("evolve: candidates", population * generations) as advance:
         for _ in range(generations):
             generation(search, genome, log, advance)
             log.write()
-    verifier = Fitness(asker, found, ESTIMATORS[estimator], fresh(known, found, finalist_items, seed))
     leaders = dict(log.leaders(finalists))
     mean = genome.decode(search.mean)
     leaders.setdefault(log.phenotype(mean), mean)
+    verifier = Fitness(asker, found, ESTIMATORS[estimator], fresh(study, known, estimator, found, finalist_items, seed))
     winner = log.verify(leaders, verifier)
     _write_csv(log.finalists, "finalists.csv")
     write_json(OUT / "winner.json", {"study": study, **winner, "recipe": leaders[winner["phenotype"]].to_dict()})
     ledger = {
         "search_tokens": sum(row["tokens"] for row in log.rows),
-        "finalists_tokens": len(leaders) * tokens_of(asker, verifier.questions),
-        "all_items_tokens": len(log.recipes) * everything,
+        "search_flops": len(log.recipes) * one.flops,
+        "finalists_tokens": len(leaders) * asker.cost(verifier.questions).tokens,
+        "all_items_tokens": len(log.recipes) * everything.tokens,
+        "all_items_flops": len(log.recipes) * everything.flops,
         "candidates": len(log.rows),
         "distinct": len(log.recipes),
         "this_run": log.cost.to_dict(),
@@ -159,24 +163,27 @@ def generation(search: Search, genome: Genome, log: Log, advance: Callable[[int]
     search.tell(values)
 
 
-def fresh(known: Known, found: list[Item], count: int, seed: int) -> Known:
-    """What is known, with a subset of up to `count` other items, drawn uniformly within groups."""
+def fresh(study: str, known: Known, estimator: str, found: list[Item], count: int, seed: int) -> Known:
+    """What is known, with a subset of up to `count` other items, drawn uniformly within groups, and calibrated for it.
+
+    Where the search asks every item there are no others: the subset stays.
+    """
     rest = np.setdiff1d(np.arange(len(found)), known.subset)
+    if len(rest) == 0:
+        return known
+    groups = [found[i].group for i in rest]
     picked, weights = METHODS["uniform"](
-        known.items.take(rest),
-        known.parent_abilities,
-        min(count, len(rest)),
-        [found[i].group for i in rest],
-        seed,
+        known.items.take(rest), known.parent_abilities, min(count, len(rest)), groups, seed
     )
-    return replace(known, subset=rest[picked], weights=weights)
+    other = replace(known, subset=rest[picked], weights=weights)
+    return calibrate(estimator, relatives(study, found)[1], other)
 
 
 def _known(experts: list[str], found: list[Item]) -> tuple[Known, str]:
     """What the stages before have found out, and the estimator they calibrated."""
     values = read_json(ESTIMATE / "calibration.json")
     calibration = Calibration(**(values | {"centre_shift": tuple(values["centre_shift"])}))
-    chosen, weights = subset(found)
+    chosen, weights = subset(found, values["estimator"])
     known = Known(parameters(found), chosen, weights, expert_answers(experts, found), calibration)
     return known, values["estimator"]
 

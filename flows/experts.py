@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from prefect import flow
 
 from demo.experts import train as train_adapter
 from demo.problems import generate
-from flows.stage import DATA, main, progress, say
+from flows.stage import DATA, main, progress, say, section
 from merge3.models import Expert, fingerprint, resolve_dtype, weights_folder, write_manifest
 
 BASE = DATA / "base"
@@ -18,7 +19,7 @@ OUT = DATA / "experts"
 
 
 @flow
-def experts(seed: int, runtime: dict[str, Any], models: dict[str, str] | None, train: dict[str, Any] | None) -> None:
+def experts(seed: int, models: dict[str, str] | None, train: dict[str, Any] | None) -> None:
     """Write data/experts/manifest.json: name, source and fingerprint of the base and of every expert.
 
     `models` names existing fine-tunes or adapters of the base; `train` has the demonstration train LoRA adapters.
@@ -31,18 +32,24 @@ def experts(seed: int, runtime: dict[str, Any], models: dict[str, str] | None, t
         raise ValueError("give either experts.models or experts.train, the other as null")
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    sources = dict(models) if models is not None else _train(seed, runtime, **train)  # type: ignore[arg-type]
+    if models is not None:
+        sources = dict(models)
+    else:
+        keys = ("adapters", "problems", "steps", "rank", "batch", "learning_rate", "dtype")
+        sources = _train(seed, **section("experts.train", train or {}, keys))
+    if wrong := [name for name in sources if name == "base" or not re.fullmatch(r"[\w.-]+", name)]:
+        raise ValueError(f"an expert's name is letters, digits, '_', '-' and '.', and not 'base'; got {wrong[0]!r}")
     found = [Expert(name, source, fingerprint(weights_folder(source))) for name, source in sources.items()]
     write_manifest(OUT / "manifest.json", Expert("base", str(BASE), fingerprint(BASE)), found)
 
 
 def _train(
     seed: int,
-    runtime: dict[str, Any],
     *,
     adapters: dict[str, dict[str, str]],
     problems: int,
     steps: int,
+    dtype: str,
     **hyperparameters: Any,
 ) -> dict[str, str]:
     """Train every adapter; the folder of each by name."""
@@ -50,6 +57,7 @@ def _train(
     sources: dict[str, Path] = {}
     with progress("experts: training steps", steps * len(adapters)) as advance:
         for name, adapter in adapters.items():
+            section(f"experts.train.adapters.{name}", adapter, ("language", "skill"))
             sources[name] = OUT / name
             train_adapter(
                 BASE,
@@ -58,7 +66,7 @@ def _train(
                 adapter["skill"],
                 steps=steps,
                 seed=seed,
-                dtype=resolve_dtype(runtime["dtype"], "cpu"),
+                dtype=resolve_dtype(dtype, "cpu"),
                 on_step=lambda step, loss: advance(1),
                 **hyperparameters,
             )

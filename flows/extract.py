@@ -17,7 +17,7 @@ OUT = DATA / "extract"
 
 @flow
 def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: int) -> None:
-    """Write data/extract/subset.parquet: id, group, weight of the `items` extracted from the study's search items.
+    """Write data/extract/subset.parquet: id, group, weight, method of `items` extracted from the study's search items.
 
     Raises:
         ValueError: the method is unknown, or `items` exceeds what there is.
@@ -31,7 +31,12 @@ def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: 
     chosen, weights = METHODS[method](fitted, abilities, items, [item.group for item in found], seed)
     OUT.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(
-        {"id": [found[i].id for i in chosen], "group": [found[i].group for i in chosen], "weight": weights}
+        {
+            "id": [found[i].id for i in chosen],
+            "group": [found[i].group for i in chosen],
+            "weight": weights,
+            "method": method,
+        }
     ).to_parquet(OUT / "subset.parquet", index=False)
     say(f"{items} of {len(found)} items ({items / len(found):.1%}) by {method}")
 

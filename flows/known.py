@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA
+from flows.stage import DATA, section
 from merge3 import items, responses
 from merge3.irt import ItemParameters
 from merge3.items import Item
 
 PREPARE = DATA / "prepare"
 RESPOND = DATA / "respond"
+POPULATION = DATA / "population"
 CALIBRATE = DATA / "calibrate"
 EXTRACT = DATA / "extract"
 
@@ -22,11 +23,12 @@ def study_of(study: str, studies: dict[str, Any]) -> tuple[list[str], list[str]]
     """Experts and item groups of the study.
 
     Raises:
-        ValueError: there is no such study.
+        ValueError: there is no such study, or it is not one.
     """
     if study not in studies:
         raise ValueError(f"params.yaml: study must be one of {sorted(studies)}, got {study!r}")
-    return list(studies[study]["experts"]), list(studies[study]["groups"])
+    definition = section(f"studies.{study}", studies[study], ("experts", "groups"))
+    return list(definition["experts"]), list(definition["groups"])
 
 
 def study_items(groups: list[str], split: str = "search") -> list[Item]:
@@ -59,8 +61,28 @@ def expert_answers(experts: list[str], found: list[Item]) -> np.ndarray:
     return table.loc[experts].to_numpy()
 
 
-def subset(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into `found` of the extracted items, and their weights."""
+def relatives(study: str, found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """Full answers of the population's merges of this study: those of the item fit, and the held-out ones.
+
+    Where a population was imported, there are no relatives to fit, and its held-out models stand for them.
+    """
+    table = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
+    members = pd.read_csv(
+        POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str}, index_col="model"
+    ).loc[table.index]
+    ours = (members["study"] == study).to_numpy()
+    held_out = members["held_out"].to_numpy()
+    return table[ours & ~held_out].to_numpy(), table[held_out & (ours if ours.any() else True)].to_numpy()
+
+
+def subset(found: list[Item], estimator: str) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into `found` of the extracted items, and their weights.
+
+    Raises:
+        ValueError: the estimator is the mean, and the items were not drawn uniformly: it would be far off.
+    """
     table = pd.read_parquet(EXTRACT / "subset.parquet")
+    if estimator == "mean" and set(table["method"]) != {"uniform"}:
+        raise ValueError("estimate.method mean needs extract.method uniform: chosen items are no fair sample")
     places = {item.id: index for index, item in enumerate(found)}
     return np.array([places[name] for name in table["id"]]), table["weight"].to_numpy()

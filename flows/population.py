@@ -10,7 +10,8 @@ import pandas as pd
 from prefect import flow
 
 from flows.asking import answer_all, open_asker
-from flows.stage import DATA, main, say, write_json
+from flows.known import study_of
+from flows.stage import DATA, bounds, main, say, write_json
 from merge3 import items, responses
 from merge3.genome import Genome, live_groups
 from merge3.ledger import Cost
@@ -39,16 +40,20 @@ def population(
     Raises:
         ValueError: the population is one model, or none is left to fit or to hold out.
     """
-    if not 1 <= held_out < size - 1:
-        raise ValueError(
-            f"population.held_out must leave at least two models to fit, and be 1 or more; got {held_out} of {size}"
-        )
     found = items.read(PREPARE / "search.parquet")
     table, members, ledger = (
         _imported(Path(responses), found)
         if responses is not None
-        else _merged(seed, studies, runtime, method, (weights[0], weights[1]), size, found)
+        else _merged(seed, studies, runtime, method, bounds("population.weights", weights), size, found)
     )
+    broken = table.isna().all(axis=1).to_numpy()
+    table, members = table[~broken], members[~broken]
+    fewest = int(members.groupby("study").size().min()) if len(members) else 0
+    if not 1 <= held_out < fewest - 1:
+        raise ValueError(
+            f"population.held_out must be 1 or more and leave at least two models to fit; got {held_out} of {fewest} "
+            "distinct models"
+        )
     members["held_out"] = members.groupby("study").cumcount(ascending=False) < held_out
     OUT.mkdir(parents=True, exist_ok=True)
     _write(table, members)
@@ -80,9 +85,12 @@ def _merged(
     asker = open_asker(runtime, OUT / "answers")
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     recipes: dict[str, Recipe] = {}
-    for study, definition in studies.items():
+    for study in studies:
+        experts, _ = study_of(study, studies)
+        if unknown := [expert for expert in experts if expert not in asker.merger.experts]:
+            raise ValueError(f"studies.{study}: no expert {unknown[0]!r}; there are {sorted(asker.merger.experts)}")
         groups = live_groups(asker.merger.changed)
-        genome = Genome(method, tuple(definition["experts"]), groups, 1, weights, (0.2, 1.0), seed)
+        genome = Genome(method, tuple(experts), groups, 1, weights, (0.2, 1.0), seed)
         for number in range(size):
             recipes[f"{study}-{number:02d}"] = genome.decode(generator.random(len(genome.names)))
     table, ledger = answer_all("population", asker, recipes, found)

@@ -9,7 +9,7 @@ import numpy as np
 from prefect import flow
 
 from demo.problems import LANGUAGES, PROMPT, Problem, generate
-from flows.stage import DATA, main, say
+from flows.stage import DATA, main, say, section
 from merge3 import items
 from merge3.items import Item
 
@@ -29,8 +29,10 @@ def prepare(seed: int, benchmark: dict[str, Any] | None, problems: dict[str, int
     if (benchmark is None) == (problems is None):
         raise ValueError("give either prepare.benchmark or prepare.problems, the other as null")
     if benchmark is not None:
+        section("prepare.benchmark", benchmark, ("file", "test_share"))
         splits = split(items.read(Path(benchmark["file"])), benchmark["test_share"], seed)
     else:
+        section("prepare.problems", problems or {}, ("search", "test"))
         splits = {
             part: [item_of(p) for language in LANGUAGES for p in generate(language, part, count, seed)]
             for part, count in (problems or {}).items()
@@ -48,7 +50,7 @@ def item_of(problem: Problem) -> Item:
 
 
 def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Item]]:
-    """Search and test items: `test_share` of each group, rounded, is held out; items of one text stay together.
+    """Search and test items: `test_share` of each group, rounded, is held out; items of one prompt stay together.
 
     Raises:
         ValueError: the share is not inside (0, 1), or leaves a group without search or test items.
@@ -58,14 +60,14 @@ def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Ite
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     held: set[str] = set()
     for group in sorted({item.group for item in found}):
-        texts = sorted({item.content_hash for item in found if item.group == group})
+        texts = sorted({item.prompt for item in found if item.group == group})
         count = round(test_share * len(texts))
         if not 0 < count < len(texts):
-            raise ValueError(f"group {group!r} has {len(texts)} distinct items: too few to split by {test_share}")
+            raise ValueError(f"group {group!r} has {len(texts)} distinct prompts: too few to split by {test_share}")
         held |= {texts[i] for i in generator.permutation(len(texts))[:count]}
     return {
-        "search": [item for item in found if item.content_hash not in held],
-        "test": [item for item in found if item.content_hash in held],
+        "search": [item for item in found if item.prompt not in held],
+        "test": [item for item in found if item.prompt in held],
     }
 
 

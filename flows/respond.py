@@ -18,6 +18,9 @@ OUT = DATA / "respond"
 def respond(runtime: dict[str, Any]) -> None:
     """Write data/respond/search.parquet and test.parquet (models x items), and what they cost.
 
+    Raises:
+        ValueError: the base or an expert is broken.
+
     The test answers are read by the stage evaluate alone.
     """
     asker = open_asker(runtime, OUT / "answers")
@@ -26,6 +29,9 @@ def respond(runtime: dict[str, Any]) -> None:
     ledger = {}
     for split in ("search", "test"):
         table, ledger[split] = answer_all(f"respond {split}", asker, recipes, items.read(PREPARE / f"{split}.parquet"))
+        if broken := table.index[table.isna().any(axis=1)].tolist():
+            raise ValueError(f"{broken[0]!r} has no finite likelihoods: it cannot be merged")
+        ledger[split]["runtime"] = asker.identity
         responses.write(OUT / f"{split}.parquet", table)
     write_json(OUT / "ledger.json", ledger)
 

@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -53,6 +53,30 @@ def arguments(flow: Flow[Any, Any], params: dict[str, Any]) -> dict[str, Any]:
     if missing := [name for name in shared if name not in params]:
         raise ValueError(f"params.yaml: {missing[0]} is missing")
     return {name: section[name] for name in own} | {name: params[name] for name in shared}
+
+
+def section(name: str, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A nested section of params.yaml, if it has just the expected keys.
+
+    Raises:
+        ValueError: a key is missing or unknown.
+    """
+    expected = set(keys)
+    if not isinstance(values, Mapping) or set(values) != expected:
+        found = sorted(values) if isinstance(values, Mapping) else values
+        raise ValueError(f"params.yaml: {name} must have the keys {sorted(expected)}, got {found}")
+    return dict(values)
+
+
+def bounds(name: str, values: Sequence[float]) -> tuple[float, float]:
+    """The two ends of a range.
+
+    Raises:
+        ValueError: there are not two numbers.
+    """
+    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f"params.yaml: {name} must be two numbers, [lowest, highest], got {values}")
+    return float(values[0]), float(values[1])
 
 
 def read_params() -> dict[str, Any]:

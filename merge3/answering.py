@@ -25,7 +25,7 @@ PROTOCOL = {
 }
 
 
-class BrokenModel(ArithmeticError):  # noqa: N818 - reads better where it is raised
+class BrokenModel(ValueError):  # noqa: N818 - reads better where it is raised
     """The model's likelihoods are not finite numbers."""
 
 
@@ -65,14 +65,17 @@ def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree:
     Raises:
         ValueError: the prompt has no token, or an option adds none.
     """
-    context = item.prompt.rstrip()
-    prompt = tokenizer.encode(context)
+    return _tree(item, item.options, tokenizer)
+
+
+def _tree(item: Item, options: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tree:
+    prompt = tokenizer.encode(item.prompt.rstrip())
     if not prompt:
         raise ValueError(f"item {item.id!r}: its prompt has no token: {item.prompt!r}")
     tokens, parents = list(prompt), list[int]()
     reads = []
     children: dict[tuple[int, int], int] = {}  # (parent position, token) -> position
-    for option in item.options:
+    for option in options:
         own = tokenizer.encode(item.prompt + option)[len(prompt) :]
         if not own:
             raise ValueError(f"item {item.id!r}: option {option!r} adds no token to the prompt")
@@ -135,7 +138,6 @@ def _logits(
     return logits
 
 
-@torch.inference_mode()
 def loglikelihoods(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -149,9 +151,45 @@ def loglikelihoods(
 
     Raises:
         BrokenModel: a log-likelihood is not finite.
+        ValueError: an item is longer than the model's sliding window.
     """
     trees = [tokenize(item, tokenizer) for item in items]
-    answers: list[Answer] = [()] * len(items)
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or np.inf
+    if (longest := max((len(tree.tokens) for tree in trees), default=0)) > window:
+        raise ValueError(f"an item has {longest} tokens with its options; this model's sliding window is {window}")
+    answers = _score(model, tokenizer, trees, batch_tokens, on_batch)
+    for item, answer in zip(items, answers, strict=True):
+        if not np.isfinite(answer).all():
+            raise BrokenModel(f"log-likelihoods of item {item.id!r} are {answer}")
+    return answers, Work(sum(len(t.tokens) for t in trees), sum(t.read_positions for t in trees))
+
+
+def check_packing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> None:
+    """Refuse a model that answers a packed item otherwise than its options one by one, as recurrent layers do.
+
+    Raises:
+        ValueError: the log-likelihoods differ by more than the dtype's rounding explains.
+    """
+    alone = [_score(model, tokenizer, [_tree(item, [option], tokenizer)], 1)[0][0] for option in item.options]
+    packed = _score(model, tokenizer, [tokenize(item, tokenizer)], 1)[0]
+    off = float(np.abs(np.subtract(packed, alone)).max())
+    if off > (0.01 if model.dtype == torch.float32 else 0.3):  # NaN is no difference: the answers will tell
+        raise ValueError(
+            f"{type(model).__name__} cannot be asked by packed options (off by {off:.2f} nats): "
+            "its layers are not all attention"
+        )
+
+
+@torch.inference_mode()
+def _score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    trees: Sequence[Tree],
+    batch_tokens: int,
+    on_batch: Callable[[int], None] = lambda items: None,
+) -> list[Answer]:
+    """The log-likelihood of every option of every tree; NaN where the model is broken, which ends the work."""
+    answers: list[Answer] = [(np.nan,)] * len(trees)
     for batch in batches(trees, batch_tokens):
         chosen = [trees[i] for i in batch]
         inputs = _inputs(chosen, tokenizer.pad_token_id, model.dtype)
@@ -167,11 +205,11 @@ def loglikelihoods(
             values = logits[read, tokens].double() - totals[read]
             parts = torch.split(values, [len(path) for path in tree.reads])
             answers[index] = tuple(float(part.sum()) for part in parts)
-            if not np.isfinite(answers[index]).all():
-                raise BrokenModel(f"log-likelihoods of item {items[index].id!r} are {answers[index]}")
             first += tree.read_positions
         on_batch(len(batch))
-    return answers, Work(sum(len(t.tokens) for t in trees), sum(t.read_positions for t in trees))
+        if not all(np.isfinite(answers[index]).all() for index in batch):
+            break
+    return answers
 
 
 def correct(items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:

@@ -196,8 +196,8 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
 
     c is the least-squares mixture of the mean and the model, clipped to [0, 1]: unlike tinyBenchmarks' b² /
     (b² + v / 4n) it sees that the mean of a fisher subset is biased. The widening is the conformal 90 %
-    quantile of |error| over its standard error. The figures speak of models like the given ones: for
-    parent_aware, give merges of the parents.
+    quantile of |error| over its standard error. The figures are leave-one-out: each model is estimated with what
+    the others taught. They speak of models like the given ones: for parent_aware, give merges of the parents.
 
     Args:
         estimator: a key of `ESTIMATORS`.
@@ -217,8 +217,37 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
         raise ValueError(
             f"expected answers to all {len(known.items)} items, got {responses.shape[1]}: align them by id"
         )
-    known = replace(known, calibration=replace(known.calibration, widening=1.0))
+    plain = replace(known, calibration=replace(known.calibration, widening=1.0))
     truths, asked = responses.mean(axis=1), responses[:, known.subset]
+    fitted = [_fit(estimator, asked[others], truths[others], plain) for others in _all_but_one(len(truths))]
+    estimates = [ESTIMATORS[estimator](a, one) for a, one in zip(asked, fitted, strict=True)]
+    scores = np.array([e.score for e in estimates])
+    held = np.array([e.low <= truth <= e.high for e, truth in zip(estimates, truths, strict=True)])
+    known = _fit(estimator, asked, truths, plain)
+    figures = replace(
+        known.calibration,
+        estimator=estimator,
+        models=len(truths),
+        mean_absolute_error=float(np.abs(scores - truths).mean()),
+        bias=float((scores - truths).mean()),
+        deviation=float((scores - truths).std()),
+        spearman=float(spearmanr(scores, truths).statistic) if np.ptp(scores) > 0 < np.ptp(truths) else None,
+        coverage=float(held.mean()),
+    )
+    return replace(known, calibration=figures)
+
+
+def _all_but_one(count: int) -> list[Int[np.ndarray, " others"]]:
+    """For each model the indices of the others; of a single model itself."""
+    if count == 1:
+        return [np.array([0])]
+    return [np.delete(np.arange(count), i) for i in range(count)]
+
+
+def _fit(
+    estimator: str, asked: Float[np.ndarray, "models asked"], truths: Float[np.ndarray, " models"], known: Known
+) -> Known:
+    """Mixing and widening that suit the models given."""
     if estimator in MIXED:
         means = np.array([mean(answers, known).score for answers in asked])
         models = np.array([MIXED[estimator](answers, known).score for answers in asked])
@@ -227,21 +256,12 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
         known = replace(known, calibration=replace(known.calibration, mixing=c))
     estimates = [ESTIMATORS[estimator](answers, known) for answers in asked]
     scores, errors = (np.array([getattr(e, name) for e in estimates]) for name in ("score", "standard_error"))
+    if not errors.any():  # everything was asked
+        return known
     misses = np.abs(scores - truths) / (Z90 * np.maximum(errors, 1e-9))
     level = min(1.0, 0.9 * (len(truths) + 1) / len(truths))
-    widening = float(np.quantile(misses, level, method="higher")) if errors.any() else 1.0
-    figures = replace(
-        known.calibration,
-        widening=widening,
-        estimator=estimator,
-        models=len(truths),
-        mean_absolute_error=float(np.abs(scores - truths).mean()),
-        bias=float((scores - truths).mean()),
-        deviation=float((scores - truths).std()),
-        spearman=float(spearmanr(scores, truths).statistic) if np.ptp(scores) > 0 < np.ptp(truths) else None,
-        coverage=float((misses <= widening).mean()),
-    )
-    return replace(known, calibration=figures)
+    widening = float(np.quantile(misses, level, method="higher"))
+    return replace(known, calibration=replace(known.calibration, widening=widening))
 
 
 def learn_inheritance(merges: Float[np.ndarray, "merges items"], known: Known) -> Known:

@@ -51,7 +51,14 @@ class Asker:
         self.store = store
         self.identity = dict(identity)
         self.batch_tokens = batch_tokens
+        self._checked = False  # whether packed options were held against single ones
         self._applied: str | None = None  # phenotype that the live model holds
+
+    def cost(self, items: Sequence[Item]) -> Cost:
+        """What a model's answers to `items` take, if none is kept."""
+        trees = [answering.tokenize(item, self.tokenizer) for item in items]
+        work = answering.Work(sum(len(t.tokens) for t in trees), sum(t.read_positions for t in trees))
+        return Cost(work.tokens, flops(self.merger.model, work))
 
     def key(self, recipe: Recipe) -> dict[str, Any]:
         """The store's key of a recipe: equal for recipes that make the same weights."""
@@ -85,6 +92,9 @@ class Asker:
             self.merger.apply(recipe)
             self._applied = phenotype
         merged = perf_counter()
+        if not self._checked:
+            answering.check_packing(self.merger.model, self.tokenizer, items[0])
+            self._checked = True
         try:
             found, work = answering.loglikelihoods(
                 self.merger.model, self.tokenizer, items, self.batch_tokens, on_batch

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3.merging import METHODS
-from merge3.recipe import GROUPS, SPARSE, Recipe, group_of, snap
+from merge3.recipe import GROUPS, RESOLUTION, SPARSE, Recipe, group_of, snap
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Genome:
         for name, (low, high) in (("weight_range", self.weight_range), ("density_range", self.density_range)):
             if not (np.isfinite([low, high]).all() and low < high):
                 raise ValueError(f"{name} must be two finite numbers that rise, got {[low, high]}")
-        if not 0 < self.density_range[0] < self.density_range[1] <= 1:
-            raise ValueError(f"density_range must lie in (0, 1], got {list(self.density_range)}")
+        if not snap(self.density_range[0]) > 0 or self.density_range[1] > 1:
+            raise ValueError(f"density_range must lie in [{RESOLUTION}, 1], got {list(self.density_range)}")
         if self.method == "slerp" and len(self.experts) > 2:
             raise ValueError(f"slerp merges one or two experts, got {len(self.experts)}: {list(self.experts)}")
         if self.method == "slerp" and not 0 <= self.weight_range[0] < self.weight_range[1] <= 1:

@@ -86,16 +86,25 @@ def _item(row: Mapping[Hashable, Any], source: str) -> Item:
     answer, options = row["answer"], row["options"]
     if isinstance(options, str) or not isinstance(options, Iterable):
         raise ValueError(f"{source}: item {row['id']!r}: options must be a list of strings, got {options!r}")
-    if not isinstance(answer, int | float) or answer != int(answer):
+    missing = [name for name in ("id", "prompt") if not isinstance(row[name], str | int)]
+    if missing or not all(isinstance(option, str | int | float) for option in options):
+        raise ValueError(
+            f"{source}: item {row['id']!r}: {missing[0] if missing else 'an option'} is missing or no text"
+        )
+    if isinstance(answer, bool) or not isinstance(answer, int | float) or answer != int(answer):
         raise ValueError(f"{source}: item {row['id']!r}: answer must be the index of an option, got {answer!r}")
     return Item(
         id=str(row["id"]),
         prompt=str(row["prompt"]),
         options=tuple(str(option) for option in options),
         answer=int(answer),
-        group=str(row.get("group", "")),
-        form=str(row.get("form", "")),
+        group=_label(row.get("group")),
+        form=_label(row.get("form")),
     )
+
+
+def _label(value: Any) -> str:
+    return "" if value is None or value != value else str(value)  # NaN is not itself
 
 
 def read(path: Path) -> list[Item]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from merge3.models import Deltas, weights_of
-from merge3.recipe import SPARSE, Coefficients, Recipe, layer_of
+from merge3.recipe import GROUPS, SPARSE, Coefficients, Recipe, layer_of, snap
 
 COLLINEAR = 0.9995  # cosine above which slerp is lerp, as in mergekit
 MASK_LEVELS = 256  # a mask draw is one byte: densities of DARE are multiples of 1/256
@@ -36,7 +36,7 @@ class Noise:
     def keep(self, expert: int, density: float, shape: torch.Size) -> Tensor:
         """A Bernoulli(density) mask, `density` rounded to 1/256."""
         draws = _draws(self.seed, self.experts[expert], self.tensor, shape.numel())
-        return (draws < round(density * MASK_LEVELS)).view(shape)
+        return (draws <= round(density * MASK_LEVELS) - 1).view(shape)
 
 
 @cache
@@ -44,7 +44,7 @@ def _draws(seed: int, expert: str, tensor: str, count: int) -> Tensor:
     """`count` uniform integers below 256 from Philox, a counter-based generator (Salmon et al. 2011)."""
     key = hashlib.sha256(f"{seed} {expert} {tensor}".encode()).digest()[:16]
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-    return torch.from_numpy(generator.integers(0, MASK_LEVELS, count, dtype=np.uint8)).to(torch.int16)
+    return torch.from_numpy(generator.integers(0, MASK_LEVELS, count, dtype=np.uint8))
 
 
 Method = Callable[[Tensor, Sequence[Tensor], Coefficients, Noise], Tensor]
@@ -52,7 +52,7 @@ Method = Callable[[Tensor, Sequence[Tensor], Coefficients, Noise], Tensor]
 
 def linear(base: Tensor, deltas: Sequence[Tensor], coefficients: Coefficients, noise: Noise) -> Tensor:
     """sum(w_i x_i) / sum(w_i), Model Soups (arXiv 2203.05482). Weights that sum to zero return the base."""
-    total = sum(coefficients.weights)
+    total = snap(sum(coefficients.weights))
     if total == 0:
         return base.clone()
     return _add(base, deltas, [w / total for w in coefficients.weights])
@@ -167,7 +167,8 @@ def check(recipe: Recipe) -> None:
 
     Raises:
         ValueError: the method is unknown, slerp has not one or two experts or t outside [0, 1], a weight is not finite,
-            or a density is not in (0, 1].
+            a density is not in (0, 1], or a group or
+            expert of the coefficients is unknown.
     """
     if recipe.method not in METHODS:
         raise ValueError(f"merge method must be one of {sorted(METHODS)}, got {recipe.method!r}")
@@ -175,6 +176,12 @@ def check(recipe: Recipe) -> None:
         raise ValueError("a merge needs at least one expert, got none")
     if recipe.method == "slerp" and len(recipe.experts) > 2:
         raise ValueError(f"slerp merges one or two experts, got {len(recipe.experts)}: {list(recipe.experts)}")
+    for group, by_expert in [*recipe.weights.items(), *recipe.densities.items()]:
+        if group not in GROUPS or not set(by_expert) <= set(recipe.experts):
+            raise ValueError(
+                f"coefficients must be of groups {list(GROUPS)} and experts {list(recipe.experts)}, "
+                f"got group {group!r} with {sorted(by_expert)}"
+            )
     for group, by_expert in recipe.weights.items():
         for expert, knots in by_expert.items():
             bounded = recipe.method == "slerp" and expert == recipe.experts[-1]

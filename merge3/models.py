@@ -28,6 +28,11 @@ from transformers import (
 Deltas = dict[str, Tensor]  # parameter name -> float32 difference from the base; absent where there is none
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NAMED = ("config.json", ADAPTER_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
+SAME = (  # fields of a config that all experts share with the base
+    *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "rope_parameters", "rms_norm_eps", "hidden_act", "tie_word_embeddings"),
+)
 
 
 class IncompatibleModels(ValueError):  # noqa: N818 - reads better where it is raised
@@ -59,17 +64,15 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def runtime_name(device: str) -> str:
-    """The device's name and torch's version: what answers can differ by in their last bits."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    return f"{name}, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    """The device, its threads and torch's version: what answers can differ by in their last bits."""
+    kind = torch.device(device).type
+    name = {"cuda": torch.cuda.get_device_name, "cpu": lambda _: torch.backends.cpu.get_cpu_capability()}
+    detail = f" {name[kind](device)}" if kind in name else ""
+    return f"{kind}{detail}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of the weights in a model or adapter folder, and its adapter config.
+    """SHA-256 over the names and contents of what a model's answers depend on: weights, configs, tokenizer.
 
     Raises:
         FileNotFoundError: there is no folder, or no safetensors file in it.
@@ -77,8 +80,7 @@ def fingerprint(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
-    if (folder / ADAPTER_CONFIG).exists():
-        files.append(folder / ADAPTER_CONFIG)
+    files += sorted(file for pattern in NAMED for file in folder.glob(pattern))
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -107,16 +109,26 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
+        IncompatibleModels: tensors are missing, left over, or of another shape than the config says.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, low_cpu_mem_usage=True
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except OSError as error:
         raise FileNotFoundError(
             f"no model at {str(source)!r}: expected a folder with config.json and .safetensors files, or a hub id "
             f"that can be reached from here ({str(error).splitlines()[0]})"
         ) from error
+    model: PreTrainedModel
+    loading: dict[str, Any]
+    model, loading = pair
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found := sorted(map(str, loading[problem])):
+            raise IncompatibleModels(
+                f"model {str(source)!r}: {len(found)} {problem.replace('_', ' ')} in its weights, first {found[0]}; "
+                "its files are not whole, or not of its config"
+            )
     module: torch.nn.Module = model  # whose methods have whole types
     module.to(torch.device(device)).train(False).requires_grad_(False)
     return model
@@ -166,13 +178,41 @@ def _check_config(source: str | Path, base: Any) -> None:
         expert = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
-    for field in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
+    for field in SAME:
         ours, theirs = getattr(base, field, None), getattr(expert, field, None)
         if ours != theirs:
             raise IncompatibleModels(
                 f"expert {str(source)!r}: {field} is {theirs!r}, the base's is {ours!r}; "
                 "experts must be fine-tunes of the one base"
             )
+
+
+def check_vocabulary(source: Path, base: PreTrainedTokenizerBase) -> None:
+    """Refuse an expert whose tokenizer, if it has one, gives tokens other numbers than the base's.
+
+    Raises:
+        IncompatibleModels: the vocabularies differ; the message names a token.
+    """
+    if not list(source.glob("tokenizer*")):
+        return
+    ours, theirs = base.get_vocab(), load_tokenizer(source).get_vocab()
+    if different := sorted({token for token, number in (ours.items() ^ theirs.items())}):
+        raise IncompatibleModels(
+            f"expert {str(source)!r}: token {different[0]!r} is {theirs.get(different[0])} in its vocabulary and "
+            f"{ours.get(different[0])} in the base's ({len(different)} differ); experts must share the base's tokenizer"
+        )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: the name is no device, or the machine has none of that kind.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _check_names(source: str | Path, expert: set[str], base: set[str]) -> None:
@@ -194,7 +234,11 @@ def _check_shape(source: str | Path, name: str, tensor: Tensor, base: Tensor) ->
 def _adapter_deltas(folder: Path, base: Mapping[str, Tensor]) -> Deltas:
     """LoRA (arXiv 2106.09685): delta = alpha / rank * B A; rank-stabilised: alpha / sqrt(rank)."""
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    plain = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None}
+    plain = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None, "lora_bias": False}
+    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        raise IncompatibleModels(
+            f"adapter {folder}: init_lora_weights {config['init_lora_weights']!r} changes the base"
+        )
     for field, expected in plain.items():
         if config.get(field, expected) not in (expected, None):
             raise IncompatibleModels(
@@ -216,7 +260,7 @@ def _adapter_deltas(folder: Path, base: Mapping[str, Tensor]) -> Deltas:
             delta = scale * (b.float() @ a.float())
             _check_shape(folder, name, delta, base[name])
             found[name] = delta.to(base[name].device)
-    unused = keys - {k for k in keys if ".lora_A." in k or ".lora_B." in k}
+    unused = {k for k in keys if not k.endswith((".lora_A.weight", ".lora_B.weight"))}
     if unused or not found:
         raise IncompatibleModels(
             f"adapter {folder}: expected LoRA matrices alone, found {sorted(unused)[:1] or 'none'}"

@@ -1,11 +1,13 @@
 """A recipe is one merge, said in full: the method, the experts, and their coefficients by group and depth.
 
-Two recipes that make the same weights have one canonical form and one hash: weights are snapped to
-`RESOLUTION`, experts that weigh nothing are left out, normalised weights are scaled to sum to one.
+Coefficients are multiples of `RESOLUTION`, so what is hashed is what is merged. The canonical form is one for recipes
+that make the same model, as far as the coefficients tell: experts that weigh nothing are left out, normalised weights
+are scaled to sum to one, densities and mask seeds count where they are used.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ _ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
 _MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe)\.")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
-NORMALISED = frozenset({"linear"})  # methods that divide by the sum of the weights: only ratios matter
+NORMALISED = frozenset({"linear", "ties"})  # methods that divide by the weights' sum: only ratios matter
 SPARSE = frozenset({"ties", "dare_linear", "dare_ties"})  # methods that use densities
 MASKED = frozenset({"dare_linear", "dare_ties"})  # methods that draw masks
 
@@ -53,8 +55,8 @@ class Recipe:
 
     `weights[group][expert]` is a tuple of values along depth, at equally spaced knots from the first layer to the
     last, linear between them; one value is a constant. The same for `densities`. A group that is absent keeps
-    the base. For `slerp` the one weight, that of the second of two experts (or of one expert against the base),
-    is the angle's share t.
+    the base (slerp of two experts: the first). For `slerp` the weight of the last expert is the angle's share t,
+    between the first of two experts (the base, where there is one) and the last.
     """
 
     method: str
@@ -62,6 +64,12 @@ class Recipe:
     weights: Mapping[str, Mapping[str, tuple[float, ...]]]
     densities: Mapping[str, Mapping[str, tuple[float, ...]]]
     mask_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "densities"):
+            by_group = getattr(self, name)
+            snapped = {g: {e: tuple(snap(v) for v in knots) for e, knots in by.items()} for g, by in by_group.items()}
+            object.__setattr__(self, name, snapped)
 
     def at(self, tensor: str, layers: int) -> Coefficients:
         """The coefficients for one parameter of a model of `layers` layers.
@@ -88,14 +96,15 @@ class Recipe:
         """
         entries = []
         for expert in self.experts:
-            weights = {g: _snap(self.weights[g][expert]) for g in sorted(self.weights) if expert in self.weights[g]}
+            weights = {g: _constant(self.weights[g][expert]) for g in sorted(self.weights) if expert in self.weights[g]}
             kept = {g: w for g, w in weights.items() if any(w)}
-            densities = {g: _snap(self.densities.get(g, {}).get(expert, (1.0,))) for g in kept}
+            densities = {g: _constant(self.densities.get(g, {}).get(expert, (1.0,))) for g in kept}
             entry: dict[str, Any] = {"expert": fingerprints[expert], "weights": kept}
             if self.method in SPARSE:
                 entry["densities"] = densities
             entries.append(entry)
-        if self.method == "slerp":  # both ends count, and their order
+        if self.method == "slerp" and len(entries) == 2:  # both ends count, and their order; only t has weight
+            entries[0]["weights"] = {}
             return {"method": self.method, "experts": entries, "version": VERSION}
         entries = [entry for entry in entries if entry["weights"]]
         if self.method in NORMALISED:
@@ -158,21 +167,22 @@ def interpolate(knots: Sequence[float], depth: float) -> float:
 
 
 def snap(value: float) -> float:
-    """The nearest multiple of `RESOLUTION`, without a negative zero."""
+    """The nearest multiple of `RESOLUTION`, without a negative zero; what is not finite stays, to be refused."""
+    if not math.isfinite(value):
+        return value
     return round(round(value / RESOLUTION) * RESOLUTION, 10) + 0.0
 
 
-def _snap(knots: Sequence[float]) -> list[float]:
-    """Snapped knots; equal ones are one constant."""
-    snapped = [snap(knot) for knot in knots]
-    return snapped[:1] if len(set(snapped)) == 1 else snapped
+def _constant(knots: Sequence[float]) -> list[float]:
+    """The knots; equal ones are one constant."""
+    return [knots[0]] if len(set(knots)) == 1 else list(knots)
 
 
 def _normalise(entries: list[dict[str, Any]]) -> None:
-    """Scale constant weights of each group to sum to one; knots that vary with depth stay as they are."""
+    """Scale constant weights of each group so that their magnitudes sum to one; knots that vary with depth stay."""
     for group in {g for entry in entries for g in entry["weights"]}:
         members = [entry["weights"][group] for entry in entries if group in entry["weights"]]
         if all(len(weights) == 1 for weights in members):
-            total = sum(weights[0] for weights in members)
+            total = sum(abs(weights[0]) for weights in members)
             for weights in members:
-                weights[0] = round(weights[0] / total, 6) if total else weights[0]
+                weights[0] = round(weights[0] / total, 6)

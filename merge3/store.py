@@ -91,11 +91,12 @@ class Store:
 
     def _read(self, path: Path, key: Mapping[str, Any]) -> dict[str, Answer]:
         header, *lines = path.read_bytes().decode(errors="replace").splitlines() or [""]
-        entries = [_parse(line) for line in lines]
+        if header == canonical(key):
+            entries = [_parse(line) for line in lines]
+            damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]
+        else:  # whose answers these are cannot be known
+            entries, damaged = [], [header, *lines]
         answers = dict(entry for entry in entries if entry is not None)
-        damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]
-        if header != canonical(key):
-            damaged.insert(0, header)
         if damaged:
             aside = path.with_suffix(".damaged")
             with aside.open("a", encoding="utf-8") as file:

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import SIZES, build
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import answering
 from merge3.answering import BrokenModel, Tree, batches, correct, loglikelihoods, margins, tokenize
@@ -81,6 +82,23 @@ def test_progress_is_told_every_item(llama: PreTrainedModel, tokenizer: PreTrain
     assert len(told) > 1
 
 
+def test_models_whose_layers_are_not_attention_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    layers = {"num_key_value_heads": 2, "vocab_size": 259, "layer_types": ["conv", "full_attention"]}
+    convolutional = build(Lfm2Config(**SIZES, **layers), 1)
+    with pytest.raises(ValueError, match="cannot be asked by packed options"):
+        answering.check_packing(convolutional, tokenizer, ITEMS[0])
+
+
+def test_models_of_attention_pass(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    answering.check_packing(model, tokenizer, ITEMS[0])
+
+
+def test_items_beyond_a_sliding_window_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = MistralConfig(**SIZES, num_key_value_heads=2, vocab_size=259, sliding_window=20)
+    with pytest.raises(ValueError, match="sliding window is 20"):
+        loglikelihoods(build(config, 1), tokenizer, ITEMS, 4096)
+
+
 def test_only_the_strictly_likeliest_option_is_an_answer() -> None:
     items = [ITEMS[3]] * 3
     answers = [(-1.0, -2.0), (-2.0, -1.0), (-1.0, -1.0)]
@@ -93,7 +111,7 @@ def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, 
     kept = weight.data.clone()
     try:
         weight.data.fill_(float("nan"))
-        with pytest.raises(BrokenModel, match="item 'c'"):
+        with pytest.raises(BrokenModel, match="log-likelihoods of item"):
             loglikelihoods(llama, tokenizer, ITEMS, 4096)
     finally:
         weight.data.copy_(kept)

@@ -163,11 +163,28 @@ def test_an_imported_population_serves(here: Path, saved: dict[str, Path]) -> No
     ids = [item.id for item in items.read(Path("data/prepare/search.parquet"))]
     generator = np.random.default_rng(0)
     cells = (generator.random((30, len(ids))) < generator.uniform(0.3, 0.7, (30, 1))).astype(float)
-    responses.write(Path("board.parquet"), responses.table([f"m{n}" for n in range(30)], ids, cells))
+    responses.write(Path("board.parquet"), responses.table([f"{n:02d}" for n in range(30)], ids, cells))
     values = change(world.params(saved), "population", responses="board.parquet")
     world.run(values, "population", "calibrate", "extract", "estimate", "evolve")
-    members = pd.read_csv("data/population/models.csv", keep_default_na=False)
-    assert (len(members), members["held_out"].sum()) == (30, 3)
+    members = pd.read_csv("data/population/models.csv", keep_default_na=False, dtype=str)
+    assert (len(members), members["held_out"].tolist().count("True"), members["model"][3]) == (30, 3, "03")
+
+
+def test_a_search_on_all_items_has_a_winner(here: Path, saved: dict[str, Path]) -> None:
+    values = change(change(world.params(saved), "extract", items=48), "evolve", generations=1)
+    world.run(values, "extract", "estimate", "evolve")
+    history, finalists = pd.read_csv("data/evolve/history.csv"), pd.read_csv("data/evolve/finalists.csv")
+    best = json.loads(Path("data/evolve/winner.json").read_text())["estimate"]
+    assert best >= history["estimate"].max()
+    assert (finalists["low"] == finalists["high"]).all()
+
+
+def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[str, Path]) -> None:
+    ids = [item.id for item in items.read(Path("data/prepare/search.parquet"))]
+    cells = np.tile(np.arange(len(ids)) % 2.0, (3, 1))
+    responses.write(Path("board.parquet"), responses.table(["a", "b", "clone"], ids, cells))
+    with pytest.raises(ValueError, match="got 3 of 1 distinct models"):
+        world.run(change(world.params(saved), "population", responses="board.parquet"), "population")
 
 
 # --- what is wrong is said
@@ -185,6 +202,15 @@ def test_an_imported_population_serves(here: Path, saved: dict[str, Path]) -> No
         ("prepare", {"benchmark": {"file": "items.jsonl", "test_share": 1.0}}, "prepare", "inside"),
         ("prepare", {"benchmark": None}, "prepare", "either prepare.benchmark or prepare.problems"),
         ("population", {"size": 1, "held_out": 1}, "population", "at least two models to fit"),
+        ("population", {"weights": [0.5]}, "population", "population.weights must be two numbers"),
+        ("experts", {"models": {"base": "m"}}, "experts", "not 'base'|no model at"),
+        ("prepare", {"benchmark": {"file": "items.jsonl"}}, "prepare", "prepare.benchmark must have the keys"),
+        ("runtime", {"protable": True}, "respond", "runtime must have the keys"),
+        ("runtime", {"device": "gpu"}, "respond", "device 'gpu' cannot be used here"),
+        ("studies", {"tiny": {"expert": ["first"], "groups": ["x"]}}, "extract", "studies.tiny must have the keys"),
+        ("studies", {"more": {"experts": ["thrid"], "groups": ["x"]}}, "population", "studies.more: no expert 'thrid'"),
+        ("evolve", {"weights": [0.0, 0.5, 1.0]}, "evolve", "evolve.weights must be two numbers"),
+        ("estimate", {"method": "mean"}, "estimate", "mean needs extract.method uniform"),
         ("population", {"responses": "none.parquet"}, "population", "no response table at none.parquet"),
         ("calibrate", {"engine": "guess"}, "calibrate", "calibrate.engine must be one of"),
         ("calibrate", {"dimensions": 3}, "calibrate", "mirt"),

@@ -67,6 +67,7 @@ def test_a_start_is_what_it_says() -> None:
         ({"weight_range": (1.0, 1.0)}, "weight_range must be two finite numbers that rise"),
         ({"weight_range": (0.0, float("inf"))}, "weight_range"),
         ({"density_range": (-0.1, 1.0)}, "density_range must lie in"),
+        ({"density_range": (0.001, 1.0)}, "density_range must lie in"),
         ({"density_range": (0.5, 1.1)}, "density_range must lie in"),
         ({"method": "slerp", "weight_range": (0.0, 1.2)}, "slerp needs a weight_range in"),
         ({"method": "slerp", "experts": ("a", "b", "c")}, "slerp merges one or two experts"),

@@ -89,6 +89,10 @@ def test_slerp_of_one_expert_is_against_the_base() -> None:
     torch.testing.assert_close(merge("slerp", (0.3,)), two)
 
 
+def test_linear_weights_that_cancel_return_the_base() -> None:
+    assert torch.equal(merge("linear", (0.1, 0.2, -0.3)), tensors()[0])
+
+
 def test_ties_with_weights_of_both_signs_does_not_explode() -> None:
     deltas = [torch.tensor([0.001]), torch.tensor([-0.001])]
     merged = METHODS["ties"](torch.zeros(1), deltas, Coefficients((1.0, -0.999), (1.0, 1.0)), NOISE)
@@ -185,6 +189,8 @@ def test_masks_differ_by_seed_expert_and_tensor_and_by_nothing_else() -> None:
         (constant("slerp", {"a": 0.0, "b": 1.5}), r"in \[0, 1\], got \[1.5\] for expert 'b'"),
         (constant("linear", {"a": float("nan")}), "finite, got"),
         (constant("linear", {"a": float("inf")}), "finite, got"),
+        (Recipe("ties", ("a",), {"mpl": {"a": (1.0,)}}, {}), "got group 'mpl'"),
+        (Recipe("ties", ("a",), {"mlp": {"z": (1.0,)}}, {}), r"with \['z'\]"),
         (constant("ties", {"a": 1.0}, density=0.0), r"densities must be in \(0, 1\]"),
     ],
 )

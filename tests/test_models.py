@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,11 @@ def test_tied_weights_occur_once(llama: PreTrainedModel) -> None:
         (CONFIGS["qwen2"], "model_type is 'qwen2', the base's is 'llama'"),
         ({"vocab_size": 300}, "vocab_size is 300, the base's is 259"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, the base's is 2"),
+        (
+            {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+            "num_attention_heads is 8, the base's is 4",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "rope_parameters is"),
         ({"intermediate_size": 48}, r"has shape \(48, 32\), the base's \(64, 32\)"),
     ],
 )
@@ -85,6 +92,57 @@ def test_adapters_beyond_plain_lora_are_refused(
         models.deltas(tmp_path, models.weights_of(llama), llama.config)
 
 
+def test_an_adapter_with_biases_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
+    adapter_of(llama, tmp_path)
+    weights = tmp_path / models.ADAPTER_WEIGHTS
+    kept = load_file(weights)
+    save_file(kept | {"base_model.model.model.layers.0.mlp.down_proj.lora_B.bias": torch.ones(32)}, weights)
+    with pytest.raises(IncompatibleModels, match="LoRA matrices alone"):
+        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda kept: {k: v for k, v in kept.items() if "layers.1.mlp.up" not in k}, "1 missing keys"),
+        (lambda kept: kept | {"model.extra.weight": torch.ones(2)}, "1 unexpected keys"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused(
+    saved: dict[str, Path],
+    tmp_path: Path,
+    edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    message: str,
+) -> None:
+    shutil.copytree(saved["base"], tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    save_file(edit(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(IncompatibleModels, match=message):
+        models.load(tmp_path / "m", torch.float32)
+
+
+def test_another_vocabulary_is_refused_by_a_token(
+    saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    models.check_vocabulary(saved["first"], tokenizer)
+    models.check_vocabulary(tmp_path, tokenizer)  # no tokenizer: the base's is meant
+    shutil.copytree(saved["first"], tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(IncompatibleModels, match="token 'a' is"):
+        models.check_vocabulary(tmp_path / "m", tokenizer)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    models.check_device("cpu")
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+        models.check_device(device)
+
+
 def test_an_adapter_of_another_model_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
     adapter_of(llama, tmp_path)
     weights = tmp_path / models.ADAPTER_WEIGHTS
@@ -93,15 +151,21 @@ def test_an_adapter_of_another_model_is_refused(llama: PreTrainedModel, tmp_path
         models.deltas(tmp_path, models.weights_of(llama), llama.config)
 
 
-def test_the_fingerprint_follows_the_weights_alone(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_the_fingerprint_follows_what_answers_depend_on(saved: dict[str, Path], tmp_path: Path) -> None:
     first = models.fingerprint(saved["first"])
     assert first != models.fingerprint(saved["second"])
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in saved["first"].glob("*.safetensors"):
         (copy / file.name).write_bytes(file.read_bytes())
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (copy / file).write_bytes((saved["first"] / file).read_bytes())
     (copy / "README.md").write_text("anything")
     assert models.fingerprint(copy) == first
+    for file in ("config.json", "tokenizer.json"):
+        (copy / file).write_bytes((saved["first"] / file).read_bytes() + b" ")
+        assert models.fingerprint(copy) != first
+        (copy / file).write_bytes((saved["first"] / file).read_bytes())
 
 
 def test_missing_models_are_said_so(tmp_path: Path, llama: PreTrainedModel) -> None:

@@ -63,6 +63,8 @@ def test_density_counts_only_where_there_is_a_weight_and_a_mask_seed_only_where_
 
 def test_only_ratios_matter_where_weights_are_normalised() -> None:
     assert same(constant("linear", {"a": 1.0, "b": 3.0}), constant("linear", {"a": 0.25, "b": 0.75}))
+    assert same(constant("ties", {"a": 0.5, "b": 0.5}), constant("ties", {"a": 1.0, "b": 1.0}))
+    assert not same(constant("ties", {"a": -0.5, "b": -0.5}), constant("ties", {"a": 1.0, "b": 1.0}))
     assert not same(
         constant("task_arithmetic", {"a": 1.0, "b": 3.0}), constant("task_arithmetic", {"a": 0.25, "b": 0.75})
     )
@@ -93,6 +95,17 @@ def test_recipes_closer_than_the_resolution_are_one(weights: list[float], noise:
     snapped = [snap(w) for w in weights]
     near = constant("task_arithmetic", dict(zip("abc", [w + noise for w in snapped], strict=True)))
     assert same(near, constant("task_arithmetic", dict(zip("abc", snapped, strict=True))))
+
+
+def test_what_is_hashed_is_what_is_merged() -> None:
+    recipe = constant("linear", {"a": 0.001, "b": 0.004, "c": 0.006})
+    assert recipe.weights["mlp"] == {"a": (0.0,), "b": (0.0,), "c": (0.01,)}
+    assert same(recipe, constant("linear", {"c": 1.0}))
+
+
+def test_slerp_is_named_by_its_share_alone() -> None:
+    assert same(constant("slerp", {"a": 0.7, "b": 0.4}), constant("slerp", {"a": 0.0, "b": 0.4}))
+    assert same(constant("slerp", {"a": 0.0}), constant("linear", {"a": 0.0}))  # the base
 
 
 def test_plain_values_lead_back() -> None:
