@@ -7,6 +7,7 @@ result. Every problem is put to every model in one form, `PROMPT`.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +111,7 @@ def train(
     model.peft_config["default"].base_model_name_or_path = "base"  # no path of this machine in what is shared
     model.save_pretrained(out, save_embedding_layers=False)
     (out / "README.md").unlink()  # a model card of blanks
+    config = out / "adapter_config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["target_modules"].sort()  # peft keeps them in a set, whose order changes from process to process
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
