@@ -181,7 +181,7 @@ def check_packing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, it
         changes.append(abs(after - before))
     if min(changes) >= 0.1:  # NaN is no difference: the answers will tell
         raise ValueError(
-            f"{type(model).__name__} cannot be asked by packed options (one changes another by {min(changes):.2f} nats): "
+            f"{type(model).__name__} cannot be asked by packed options (one moves another by {min(changes):.2f} nats): "
             "its layers are not all attention"
         )
 

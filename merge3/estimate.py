@@ -218,50 +218,51 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
             f"expected answers to all {len(known.items)} items, got {responses.shape[1]}: align them by id"
         )
     plain = replace(known, calibration=replace(known.calibration, widening=1.0))
-    truths, asked = responses.mean(axis=1), responses[:, known.subset]
-    fitted = [_fit(estimator, asked[others], truths[others], plain) for others in _all_but_one(len(truths))]
-    estimates = [ESTIMATORS[estimator](a, one) for a, one in zip(asked, fitted, strict=True)]
-    scores = np.array([e.score for e in estimates])
-    held = np.array([e.low <= truth <= e.high for e, truth in zip(estimates, truths, strict=True)])
-    known = _fit(estimator, asked, truths, plain)
+    truths = responses.mean(axis=1)
+    parts = [mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
+    made = [[part(row[known.subset], plain) for row in responses] for part in parts]
+    scores, errors = (
+        np.array([[getattr(e, name) for e in row] for row in made]) for name in ("score", "standard_error")
+    )
+    estimates, held = np.zeros(len(truths)), np.zeros(len(truths))
+    for i in range(len(truths)):
+        others = np.delete(np.arange(len(truths)), i) if len(truths) > 1 else np.array([0])
+        shares, widening = _fit(scores[:, others], errors[:, others], truths[others])
+        estimates[i] = shares @ scores[:, i]
+        held[i] = abs(estimates[i] - truths[i]) <= Z90 * widening * (shares @ errors[:, i]) + 1e-9
+    shares, widening = _fit(scores, errors, truths)
     figures = replace(
         known.calibration,
+        mixing=float(shares[0]) if estimator in MIXED else known.calibration.mixing,
+        widening=widening,
         estimator=estimator,
         models=len(truths),
-        mean_absolute_error=float(np.abs(scores - truths).mean()),
-        bias=float((scores - truths).mean()),
-        deviation=float((scores - truths).std()),
-        spearman=float(spearmanr(scores, truths).statistic) if np.ptp(scores) > 0 < np.ptp(truths) else None,
+        mean_absolute_error=float(np.abs(estimates - truths).mean()),
+        bias=float((estimates - truths).mean()),
+        deviation=float((estimates - truths).std()),
+        spearman=float(spearmanr(estimates, truths).statistic) if np.ptp(estimates) > 0 < np.ptp(truths) else None,
         coverage=float(held.mean()),
     )
     return replace(known, calibration=figures)
 
 
-def _all_but_one(count: int) -> list[Int[np.ndarray, " others"]]:
-    """For each model the indices of the others; of a single model itself."""
-    if count == 1:
-        return [np.array([0])]
-    return [np.delete(np.arange(count), i) for i in range(count)]
-
-
 def _fit(
-    estimator: str, asked: Float[np.ndarray, "models asked"], truths: Float[np.ndarray, " models"], known: Known
-) -> Known:
-    """Mixing and widening that suit the models given."""
-    if estimator in MIXED:
-        means = np.array([mean(answers, known).score for answers in asked])
-        models = np.array([MIXED[estimator](answers, known).score for answers in asked])
-        gap = means - models
-        c = float(np.clip(gap @ (truths - models) / max(gap @ gap, 1e-12), 0.0, 1.0))
-        known = replace(known, calibration=replace(known.calibration, mixing=c))
-    estimates = [ESTIMATORS[estimator](answers, known) for answers in asked]
-    scores, errors = (np.array([getattr(e, name) for e in estimates]) for name in ("score", "standard_error"))
-    if not errors.any():  # everything was asked
-        return known
-    misses = np.abs(scores - truths) / (Z90 * np.maximum(errors, 1e-9))
+    scores: Float[np.ndarray, "parts models"],
+    errors: Float[np.ndarray, "parts models"],
+    truths: Float[np.ndarray, " models"],
+) -> tuple[Float[np.ndarray, " parts"], float]:
+    """The shares of the parts (c, 1 - c; or one alone) and the widening that suit the models given."""
+    shares = np.ones(1)
+    if len(scores) == 2:
+        gap = scores[0] - scores[1]
+        c = float(np.clip(gap @ (truths - scores[1]) / max(gap @ gap, 1e-12), 0.0, 1.0))
+        shares = np.array([c, 1 - c])
+    spread = shares @ errors
+    if not spread.any():  # everything was asked
+        return shares, 1.0
+    misses = np.abs(shares @ scores - truths) / (Z90 * np.maximum(spread, 1e-9))
     level = min(1.0, 0.9 * (len(truths) + 1) / len(truths))
-    widening = float(np.quantile(misses, level, method="higher"))
-    return replace(known, calibration=replace(known.calibration, widening=widening))
+    return shares, float(np.quantile(misses, level, method="higher"))
 
 
 def learn_inheritance(merges: Float[np.ndarray, "merges items"], known: Known) -> Known:
