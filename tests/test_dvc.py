@@ -27,6 +27,18 @@ def paths(entries: list[Any]) -> list[str]:
     return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
+def reads(stage: str) -> list[str]:
+    """The files of other stages that a stage declares."""
+    return [path for path in paths(PIPELINE[stage]["deps"]) if path.startswith("data/")]
+
+
+def link(files: list[str], source: Path, folder: Path) -> None:
+    """Put `files` of the folder `source` into `folder`."""
+    for path in files:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).symlink_to(source / path)
+
+
 def imported(file: Path, seen: set[str]) -> set[str]:
     """The project's modules that a module imports, with those that they import."""
     seen.add(str(file.relative_to(ROOT)))
@@ -75,10 +87,7 @@ def test_a_stage_runs_from_what_it_declares_and_writes_what_it_declares(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     world.write(tmp_path, world.params(saved))
-    needs = [path for path in paths(PIPELINE[stage]["deps"]) if path.startswith("data/")]
-    for path in needs:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).symlink_to(done / path)
+    link(reads(stage), done, tmp_path)
     world.run(world.params(saved), stage)
     written = {path.relative_to(tmp_path) for path in (tmp_path / "data" / stage).rglob("*") if path.is_file()}
     outs = paths(PIPELINE[stage]["outs"]) + paths(PIPELINE[stage].get("metrics", []))
@@ -97,7 +106,7 @@ def test_a_stage_needs_each_of_the_files_that_it_declares(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    needs = [path for path in paths(PIPELINE[stage]["deps"]) if path.startswith("data/")]
+    needs = reads(stage)
     if stage == "experts":
         needs = []  # where experts are named and not trained, the base is only fingerprinted
     for missing in needs:
@@ -105,10 +114,7 @@ def test_a_stage_needs_each_of_the_files_that_it_declares(
         folder.mkdir()
         monkeypatch.chdir(folder)
         world.write(folder, world.params(saved))
-        for path in needs:
-            if path != missing:
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).symlink_to(done / path)
+        link([path for path in needs if path != missing], done, folder)
         with pytest.raises((FileNotFoundError, ValueError)):
             world.run(world.params(saved), stage)
         shutil.rmtree(folder)

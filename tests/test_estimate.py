@@ -280,7 +280,11 @@ def test_calibrated_intervals_cover_nine_in_ten_unseen_candidates(estimator):
 @all_estimators
 def test_calibration_reports_its_figures_as_json(estimator):
     known, merges = world()
-    merges = merges[:6]
+    whole = calibrate(estimator, merges, known).calibration
+    assert whole.models == 40
+    assert whole.coverage is not None
+    assert whole.coverage >= 0.9
+    merges = merges[:6]  # the slow path below calibrates once a merge
     figures = calibrate(estimator, merges, known).calibration
     scores = np.array(
         [  # each merge by what the others taught
@@ -293,8 +297,6 @@ def test_calibration_reports_its_figures_as_json(estimator):
     assert figures.mean_absolute_error == pytest.approx(np.abs(errors).mean())
     assert figures.deviation == pytest.approx(errors.std())
     assert figures.models == 6
-    assert figures.coverage is not None
-    assert 0.5 <= figures.coverage <= 1.0
     restored = json.loads(json.dumps(asdict(figures), allow_nan=False))
     assert Calibration(**restored | {"centre_shift": tuple(restored["centre_shift"])}) == figures
 
