@@ -14,14 +14,13 @@ from flows.known import study_items, study_of
 from flows.stage import DATA, main, read_json, say, write_json
 from merge3 import compare, responses
 from merge3.items import Item
-from merge3.recipe import Recipe, constant
+from merge3.recipe import AVERAGE, Recipe, standard_merges
 
 RESPOND = DATA / "respond"
 EVOLVE = DATA / "evolve"
 OUT = DATA / "evaluate"
 
-WINNER = "evolved merge"
-AVERAGE = "uniform average"
+EVOLVED = "evolved merge"
 
 
 @flow
@@ -44,7 +43,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     tests = study_items(groups, "test")
     candidates = sampled(pd.read_csv(EVOLVE / "history.csv"), sample)
     made = read_json(EVOLVE / "recipes.json")
-    named = {WINNER: Recipe.from_dict(winner["recipe"])} | standard_merges(experts)
+    named = {EVOLVED: Recipe.from_dict(winner["recipe"])} | standard_merges(experts)
     recipes = named | {name: Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
     asker = open_asker(runtime, OUT / "answers", experts)
     answered, ledger = answer_all("evaluate", asker, recipes, tests)
@@ -70,19 +69,6 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
 
 
-def standard_merges(experts: list[str]) -> dict[str, Recipe]:
-    """What people do without a search, at the defaults of the papers.
-
-    Uniform average (arXiv 2203.05482); task arithmetic with scale .4 (arXiv 2212.04089, what it found to serve without
-    tuning); TIES with a fifth kept and scale 1 (arXiv 2306.01708).
-    """
-    return {
-        AVERAGE: constant("linear", dict.fromkeys(experts, 1.0)),
-        "task arithmetic": constant("task_arithmetic", dict.fromkeys(experts, 0.4)),
-        "plain TIES": constant("ties", dict.fromkeys(experts, 1.0), density=0.2),
-    }
-
-
 def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
     """`count` distinct candidates (or all) at evenly spaced ranks of the estimate, the best first."""
     distinct = history.drop_duplicates("phenotype").dropna(subset="estimate")
@@ -96,7 +82,7 @@ def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
 def scores(table: pd.DataFrame, tests: list[Item], seed: int) -> pd.DataFrame:
     """Accuracy of every model with its 95 % interval, by group and form, and the winner's lead over it."""
     groups = [item.group for item in tests]
-    best = table.loc[WINNER].to_numpy()
+    best = table.loc[EVOLVED].to_numpy()
     rows = []
     for model, answers in zip(table.index, table.to_numpy(), strict=True):
         low, high = compare.interval(answers, groups, seed)
@@ -121,7 +107,7 @@ def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: 
     return {
         "study": study,
         "winner": {
-            **by_model.loc[WINNER, ["accuracy", "low", "high"]].to_dict(),
+            **by_model.loc[EVOLVED, ["accuracy", "low", "high"]].to_dict(),
             "estimate": winner["estimate"],
         },
         "best_expert": {"name": expert, "accuracy": by_model.loc[expert, "accuracy"]},
@@ -131,7 +117,7 @@ def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: 
             "candidates": len(candidates),
             "mean_absolute_error": float(np.abs(estimates - truths).mean()),
             "spearman": float(spearmanr(estimates, truths).statistic) if varied else None,
-            "regret": float(max(truths.max(), by_model.loc[WINNER, "accuracy"]) - by_model.loc[WINNER, "accuracy"]),
+            "regret": float(max(truths.max(), by_model.loc[EVOLVED, "accuracy"]) - by_model.loc[EVOLVED, "accuracy"]),
         },
     }
 

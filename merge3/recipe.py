@@ -27,6 +27,8 @@ NORMALISED = frozenset({"linear", "ties"})  # methods that divide by the weights
 SPARSE = frozenset({"ties", "dare_linear", "dare_ties"})  # methods that use densities
 MASKED = frozenset({"dare_linear", "dare_ties"})  # methods that draw masks
 
+AVERAGE = "uniform average"
+
 
 def group_of(tensor: str) -> str:
     """The group of a parameter: `attention`, `mlp` or `rest` (embeddings, norms, head)."""
@@ -156,6 +158,19 @@ def constant(method: str, weights: Mapping[str, float], *, density: float = 1.0,
         densities={group: dict.fromkeys(weights, (density,)) for group in GROUPS},
         mask_seed=mask_seed,
     )
+
+
+def standard_merges(experts: Sequence[str]) -> dict[str, Recipe]:
+    """What people do without a search, at the defaults of the papers.
+
+    Uniform average (arXiv 2203.05482); task arithmetic with scale .4 (arXiv 2212.04089, what it found to serve without
+    tuning); TIES with a fifth kept and scale 1 (arXiv 2306.01708).
+    """
+    return {
+        AVERAGE: constant("linear", dict.fromkeys(experts, 1.0)),
+        "task arithmetic": constant("task_arithmetic", dict.fromkeys(experts, 0.4)),
+        "plain TIES": constant("ties", dict.fromkeys(experts, 1.0), density=0.2),
+    }
 
 
 def interpolate(knots: Sequence[float], depth: float) -> float:

@@ -26,8 +26,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from merge3.recipe import AVERAGE
+
 BASE = "base"
-AVERAGE = "uniform average"
 WINNER = "winner"
 SIGNIFICANT = 0.05
 PLACE = ("generation", "candidate", "phenotype", "estimate", "low", "high", "tokens")  # of a history; the rest is genes

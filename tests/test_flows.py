@@ -17,6 +17,7 @@ import pytest
 import world
 from conftest import CONFIGS, build
 
+from flows.pipeline import pipeline
 from flows.stage import SHARED
 from merge3 import items, responses
 
@@ -273,28 +274,36 @@ def test_weights_that_changed_under_their_name_are_refused(here: Path, saved: di
         world.run(values, "respond")
 
 
-def test_the_command_line_ends_with_one_paragraph(here: Path, saved: dict[str, Path]) -> None:
-    world.write(here, change(world.params(saved), "extract", items=1000))
-    ended = subprocess.run(
-        [sys.executable, "-m", "flows.extract"],
+def command(module: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
     )
+
+
+def test_the_command_line_ends_with_one_paragraph(here: Path, saved: dict[str, Path]) -> None:
+    world.write(here, change(world.params(saved), "extract", items=1000))
+    ended = command("flows.extract")
     assert ended.returncode == 1
     assert ended.stderr.startswith("extract: ")
     assert "Traceback" not in ended.stderr
     world.write(here, world.params(saved) | {"evlove": {}})
-    ended = subprocess.run(
-        [sys.executable, "-m", "flows.extract"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}"},
-    )
+    ended = command("flows.extract")
     assert "unknown section 'evlove'" in ended.stderr
 
 
 def test_shared_parameters_are_those_of_the_file() -> None:
     assert set(SHARED) <= set(world.params({"base": Path("b"), "first": Path("f"), "second": Path("s")}))
+
+
+def test_the_pipeline_is_dvc_repro(here: Path) -> None:
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], check=True)
+    Path("dvc.yaml").write_text("stages: {one: {cmd: echo 1 > out, outs: [out]}}")
+    pipeline.fn()
+    assert Path("out").read_text() == "1\n"
+    Path("dvc.yaml").write_text("stages: {one: {cmd: 'false', outs: [out]}}")
+    with pytest.raises(ValueError, match="dvc repro ended with status"):
+        pipeline.fn()
