@@ -47,9 +47,11 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     tokenizer = models.load_tokenizer(folders[base.name])
     for name in names:
         models.check_vocabulary(folders[name], tokenizer)
-    weights = models.weights_of(live)
-    deltas = {name: models.deltas(folders[name], weights, live.config) for name in names}
-    merger = LiveMerger(live, deltas, {name: by_name[name].fingerprint for name in names})
+    stored_dtype = models.stored_dtype(folders[base.name])
+    needed = (1 + len(names)) * live.num_parameters() * stored_dtype.itemsize
+    stored = models.weights_of(models.load(folders[base.name], stored_dtype, models.home(device, needed)))
+    changes = {name: models.changes(folders[name], stored, live.config) for name in names}
+    merger = LiveMerger(live, changes, {name: by_name[name].fingerprint for name in names}, stored)
     identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     if not runtime["portable"]:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {runtime['batch_tokens']} tokens"

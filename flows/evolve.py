@@ -32,7 +32,7 @@ def evolve(
     study: str,
     studies: dict[str, Any],
     runtime: dict[str, Any],
-    method: str,
+    method: str | list[str],
     knots: int,
     weights: list[float],
     densities: list[float],
@@ -63,7 +63,8 @@ def evolve(
     asker = open_asker(runtime, OUT / "answers", experts)
     live = live_groups(asker.merger.changed)
     ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
-    genome = Genome(method, tuple(experts), live, knots, *ranges, seed)
+    methods = (method,) if isinstance(method, str) else tuple(method)
+    genome = Genome(methods, tuple(experts), live, knots, *ranges, seed)
     fitness = Fitness(asker, found, ESTIMATORS[estimator], known)
     one, everything = asker.cost(fitness.questions), asker.cost(found)
     count = generations * population

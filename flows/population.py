@@ -90,7 +90,7 @@ def _merged(
         if unknown := [expert for expert in experts if expert not in asker.merger.experts]:
             raise ValueError(f"studies.{study}: no expert {unknown[0]!r}; there are {sorted(asker.merger.experts)}")
         groups = live_groups(asker.merger.changed)
-        genome = Genome(method, tuple(experts), groups, 1, weights, (0.2, 1.0), seed)
+        genome = Genome((method,), tuple(experts), groups, 1, weights, (0.2, 1.0), seed)
         for number in range(size):
             recipes[f"{study}-{number:02d}"] = genome.decode(generator.random(len(genome.names)))
     table, ledger = answer_all("population", asker, recipes, found)

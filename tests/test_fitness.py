@@ -26,13 +26,10 @@ RECIPE = constant("task_arithmetic", {"a": 0.5, "b": 0.3})
 @pytest.fixture(scope="module")
 def merger() -> LiveMerger:
     base = build(CONFIGS["llama"], seed=1)
-    deltas = {}
-    for name, seed in (("a", 2), ("b", 3)):
-        moved = weights_of(fine_tune(base, seed))
-        deltas[name] = {key: value - weights_of(base)[key] for key, value in moved.items()}
-    embedding = "model.embed_tokens.weight"
-    deltas["ruined"] = {embedding: torch.full_like(weights_of(base)[embedding], torch.nan)}
-    return LiveMerger(base, deltas, {"a": "A", "b": "B", "ruined": "R"})
+    experts = {name: weights_of(fine_tune(base, seed)) for name, seed in (("a", 2), ("b", 3))}
+    last = "model.norm.weight"
+    experts["ruined"] = {last: torch.full_like(weights_of(base)[last], 3e38)}  # finite, but its logits overflow
+    return LiveMerger(base, experts, {"a": "A", "b": "B", "ruined": "R"})
 
 
 def asker(merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, root: Path, **identity: str) -> Asker:
@@ -92,7 +89,7 @@ def test_one_model_by_two_recipes_is_asked_once(
 def test_a_broken_model_is_remembered_and_never_graded(
     merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    recipe = constant("task_arithmetic", {"ruined": 0.1})
+    recipe = constant("task_arithmetic", {"ruined": 1.0})
     for _ in range(2):
         with pytest.raises(answering.BrokenModel):
             asker(merger, tokenizer, tmp_path).ask(recipe, ITEMS)

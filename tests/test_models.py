@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
 from merge3 import models
+from merge3.ingredients import LowRank
 from merge3.models import Expert, IncompatibleModels
 
 
@@ -30,26 +31,30 @@ def adapter_of(base: PreTrainedModel, folder: Path, **options: object) -> PeftMo
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
-def test_an_adapters_delta_is_what_peft_merges(
+def test_an_adapter_changes_what_peft_merges(
     llama: PreTrainedModel, tmp_path: Path, options: dict[str, object]
 ) -> None:
     made = adapter_of(llama, tmp_path, **options)
     base = models.weights_of(llama)
-    found = models.deltas(tmp_path, base, llama.config)
+    found = models.changes(tmp_path, base, llama.config)
     merged = dict(made.merge_and_unload().named_parameters())
     assert {name for name in base if not torch.equal(base[name], merged[name])} == set(found)
-    for name, delta in found.items():
-        torch.testing.assert_close(base[name] + delta, merged[name].data, rtol=1e-6, atol=1e-6)
+    for name, source in found.items():
+        assert isinstance(source, LowRank)
+        dense = source.rows(0, len(base[name]))
+        torch.testing.assert_close(base[name] + dense, merged[name].data, rtol=1e-5, atol=1e-5)
 
 
-def test_a_full_models_delta_leads_back_to_it(saved: dict[str, Path], llama: PreTrainedModel) -> None:
+def test_a_full_model_changes_what_differs(saved: dict[str, Path], llama: PreTrainedModel) -> None:
     base = models.weights_of(models.load(saved["base"], torch.float32))
     expert = models.weights_of(models.load(saved["first"], torch.float32))
-    found = models.deltas(saved["first"], base, llama.config)
+    found = models.changes(saved["first"], base, llama.config)
     assert set(found) == set(base)
-    for name, delta in found.items():
-        torch.testing.assert_close(base[name] + delta, expert[name])
-    assert models.deltas(saved["base"], base, llama.config) == {}
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expert[name])
+    half = {name: tensor.bfloat16() for name, tensor in expert.items()}
+    assert set(models.changes(saved["first"], half, llama.config)) == set(half)  # rounding is a difference
+    assert models.changes(saved["base"], base, llama.config) == {}
 
 
 def test_tied_weights_occur_once(llama: PreTrainedModel) -> None:
@@ -78,7 +83,7 @@ def test_experts_that_do_not_fit_are_refused_by_name(
         config = type(llama.config)(**(llama.config.to_dict() | config))
     build(config, 7).save_pretrained(tmp_path)
     with pytest.raises(IncompatibleModels, match=message):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 @pytest.mark.parametrize("change", [{"bias": "all"}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
@@ -89,7 +94,7 @@ def test_adapters_beyond_plain_lora_are_refused(
     config = tmp_path / models.ADAPTER_CONFIG
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(IncompatibleModels, match=next(iter(change))):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 def test_an_adapter_with_biases_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_an_adapter_with_biases_is_refused(llama: PreTrainedModel, tmp_path: Pat
     kept = load_file(weights)
     save_file(kept | {"base_model.model.model.layers.0.mlp.down_proj.lora_B.bias": torch.ones(32)}, weights)
     with pytest.raises(IncompatibleModels, match="LoRA matrices alone"):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +148,18 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
         models.check_device(device)
 
 
+def test_ingredients_live_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.home("cpu", 10**15) == "cpu"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
+    assert [models.home("cuda:0", gigabytes * 10**9) for gigabytes in (17, 18)] == ["cuda:0", "cpu"]
+
+
 def test_an_adapter_of_another_model_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
     adapter_of(llama, tmp_path)
     weights = tmp_path / models.ADAPTER_WEIGHTS
     save_file({k.replace("layers.1", "layers.9"): v for k, v in load_file(weights).items()}, weights)
     with pytest.raises(IncompatibleModels, match=r"no parameter 'model\.layers\.9"):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 def test_the_fingerprint_follows_what_answers_depend_on(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -173,7 +184,7 @@ def test_missing_models_are_said_so(tmp_path: Path, llama: PreTrainedModel) -> N
     for look in (
         lambda: models.load(missing, torch.float32),
         lambda: models.fingerprint(missing),
-        lambda: models.deltas(missing, models.weights_of(llama), llama.config),
+        lambda: models.changes(missing, models.weights_of(llama), llama.config),
         lambda: models.weights_folder("nobody/nothing"),
     ):
         with pytest.raises(FileNotFoundError, match="no model at"):
@@ -185,6 +196,33 @@ def test_a_pickle_is_not_read_as_weights(tmp_path: Path, saved: dict[str, Path])
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="no model at"):
         models.load(tmp_path, torch.float32)
+
+
+def test_weights_are_kept_as_they_are_stored(saved: dict[str, Path], tmp_path: Path, llama: PreTrainedModel) -> None:
+    assert models.stored_dtype(saved["base"]) is torch.float32
+    shutil.copytree(saved["first"], tmp_path / "m")
+    half = models.load(saved["first"], torch.bfloat16)
+    half.save_pretrained(tmp_path / "m")
+    assert models.stored_dtype(tmp_path / "m") is torch.bfloat16
+    found = models.changes(tmp_path / "m", models.weights_of(llama), llama.config)
+    assert {source.dtype for source in found.values() if isinstance(source, torch.Tensor)} == {torch.bfloat16}
+    file = tmp_path / "m" / "model.safetensors"
+    kept = load_file(file)
+    save_file({name: value.double() for name, value in kept.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(IncompatibleModels, match="tensors of dtype F64 cannot be merged"):
+        models.stored_dtype(tmp_path / "m")
+
+
+def test_a_tokenizer_is_written_alike_wherever_it_came_from(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    for name in ("one", "two"):
+        tokenizer.init_kwargs["local_files_only"] = name == "one"
+        models.save_tokenizer(tokenizer, tmp_path / name)
+    tokenizer.init_kwargs.pop("local_files_only")
+    written = [(tmp_path / name / "tokenizer_config.json").read_bytes() for name in ("one", "two")]
+    assert written[0] == written[1]
 
 
 def test_dtypes_have_names() -> None:
