@@ -34,7 +34,7 @@ class Combination:
     weights: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keep:
     """Which entries of a difference are kept: magnitudes from `low` to `high`; and draws below floor + rise * rank.
 
@@ -48,6 +48,11 @@ class Keep:
     floor: float = float(LEVELS)
     rise: float = 0.0
     rescale: bool = False
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is dropped."""
+        return self.draws is None and self.low == 0 and self.high == float("inf")
 
 
 @dataclass(frozen=True)

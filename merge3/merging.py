@@ -32,9 +32,9 @@ R = TypeVar("R")
 class LiveMerger:
     """One model in memory that becomes any merge of its experts.
 
-    Parameters in which no expert differs are never touched. The ingredients stay where they are: on the model's
-    device, or in the computer's memory (mapped from their files), from which a model on another device is fed a
-    parameter at a time.
+    Parameters in which no expert differs are not touched, except by recipes that scale them. The ingredients stay
+    where they are: on the model's device, or in the computer's memory (mapped from their files), from which a model on
+    another device is fed.
     """
 
     def __init__(
@@ -57,21 +57,19 @@ class LiveMerger:
         self._parameters = weights_of(model)
         self.layers = 1 + max((layer for layer in map(layer_of, self._parameters) if layer is not None), default=0)
         changed = sorted({name for expert in experts.values() for name in expert})
-        self._ingredients = [self._gather(name, base) for name in changed]
+        self.changed = changed
+        """The parameters in which some expert differs from the base."""
+        self._base = base
+        self._ingredients = [self._gather(name) for name in changed]
 
-    def _gather(self, name: str, base: Mapping[str, Tensor] | None) -> Ingredients:
-        stored = self._parameters[name].clone() if base is None else base[name]
+    def _gather(self, name: str) -> Ingredients:
+        stored = self._parameters[name].clone() if self._base is None else self._base[name]
         sources = {expert: changes[name] for expert, changes in self.experts.items() if name in changes}
         for owner, source in {"the base": stored, **sources}.items():
             parts = (source.up, source.down) if isinstance(source, LowRank) else (source,)
             if not all(finite(part) for part in parts):
                 raise ValueError(f"{name!r} of {owner} holds NaN or infinite weights: it cannot be merged")
         return Ingredients(name, stored, sources, self.fingerprints)
-
-    @property
-    def changed(self) -> list[str]:
-        """The parameters in which some expert differs from the base."""
-        return [parameter.name for parameter in self._ingredients]
 
     @torch.inference_mode()
     def apply(self, recipe: Recipe) -> None:
@@ -83,6 +81,9 @@ class LiveMerger:
         check(recipe)
         if unknown := [expert for expert in recipe.experts if expert not in self.experts]:
             raise ValueError(f"recipe names expert {unknown[0]!r}; loaded are {sorted(self.experts)}")
+        if recipe.scales and len(self._ingredients) < len(self._parameters):  # from now on all are written
+            known = {parameter.name for parameter in self._ingredients}
+            self._ingredients += [self._gather(name) for name in self._parameters if name not in known]
         instructions = in_threads(partial(self._instruct, recipe), self._ingredients)
         staged: dict[str, Tensor] = {}
         pieces = []

@@ -148,7 +148,8 @@ def multislerp(parameter: Ingredients, experts: Experts, coefficients: Coefficie
     weights = np.array(coefficients.weights)
     if coefficients.options["normalize"] and abs(weights.sum()) > TINY:
         weights = weights / weights.sum()
-    found = _tangent_mean(gram, weights, parameter.name)
+    alone = np.count_nonzero(weights) == 1
+    found = tuple(weights.tolist()) if alone else _tangent_mean(gram, weights, parameter.name)
     return Combination(_rest(found) if around else 0.0, found)
 
 
@@ -233,16 +234,23 @@ def _scaled(coefficients: Coefficients) -> tuple[float, ...]:
     return tuple(coefficients.options["lambda"] * w / divisor for w in coefficients.weights)
 
 
-def _vote(coefficients: Coefficients, keep: tuple[Keep, ...], *, elect: bool) -> Vote:
+def _vote(coefficients: Coefficients, keep: tuple[Keep, ...], *, elect: bool) -> Instruction:
     """Kept entries added up, or those of the elected sign; with `normalize` divided by the weights of what was added.
 
     An elected mean divides by magnitudes of weights, which keeps weights of both signs from exploding, as they do in
-    mergekit.
+    mergekit. Where nothing is dropped or outvoted it is a combination, which returns a parent bit for bit.
     """
-    if not elect:
-        return Vote(_scaled(coefficients), keep, elect=False, mean=False)
-    options = coefficients.options
-    return Vote(coefficients.weights, keep, elect=True, mean=bool(options["normalize"]), scale=options["lambda"])
+    weights, options = coefficients.weights, coefficients.options
+    if elect and sum(map(bool, weights)) == 1:
+        size = sum(map(abs, weights)) if options["normalize"] else 1.0
+        weights, elect = tuple(options["lambda"] * w / size for w in weights), False
+    elif not elect:
+        weights = _scaled(coefficients)
+    if elect:
+        return Vote(weights, keep, elect=True, mean=bool(options["normalize"]), scale=options["lambda"])
+    if all(kept.everything for kept in keep):
+        return Combination(_rest(weights), weights)
+    return Vote(weights, keep, elect=False, mean=False)
 
 
 def _largest(parameter: Ingredients, experts: Experts, coefficients: Coefficients, gamma: float) -> tuple[Keep, ...]:

@@ -271,7 +271,8 @@ def check_device(device: str) -> None:
 def home(device: str, needed: int) -> str:
     """Where ingredients of `needed` bytes live: on the model's device if they fit beside it, else in main memory.
 
-    From there a merge is made by the processor and only its result is sent to the device. A tenth is left for answering.
+    From there a merge is made by the processor, and its result alone is sent to the device. A tenth of that is left
+    for answering.
     """
     if torch.device(device).type != "cuda":
         return "cpu"

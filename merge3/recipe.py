@@ -19,6 +19,7 @@ VERSION = 2  # of the arithmetic in `kernels`; a change that alters weights rais
 
 GROUPS = ("attention", "mlp", "rest")
 ANY = "*"  # the part of a model that is all of it
+PIECE = "~"  # before a piece of a name that is also the name of a group
 _ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
 _MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe)\.")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
@@ -33,7 +34,7 @@ Parts = Mapping[str, Knots]  # part of the model -> knots; the first part that h
 class Traits:
     """What a merge method takes.
 
-    `ratios`: the option that makes only the weights' ratios count, if there is one; `mean`: whether it is so always.
+    `options` come with their defaults. With `mean`, as with the option `normalize`, only the weights' ratios count.
     """
 
     options: Mapping[str, float]
@@ -80,8 +81,11 @@ def layer_of(tensor: str) -> int | None:
 
 
 def holds(part: str, tensor: str) -> bool:
-    """Whether a part of the model (a group, a piece of parameters' names, or `*`) holds a parameter."""
-    return part in (ANY, group_of(tensor)) or (part not in GROUPS and part in tensor)
+    """Whether a part of the model holds a parameter: a group, a piece of parameters' names, or `*`.
+
+    `~mlp` is the piece `mlp`, where the group of that name is not meant.
+    """
+    return part in (ANY, group_of(tensor)) or (part not in GROUPS and part.removeprefix(PIECE) in tensor)
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,20 @@ class Recipe:
         """The method's options, defaults included."""
         return {**TRAITS[self.method].options, **self.options}
 
+    @property
+    def scales(self) -> bool:
+        """Whether a parameter may change that all experts share with the base: weights need not sum to one."""
+        summed = self.method in ("linear", "multislerp") and not self.all_options["normalize"]
+        return summed or self.method == "passthrough"
+
     def at(self, tensor: str, layers: int) -> Coefficients:
         """The coefficients for one parameter of a model of `layers` layers.
 
-        Parameters outside the layers take the first knot, as in mergekit.
+        Parameters outside the layers take the first knot, the layer of a model that has but one the last, as in
+        mergekit.
         """
         layer = layer_of(tensor)
-        depth = 0.0 if layer is None or layers < 2 else layer / (layers - 1)
+        depth = 0.0 if layer is None else layer / (layers - 1) if layers > 1 else 1.0
         return Coefficients(
             tuple(_value(self.weights.get(expert, {}), tensor, depth, 0.0) for expert in self.experts),
             tuple(_value(self.densities.get(expert, {}), tensor, depth, 1.0) for expert in self.experts),

@@ -153,6 +153,20 @@ def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
         LiveMerger(base, {"a": expert}, PRINTS)
 
 
+def test_parameters_that_all_share_are_scaled_where_weights_need_not_sum_to_one() -> None:
+    base = build(CONFIGS["llama"], seed=1)
+    start = {name: value.clone() for name, value in weights_of(base).items()}
+    norm = "model.norm.weight"
+    merger = LiveMerger(base, {"a": {norm: start[norm] + 1}}, PRINTS)
+    merger.apply(constant("linear", {"a": 0.5}, options={"normalize": 0.0}))
+    for name, parameter in weights_of(merger.model).items():
+        torch.testing.assert_close(parameter, 0.5 * (start[name] + (name == norm)))
+    merger.apply(constant("task_arithmetic", {"a": 0.0}))
+    assert all(torch.equal(value, start[name]) for name, value in weights_of(merger.model).items())
+    merger.apply(constant("passthrough", {"a": 2.0}))
+    torch.testing.assert_close(weights_of(merger.model)[norm], 2 * (start[norm] + 1))
+
+
 def test_groups_and_depth_reach_their_parameters_alone() -> None:
     merger, base, _ = live("llama")
     merger.apply(Recipe("task_arithmetic", ("a",), {"a": {"mlp": (0.0, 1.0)}}))

@@ -1,0 +1,120 @@
+"""The command line: `merge3 merge`, `merge3 recipe`, `merge3 plan`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from merge3 import export, mergefile
+from merge3.models import resolve_dtype
+from merge3.plan import GIGABYTE, Machine, Plan, measure, plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends with status 1 and one paragraph."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            raise
+        print(f"merge3 {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    made = argparse.ArgumentParser("merge3", description="Merge language models.")
+    made.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = made.add_subparsers(dest="command", required=True)
+
+    merge = commands.add_parser("merge", help="write the model that a merge file describes")
+    merge.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
+    merge.add_argument("out", type=Path, help="a new folder for the model")
+    merge.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    merge.add_argument("--scores", type=Path, help="for the card: a CSV file with model, accuracy, low, high")
+    merge.set_defaults(run=run_merge)
+
+    recipe = commands.add_parser("recipe", help="print a merge file in our form or in mergekit's")
+    recipe.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
+    recipe.add_argument("--as", dest="form", choices=("merge3", "mergekit"), default="merge3", help="default: merge3")
+    recipe.set_defaults(run=run_recipe)
+
+    planned = commands.add_parser("plan", help="say from configs alone what fits and what a candidate costs")
+    planned.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
+    planned.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
+    planned.add_argument("--candidates", type=int, default=200, help="candidates of the search (default: 200)")
+    planned.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
+    planned.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
+    planned.add_argument("--dtype", default="auto", help="of the live model (default: auto)")
+    planned.add_argument("--memory", type=float, help="instead: GB of a device that is not here")
+    planned.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")
+    planned.add_argument("--tflops", type=float, help="with --memory: its dense matrix products, 10^12 operations/s")
+    planned.set_defaults(run=run_plan)
+    return made
+
+
+def run_merge(options: argparse.Namespace) -> None:
+    """`merge3 merge`."""
+    scores = None if options.scores is None else pd.read_csv(options.scores)
+    model = export.export(mergefile.read(options.file), options.out, options.device, scores)
+    print(f"{options.out}: {model.num_parameters():,} parameters, read back and found the same")
+
+
+def run_recipe(options: argparse.Namespace) -> None:
+    """`merge3 recipe`."""
+    merge = mergefile.read(options.file)
+    print(mergefile.to_mergekit(merge) if options.form == "mergekit" else mergefile.to_yaml(merge), end="")
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    """`merge3 plan`.
+
+    Raises:
+        ValueError: only some of --memory, --bandwidth and --tflops are given.
+    """
+    stated = (options.memory, options.bandwidth, options.tflops)
+    if any(stated) and not all(stated):
+        raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
+    dtype = torch.bfloat16 if all(stated) and options.dtype == "auto" else resolve_dtype(options.dtype, options.device)
+    if all(stated):
+        machine = Machine(options.memory * GIGABYTE, options.bandwidth * GIGABYTE, options.tflops * 1e12)
+    else:
+        machine = measure(options.device, dtype)
+    merge = mergefile.read(options.file)
+    sizes = {"tokens": options.tokens, "batch_tokens": options.batch_tokens, "dtype": dtype}
+    print(
+        told(plan(merge.base, list(merge.experts.values()), merge.recipe.method, machine, **sizes), options.candidates)
+    )
+
+
+def told(found: Plan, candidates: int) -> str:
+    """A plan in lines."""
+    size = {name: f"{value / GIGABYTE:8.2f} GB" for name, value in asdict(found).items()}
+    seconds = found.merging_seconds + found.answering_seconds
+    share = found.merging_seconds / seconds
+    return "\n".join(
+        (
+            f"parameters       {found.parameters / 1e6:8,.0f} M",
+            f"live model       {size['model']}",
+            f"base and experts {size['ingredients']}",
+            f"masks            {size['masks']}",
+            f"answering        {size['answering']}",
+            f"resident         {found.resident / GIGABYTE:8.2f} GB on the device",
+            f"streamed         {found.streamed / GIGABYTE:8.2f} GB on the device, the rest in main memory",
+            f"device           {size['memory']}: {found.mode}",
+            f"a candidate      {seconds:8.3f} s at best, {share:.0%} of it merging",
+            f"{candidates} candidates {seconds * candidates / 60:8.1f} min at best",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
