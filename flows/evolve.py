@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.asking import open_asker
+from flows.asking import MANIFEST, open_asker
 from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
 from flows.stage import DATA, bounds, main, progress, read_json, say, write_json
+from merge3 import mergefile
 from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
 from merge3.evolve import Search
 from merge3.extract import METHODS
@@ -20,6 +21,8 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.genome import Genome, live_groups
 from merge3.items import Item
 from merge3.ledger import Cost
+from merge3.mergefile import MergeFile
+from merge3.models import read_manifest
 from merge3.recipe import Recipe
 
 ESTIMATE = DATA / "estimate"
@@ -42,7 +45,7 @@ def evolve(
     finalists: int,
     finalist_items: int,
 ) -> None:
-    """Write history.csv (a row a candidate), recipes.json, finalists.csv, winner.json, ledger.json and the answers.
+    """Write history.csv (a row a candidate), recipes.json, finalists.csv, winner.json and .yaml, ledger.json, answers.
 
     The search is a function of its parameters and of the answers: started again after any interruption it finds its
     questions answered and goes the same way. The winner is the leader that does best on items nobody searched.
@@ -85,7 +88,9 @@ def evolve(
     verifier = Fitness(asker, found, ESTIMATORS[estimator], fresh(study, known, estimator, found, finalist_items, seed))
     winner = log.verify(leaders, verifier)
     _write_csv(log.finalists, "finalists.csv")
-    write_json(OUT / "winner.json", {"study": study, **winner, "recipe": leaders[winner["phenotype"]].to_dict()})
+    best = leaders[winner["phenotype"]]
+    write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
+    (OUT / "winner.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
     ledger = {
         "search_tokens": sum(row["tokens"] for row in log.rows),
         "search_flops": len(log.recipes) * one.flops,
@@ -98,6 +103,12 @@ def evolve(
     }
     write_json(OUT / "ledger.json", ledger)
     say(f"{len(log.recipes)} distinct candidates of {len(log.rows)}; this run asked {log.cost.tokens:,} tokens")
+
+
+def with_sources(recipe: Recipe) -> MergeFile:
+    """The recipe with the models of the manifest: what `merge3 merge` writes as a model."""
+    base, found = read_manifest(MANIFEST)
+    return MergeFile(recipe, base.source, {e.name: e.source for e in found if e.name in recipe.experts})
 
 
 class Log:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,8 @@ def _check_config(source: str | Path, base: Any) -> None:
         raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
     for field in SAME:
         ours, theirs = getattr(base, field, None), getattr(expert, field, None)
-        if ours != theirs:
+        close = isinstance(ours, float) and isinstance(theirs, float) and isclose(ours, theirs, rel_tol=1e-6)
+        if ours != theirs and not close:  # a GGUF file holds numbers in float32
             raise IncompatibleModels(
                 f"expert {str(source)!r}: {field} is {theirs!r}, the base's is {ours!r}; "
                 "experts must be fine-tunes of the one base"

@@ -19,7 +19,8 @@ from conftest import CONFIGS, build
 
 from flows.pipeline import pipeline
 from flows.stage import SHARED
-from merge3 import items, responses
+from merge3 import items, mergefile, responses
+from merge3.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,10 +148,22 @@ def test_a_larger_budget_repeats_nothing(here: Path, saved: dict[str, Path]) -> 
     assert ledger["this_run"]["tokens"] <= new + ledger["finalists_tokens"]
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties", "slerp"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp", "breadcrumbs", "della"])
 def test_every_merge_method_can_be_searched(here: Path, saved: dict[str, Path], method: str) -> None:
     world.run(change(world.params(saved), "evolve", method=method, generations=1), "evolve", "evaluate", "report")
-    assert json.loads(Path("data/evolve/winner.json").read_text())["recipe"]["method"] == method
+    recipe = Recipe.from_dict(json.loads(Path("data/evolve/winner.json").read_text())["recipe"])
+    assert recipe.method == method
+    merge = mergefile.read(Path("data/evolve/winner.yaml"))
+    assert merge.recipe == recipe
+    assert Path(merge.base, "config.json").exists()
+
+
+def test_the_search_may_choose_the_method(here: Path, saved: dict[str, Path]) -> None:
+    methods = ["linear", "ties", "della"]
+    world.run(change(world.params(saved), "evolve", method=methods, generations=1, population=12), "evolve")
+    tried = {recipe["method"] for recipe in json.loads(Path("data/evolve/recipes.json").read_text()).values()}
+    assert {"ties", "della"} & tried
+    assert tried <= set(methods)
 
 
 @pytest.mark.parametrize("method", ["mean", "p_irt", "gp_irt", "mp_irt", "gmp_irt", "parent_aware"])

@@ -5,9 +5,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
-from conftest import CONFIGS, build
+from conftest import CONFIGS, build, fine_tune
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
@@ -55,6 +56,44 @@ def test_a_full_model_changes_what_differs(saved: dict[str, Path], llama: PreTra
     half = {name: tensor.bfloat16() for name, tensor in expert.items()}
     assert set(models.changes(saved["first"], half, llama.config)) == set(half)  # rounding is a difference
     assert models.changes(saved["base"], base, llama.config) == {}
+
+
+def write_gguf(model: PreTrainedModel, path: Path) -> None:
+    """A Llama as llama.cpp keeps it: other names, rotary halves interleaved."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in models.weights_of(model).items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads:
+            value = value.view(heads, 2, len(value) // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_an_expert(tmp_path: Path, llama: PreTrainedModel) -> None:
+    path = tmp_path / "expert.gguf"
+    expert = fine_tune(llama, 2)
+    write_gguf(expert, path)
+    assert models.weights_folder(str(path)) == path
+    assert models.fingerprint(path) == models.fingerprint(path)
+    found = models.changes(path, models.weights_of(llama), llama.config)
+    for name, value in models.weights_of(expert).items():
+        assert torch.equal(found[name], value)
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        models.load(tmp_path / "none.gguf", torch.float32)
 
 
 def test_tied_weights_occur_once(llama: PreTrainedModel) -> None:
