@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from merge3 import items, responses
 from merge3.cli import main
+from merge3.items import Item
 
 
 @pytest.fixture
@@ -58,3 +61,31 @@ def test_errors_are_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("merge3 recipe: no merge file at")
     with pytest.raises(FileNotFoundError):
         main(["--traceback", "recipe", str(tmp_path / "none.yaml")])
+
+
+def test_models_answer_items(saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [Item(f"i{n}", f"{n} + {n} = ", (str(2 * n), str(2 * n + 1)), 0) for n in range(6)]
+    items.write(tmp_path / "items.parquet", asked)
+    out, answers = tmp_path / "table.parquet", tmp_path / "answers.jsonl"
+    files = ["--items", str(tmp_path / "items.parquet"), "--out", str(out), "--answers", str(answers)]
+    chosen = ["--model", str(saved["first"]), "--model", str(saved["second"])]
+    assert main(["respond", *chosen, *files, "--dtype", "float32"]) == 0
+    table = responses.read(out)
+    assert (list(table.index), list(table.columns)) == (["first", "second"], [item.id for item in asked])
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [line["correct"] for line in lines] == table.to_numpy().astype(bool).ravel().tolist()
+    assert all((line["loglikelihoods"][0] > line["loglikelihoods"][1]) == line["correct"] for line in lines)
+    assert "tokens" in capsys.readouterr().out
+    assert main(["respond", *chosen[:2], *chosen[:2], *files]) == 1
+    assert "which must differ" in capsys.readouterr().err
+
+
+def test_what_others_measured_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "runs" / "org__m"
+    run.mkdir(parents=True)
+    (run / "samples_t_2026-01-01T00-00-00.0.jsonl").write_text('{"doc_id": 0, "acc": 1.0}\n{"doc_id": 1, "acc": 0.0}\n')
+    (tmp_path / "matrix.csv").write_text("model,i,j\na,1,\n")
+    for source, said in ((tmp_path / "runs", "1 models x 2 items, 0 not"), (tmp_path / "matrix.csv", "2 items, 1 not")):
+        assert main(["import", str(source), "--out", str(tmp_path / "out.parquet")]) == 0
+        assert said in capsys.readouterr().out
+        assert responses.read(tmp_path / "out.parquet").iloc[0, 0] == 1

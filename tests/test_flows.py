@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -212,13 +213,18 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         ("base", {"model": None}, "base", "either base.package or base.model"),
         ("experts", {"models": {"first": "nowhere"}}, "experts", "no model at 'nowhere'"),
         ("experts", {"models": None}, "experts", "either experts.models or experts.train"),
-        ("prepare", {"benchmark": {"file": "none.jsonl", "test_share": 0.5}}, "prepare", "no benchmark at none.jsonl"),
-        ("prepare", {"benchmark": {"file": "items.jsonl", "test_share": 1.0}}, "prepare", "inside"),
+        (
+            "prepare",
+            {"benchmark": {"source": "none.jsonl", "test_share": 0.5}},
+            "prepare",
+            "no benchmark at none.jsonl",
+        ),
+        ("prepare", {"benchmark": {"source": "items.jsonl", "test_share": 1.0}}, "prepare", "inside"),
         ("prepare", {"benchmark": None}, "prepare", "either prepare.benchmark or prepare.problems"),
         ("population", {"size": 1, "held_out": 1}, "population", "at least two models to fit"),
         ("population", {"weights": [0.5]}, "population", "population.weights must be two numbers"),
         ("experts", {"models": {"base": "m"}}, "experts", "not 'base'|no model at"),
-        ("prepare", {"benchmark": {"file": "items.jsonl"}}, "prepare", "prepare.benchmark must have the keys"),
+        ("prepare", {"benchmark": {"source": "items.jsonl"}}, "prepare", "either test_split or test_share"),
         ("runtime", {"protable": True}, "respond", "runtime must have the keys"),
         ("runtime", {"device": "gpu"}, "respond", "device 'gpu' cannot be used here"),
         ("studies", {"tiny": {"expert": ["first"], "groups": ["x"]}}, "extract", "studies.tiny must have the keys"),
@@ -265,6 +271,31 @@ def test_a_benchmark_without_answers_is_refused(here: Path, saved: dict[str, Pat
     Path("items.jsonl").write_text("".join(json.dumps({**row, "answer": None}) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"80 item\(s\) have no answer"):
         world.run(world.params(saved), "prepare")
+
+
+def test_any_table_is_a_benchmark_through_templates(here: Path, saved: dict[str, Path]) -> None:
+    table = [{"q": f"{n} plus 1?", "good": str(n + 1), "bad": "no", "part": "ab"[n % 2]} for n in range(20)]
+    form = {"prompt": "Q: {{q}}\nA:", "options": ["{{bad}}", "{{good}}"], "answer": "good", "group": "part", "shots": 1}
+    pd.DataFrame(table).to_csv("table.csv", index=False)
+    world.run(world.params(saved) | prepare_from(source="table.csv", test_share=0.3, **form), "prepare")
+    parts = {part: items.read(Path(f"data/prepare/{part}.parquet")) for part in ("search", "test")}
+    assert {part: len(found) for part, found in parts.items()} == {"search": 14, "test": 6}
+    assert parts["test"][0].prompt.startswith("Q: ")
+    assert parts["test"][0].prompt.count("A:") == 2
+    assert {item.group for item in parts["search"]} == {"a", "b"}
+    splits = {name: datasets.Dataset.from_list(table[half]) for name, half in (("x", slice(12)), ("y", slice(12, 20)))}
+    datasets.DatasetDict(splits).save_to_disk("saved")
+    both = prepare_from(source="saved", split="x", test_split="y", **form)
+    world.run(world.params(saved) | both, "prepare")
+    assert len(items.read(Path("data/prepare/test.parquet"))) == 8
+    with pytest.raises(ValueError, match="either test_split or test_share"):
+        world.run(world.params(saved) | prepare_from(source="saved", split="x", **form), "prepare")
+    with pytest.raises(ValueError, match="and may have"):
+        world.run(world.params(saved) | prepare_from(source="saved", test_share=0.3, promt=""), "prepare")
+
+
+def prepare_from(**benchmark: Any) -> dict[str, Any]:
+    return {"prepare": {"benchmark": benchmark, "problems": None}}
 
 
 def test_an_expert_of_another_architecture_or_vocabulary_is_refused(here: Path, saved: dict[str, Path]) -> None:

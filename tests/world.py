@@ -21,7 +21,7 @@ def params(models: dict[str, Path]) -> dict[str, Any]:
         "runtime": {"device": "cpu", "dtype": "float32", "batch_tokens": 1024, "portable": False},
         "base": {"package": None, "model": str(models["base"]), "dtype": "float32"},
         "experts": {"models": {name: str(models[name]) for name in ("first", "second")}, "train": None},
-        "prepare": {"benchmark": {"file": "items.jsonl", "test_share": 0.4}, "problems": None},
+        "prepare": {"benchmark": {"source": "items.jsonl", "test_share": 0.4}, "problems": None},
         "population": {"responses": None, "method": "task_arithmetic", "weights": [0.0, 1.0], "size": 8, "held_out": 3},
         "calibrate": {"engine": "girth", "dimensions": 1},
         "extract": {"method": "fisher", "items": 8},
