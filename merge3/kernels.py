@@ -197,18 +197,18 @@ def combine_compiled(
     """A `Combination` by the compiled kernel; float32 and bfloat16, on the CPU."""
     terms = _terms(instruction, parameter, experts, start, stop)
     weights = np.array([w for _, w in terms.full], np.float32)
+    tensors = [tensor for tensor, _ in terms.full]
+    addresses, widths = _addresses(tensors), _widths(tensors)
     target = matrix(out)[start:stop]
-    run = _compiled().combine
+    into, width, run = target.data_ptr(), _width(target), _compiled().combine
     if terms.up is None or terms.down is None:
-        tensors = [tensor for tensor, _ in terms.full]
-        run(_addresses(tensors), _widths(tensors), weights, 0, target.data_ptr(), _width(target), target.numel())
+        run(addresses, widths, weights, 0, into, width, target.numel())
         return
-    for first, last in blocks(*target.shape):
-        tensors = [tensor[first:last] for tensor, _ in terms.full]
-        part = target[first:last]
-        added = torch.mm(terms.up[first:last], terms.down, out=_scratch(0, part.shape))
-        where = (added.data_ptr(), part.data_ptr(), _width(part), part.numel())
-        run(_addresses(tensors), _widths(tensors), weights, *where)
+    rows, columns = target.shape
+    for first, last in blocks(rows, columns):  # little is done here: threads take turns in Python
+        added = torch.mm(terms.up[first:last], terms.down, out=_scratch(0, last - first, columns))
+        before, count = first * columns, (last - first) * columns
+        run(addresses + before * widths, widths, weights, added.data_ptr(), into + before * width, width, count)
 
 
 def vote_compiled(
@@ -230,7 +230,7 @@ def vote_compiled(
         here = slice(start + first, start + last)
         base, target = matrix(parameter.base)[here], matrix(out)[here]
         rows = [
-            torch.mm(source.up[here], source.down, out=_scratch(number, target.shape))
+            torch.mm(source.up[here], source.down, out=_scratch(number, *target.shape))
             if isinstance(source, LowRank)
             else matrix(source)[here]
             for number, (source, _) in enumerate(voters)
@@ -250,12 +250,13 @@ def blocks(rows: int, columns: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
-def _scratch(number: int, shape: torch.Size) -> Tensor:
+def _scratch(number: int, rows: int, columns: int) -> Tensor:
     """One of this thread's float32 buffers: fresh memory costs as much as the product that is put there."""
     buffers: dict[int, Tensor] = _thread.__dict__.setdefault("buffers", {})
-    if number not in buffers or buffers[number].numel() < shape.numel():
-        buffers[number] = torch.empty(shape.numel())
-    return buffers[number][: shape.numel()].view(shape)
+    count = rows * columns
+    if number not in buffers or buffers[number].numel() < count:
+        buffers[number] = torch.empty(count)
+    return buffers[number][:count].view(rows, columns)
 
 
 _thread = local()

@@ -25,6 +25,7 @@ from merge3.recipe import Recipe, check, layer_of
 
 PIECE = 2**21  # elements that a thread merges at a time
 
+Task = tuple[Instruction, Ingredients, Tensor]  # what to do, with what, and where to put it
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -85,25 +86,31 @@ class LiveMerger:
             known = {parameter.name for parameter in self._ingredients}
             self._ingredients += [self._gather(name) for name in self._parameters if name not in known]
         instructions = in_threads(partial(self._instruct, recipe), self._ingredients)
-        staged: dict[str, Tensor] = {}
-        pieces = []
-        for parameter, instruction in zip(self._ingredients, instructions, strict=True):
+        near, far = list[Task](), list[Task]()
+        for instruction, parameter in zip(instructions, self._ingredients, strict=True):
             live = self._parameters[parameter.name]
-            out = live
-            if live.device != parameter.base.device:
-                out = staged[parameter.name] = torch.empty_like(live, device=parameter.base.device)
-            rows, columns = matrix(out).shape
-            step = max(1, PIECE // columns) if out.device.type == "cpu" else rows
-            for start in range(0, rows, step):
-                pieces.append((instruction, parameter, recipe.experts, out, start, min(start + step, rows)))
-        in_threads(lambda piece: kernels.apply(*piece), pieces)
-        for name, merged in staged.items():
-            self._parameters[name].copy_(merged)
+            (near if live.device == parameter.base.device else far).append((instruction, parameter, live))
+        _merge(recipe.experts, near)
+        for instruction, parameter, live in far:  # merged where the ingredients are, a parameter at a time
+            merged = torch.empty_like(live, device=parameter.base.device)
+            _merge(recipe.experts, [(instruction, parameter, merged)])
+            live.copy_(merged)
 
     def _instruct(self, recipe: Recipe, parameter: Ingredients) -> Instruction:
         """What the method does with one parameter."""
         coefficients = recipe.at(parameter.name, self.layers)
         return METHODS[recipe.method](parameter, recipe.experts, coefficients, recipe.mask_seed)
+
+
+def _merge(experts: tuple[str, ...], tasks: Sequence[Task]) -> None:
+    """Follow the instructions, in pieces of rows that threads share; on another device than the CPU all at once."""
+    pieces = []
+    for instruction, parameter, out in tasks:
+        rows, columns = matrix(out).shape
+        step = max(1, PIECE // columns) if out.device.type == "cpu" else rows
+        for start in range(0, rows, step):
+            pieces.append((instruction, parameter, experts, out, start, min(start + step, rows)))
+    in_threads(lambda piece: kernels.apply(*piece), pieces)
 
 
 def finite(tensor: Tensor) -> bool:
