@@ -11,7 +11,7 @@ import pandas as pd
 
 from flows.stage import DATA, progress, say, section
 from merge3 import models, responses
-from merge3.answering import BrokenModel, correct
+from merge3.answering import correct
 from merge3.fitness import Asker
 from merge3.items import Item
 from merge3.ledger import Cost
@@ -81,14 +81,13 @@ def answer_all(
     rows, total = [], Cost()
     with progress(f"{label}: answers", len(recipes) * len(items)) as advance:
         for name, recipe in recipes.items():
-            try:
-                asked = asker.ask(recipe, items, advance)
-            except BrokenModel as error:
-                say(f"{name} is not scored: {error}")
-                rows.append(np.full(len(items), np.nan))
-                continue
-            advance(len(items) - asked.new)
+            asked = asker.ask(recipe, items, advance)
             total += asked.cost
-            rows.append(correct(items, asked.answers))
+            advance(len(items) - asked.new)
+            if asked.answers is None:
+                say(f"{name} is not scored: its likelihoods are not finite")
+                rows.append(np.full(len(items), np.nan))
+            else:
+                rows.append(correct(items, asked.answers))
     table = responses.table(list(recipes), [item.id for item in items], np.stack(rows))
     return table, {"tokens": distinct * cost.tokens, "flops": distinct * cost.flops, "this_run": total.to_dict()}

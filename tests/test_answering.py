@@ -111,10 +111,37 @@ def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, 
     kept = weight.data.clone()
     try:
         weight.data.fill_(float("nan"))
-        with pytest.raises(BrokenModel, match="log-likelihoods of item"):
-            loglikelihoods(llama, tokenizer, ITEMS, 4096)
+        with pytest.raises(BrokenModel, match="log-likelihoods of item") as caught:
+            loglikelihoods(llama, tokenizer, ITEMS, 1)
     finally:
         weight.data.copy_(kept)
+    longest = max(len(tokenize(item, tokenizer).tokens) for item in ITEMS)
+    assert caught.value.work.tokens == longest  # the first batch, of one item, and no other
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_never_graded(
+    tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel
+) -> None:
+    expected, work = loglikelihoods(llama, tokenizer, ITEMS, 4096)
+    room, sizes = 2, []
+
+    def allocate(module: torch.nn.Module, arguments: tuple[object, ...], inputs: dict[str, torch.Tensor]) -> None:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > room:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = llama.register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        found, same_work = loglikelihoods(llama, tokenizer, ITEMS, 4096)
+        assert max(sizes) > room >= sizes[-1]
+        room = 0
+        with pytest.raises(torch.OutOfMemoryError):
+            loglikelihoods(llama, tokenizer, ITEMS, 4096)
+    finally:
+        hook.remove()
+    assert same_work == work
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 def test_prompts_and_options_without_tokens_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
