@@ -29,9 +29,8 @@ from figures import Figure, publish
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from merge3 import mergefile, models
-from merge3.mergefile import MergeFile
 from merge3.merging import LiveMerger
-from merge3.recipe import TRAITS, Recipe
+from merge3.recipe import TRAITS, Merge, Recipe
 
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent / ".bench" / "mergekit"
@@ -127,7 +126,7 @@ def measured_ours(folder: Path, method: str) -> dict[str, float]:
 
 def measured_theirs(python: Path, folder: Path, method: str) -> dict[str, float]:
     """Mergekit's merge of the same recipe, in a fresh process."""
-    merge = MergeFile(recipe_of(method, 0.5), str(folder / "base"), {n: str(folder / n) for n in "ab"}, "bfloat16")
+    merge = Merge(recipe_of(method, 0.5), str(folder / "base"), {n: str(folder / n) for n in "ab"}, "bfloat16")
     settings = yaml.safe_load(mergefile.to_mergekit(merge))
     file = folder / f"{method}.yaml"
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -21,9 +21,8 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.genome import Genome, live_groups
 from merge3.items import Item
 from merge3.ledger import Cost
-from merge3.mergefile import MergeFile
 from merge3.models import read_manifest
-from merge3.recipe import Recipe
+from merge3.recipe import Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
@@ -105,10 +104,10 @@ def evolve(
     say(f"{len(log.recipes)} distinct candidates of {len(log.rows)}; this run asked {log.cost.tokens:,} tokens")
 
 
-def with_sources(recipe: Recipe) -> MergeFile:
+def with_sources(recipe: Recipe) -> Merge:
     """The recipe with the models of the manifest: what `merge3 merge` writes as a model."""
     base, found = read_manifest(MANIFEST)
-    return MergeFile(recipe, base.source, {e.name: e.source for e in found if e.name in recipe.experts})
+    return Merge(recipe, base.source, {e.name: e.source for e in found if e.name in recipe.experts})
 
 
 class Log:

@@ -17,15 +17,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from merge3 import mergefile, models
-from merge3.mergefile import Layers, MergeFile
 from merge3.merging import LiveMerger
-from merge3.recipe import Recipe, layer_of
+from merge3.recipe import Layers, Merge, Recipe, layer_of
 
 SHARD = "5GB"
 PROBE = 16  # tokens on which the written model is held against the live one
 
 
-def export(merge: MergeFile, out: Path, device: str = "cpu", scores: pd.DataFrame | None = None) -> PreTrainedModel:
+def export(merge: Merge, out: Path, device: str = "cpu", scores: pd.DataFrame | None = None) -> PreTrainedModel:
     """Write the merged model to `out`: safetensors shards, config, the base's tokenizer, recipe and card.
 
     `scores` has the columns `model`, `accuracy`, `low` and `high`, and goes into the card.
@@ -53,7 +52,7 @@ def export(merge: MergeFile, out: Path, device: str = "cpu", scores: pd.DataFram
     return live
 
 
-def build(merge: MergeFile, device: str = "cpu") -> PreTrainedModel:
+def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
     """The merged model, live, in the dtype it is written in.
 
     Raises:
@@ -76,7 +75,7 @@ def build(merge: MergeFile, device: str = "cpu") -> PreTrainedModel:
     return live
 
 
-def stacked(merge: MergeFile, folders: Mapping[str, Path], dtype: torch.dtype, device: str) -> PreTrainedModel:
+def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, device: str) -> PreTrainedModel:
     """Layers of experts put on one another (a frankenmerge): embeddings of the first, final norm and head of the last.
 
     Raises:
@@ -144,7 +143,7 @@ def check_written(live: PreTrainedModel, out: Path, device: str) -> None:
         raise ValueError(f"{out}: the written model's logits differ from the live one's by up to {worst}")
 
 
-def card(merge: MergeFile, name: str, dtype: torch.dtype, scores: pd.DataFrame | None = None) -> str:
+def card(merge: Merge, name: str, dtype: torch.dtype, scores: pd.DataFrame | None = None) -> str:
     """A model card: parents and their licences, the recipe, and measured scores if there are any."""
     parents = list(dict.fromkeys([merge.base, *merge.experts.values()]))
     licences = {source: licence(source) for source in parents}

@@ -384,37 +384,23 @@ def _compiled() -> _Compiled:
             d[j] = kept if np.float32(draws[j]) < cut else zero
 
     @njit
-    def count_votes(d, w, ballot, total, added, up, weight_up, weight_down):
+    def cast(d, w, ballot, total, added, up, weight_up, weight_down):
         size = abs(w)
         for j in range(d.size):
             v = w * d[j]
-            cast = ballot * d[j]
-            total[j] += cast
+            voice = ballot * d[j]
+            total[j] += voice
             added[j] += v
-            up[j] += v if cast > zero else zero
-            weight_up[j] += size if cast > zero else zero
-            weight_down[j] += size if cast < zero else zero
+            up[j] += v if voice > zero else zero
+            weight_up[j] += size if voice > zero else zero
+            weight_down[j] += size if voice < zero else zero
 
     @njit
-    def count_sum(d, w, ballot, total, added, up):
-        for j in range(d.size):
-            v = w * d[j]
-            cast = ballot * d[j]
-            total[j] += cast
-            added[j] += v
-            up[j] += v if cast > zero else zero
-
-    @njit
-    def elect_sum(total, added, up):
-        for j in range(total.size):
-            added[j] = up[j] if total[j] >= zero else added[j] - up[j]
-
-    @njit
-    def elect_mean(total, added, up, weight_up, weight_down):
+    def settle(total, added, up, weight_up, weight_down, mean):
         for j in range(total.size):
             elected = total[j] >= zero
             share = weight_up[j] if elected else weight_down[j]
-            share = share if share > zero else one
+            share = share if mean & (share > zero) else one
             added[j] = (up[j] if elected else added[j] - up[j]) / share
 
     @njit
@@ -447,16 +433,12 @@ def _compiled() -> _Compiled:
                     ranked_chance(d, drawn, ranked, floor, rise, rescale)
                 elif draws[e] != 0:
                     chance(d, numba.carray(pointer(draws[e] + first), size, np.uint8), floor, rescale)
-                if not elect:
-                    add(w, d, added)
-                elif mean:
-                    count_votes(d, w, ballot, total, added, up, weight_up, weight_down)
+                if elect:
+                    cast(d, w, ballot, total, added, up, weight_up, weight_down)
                 else:
-                    count_sum(d, w, ballot, total, added, up)
-            if elect and mean:
-                elect_mean(total, added, up, weight_up, weight_down)
-            elif elect:
-                elect_sum(total, added, up)
+                    add(w, d, added)
+            if elect:
+                settle(total, added, up, weight_up, weight_down, mean)
             add(scale_by, added, b)
             narrow(b.view(np.uint32), target, width, first)
 

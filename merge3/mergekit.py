@@ -7,10 +7,9 @@ in the parameter's name, lists along depth. What is not done here is refused by 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from merge3.recipe import ANY, GROUPS, PIECE, TRAITS, Knots, Parts, Recipe
+from merge3.recipe import ANY, GROUPS, PIECE, TRAITS, Knots, Layers, Merge, Parts, Recipe
 
 FIELDS = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source"}
 IGNORED = {"int8_mask", "eps"}  # how mergekit computes, not what
@@ -21,18 +20,7 @@ BASELESS = ("linear", "karcher", "passthrough")  # in which mergekit's base is o
 FILTERS = {"attention": ("attn.",), "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe."), "rest": (ANY,)}
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a file says: a recipe, the sources of its base and experts, the dtype that is written, stacked layers."""
-
-    recipe: Recipe
-    base: str
-    experts: dict[str, str]
-    dtype: str | None
-    stack: Sequence[tuple[str, int, int]] = field(default_factory=list)
-
-
-def read(values: Mapping[str, Any]) -> Found:
+def read(values: Mapping[str, Any]) -> Merge:
     """A merge from the fields of a mergekit file.
 
     Raises:
@@ -65,24 +53,24 @@ def read(values: Mapping[str, Any]) -> Found:
     own = {names[source]: settings for source, settings in models}
     recipe = _recipe(method, shared, own, around=base is not None)
     dtype = values.get("out_dtype") or values.get("dtype")
-    layers = [(names[source], first, last) for source, first, last in stack]
-    return Found(recipe, base or models[0][0], {name: source for source, name in names.items()}, dtype, layers)
+    layers = tuple(Layers(names[source], first, last) for source, first, last in stack)
+    return Merge(recipe, base or models[0][0], {name: source for source, name in names.items()}, dtype, layers)
 
 
-def write(found: Found) -> dict[str, Any]:
+def write(merge: Merge) -> dict[str, Any]:
     """The fields of a mergekit file.
 
     Raises:
         ValueError: mergekit cannot say it: slerp of two experts that are not the base, or masks of a stated seed.
     """
-    recipe, method = found.recipe, found.recipe.method
+    recipe, method = merge.recipe, merge.recipe.method
     traits, options = TRAITS[method], dict(recipe.all_options)
     around = bool(options.pop(AROUND, 1.0))
     values: dict[str, Any] = {"merge_method": method}
-    base = found.base if method not in BASELESS and around else None
+    base = merge.base if method not in BASELESS and around else None
     if method == "slerp" and len(recipe.experts) == 2:
-        base = found.experts[recipe.experts[0]]
-    experts = {name: source for name, source in found.experts.items() if source != base}
+        base = merge.experts[recipe.experts[0]]
+    experts = {name: source for name, source in merge.experts.items() if source != base}
     if base is not None:
         values["base_model"] = base
     parameters: dict[str, Any] = {THEIRS.get((method, name), name): _plain(value) for name, value in options.items()}
@@ -97,18 +85,18 @@ def write(found: Found) -> dict[str, Any]:
         if traits.densities:
             own["density"] = _setting(recipe.densities.get(name, {}), 1.0)
         entries.append({"model": source} | ({"parameters": own} if own else {}))
-    if found.stack:
+    if merge.stack:
         own_of = {entry["model"]: entry for entry in entries}
         values["slices"] = [
-            {"sources": [own_of[found.experts[name]] | {"layer_range": [first, last]}]}
-            for name, first, last in found.stack
+            {"sources": [own_of[merge.experts[layers.expert]] | {"layer_range": [layers.first, layers.last]}]}
+            for layers in merge.stack
         ]
     else:
         values["models"] = entries
     if parameters:
         values["parameters"] = parameters
-    if found.dtype:
-        values["dtype"] = found.dtype
+    if merge.dtype:
+        values["dtype"] = merge.dtype
     return values
 
 

@@ -25,6 +25,7 @@ _MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe)\.")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 AVERAGE = "uniform average"
+DTYPES = ("float32", "bfloat16", "float16")
 
 Knots = tuple[float, ...]  # values at equally spaced depths, from the first layer to the last, linear between them
 Parts = Mapping[str, Knots]  # part of the model -> knots; the first part that holds a parameter counts
@@ -209,6 +210,44 @@ class Recipe:
             options={name: float(value) for name, value in (values.get("options") or {}).items()},
             mask_seed=values.get("mask_seed", 0),
         )
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers `first` up to, without, `last` of one expert, as part of a stack (a frankenmerge)."""
+
+    expert: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A recipe with its sources.
+
+    `base` and `experts` are folders, GGUF files or hub ids; the base gives config and tokenizer. `dtype` is what is
+    written, None what the base is stored in. `stack` is layers put on one another, each as the recipe's `passthrough`
+    weight of its expert says; the first gives embeddings, the last the final norm and the head.
+    """
+
+    recipe: Recipe
+    base: str
+    experts: Mapping[str, str]
+    dtype: str | None = None
+    stack: tuple[Layers, ...] = ()
+
+    def __post_init__(self) -> None:
+        if missing := [expert for expert in self.recipe.experts if expert not in self.experts]:
+            raise ValueError(f"no source is given for expert {missing[0]!r}; there are {sorted(self.experts)}")
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
+        if not self.stack:
+            check(self.recipe)
+        elif self.recipe.method != "passthrough":
+            raise ValueError(f"layers can be stacked by passthrough alone, got {self.recipe.method!r}")
+        for layers in self.stack:
+            if layers.expert not in self.experts or not 0 <= layers.first < layers.last:
+                raise ValueError(f"a stack needs layers of known experts, first below last, got {layers}")
 
 
 def constant(

@@ -22,9 +22,8 @@ from transformers import (
 )
 
 from merge3 import export, mergefile, models
-from merge3.mergefile import Layers, MergeFile
 from merge3.models import IncompatibleModels, weights_of
-from merge3.recipe import Recipe, constant
+from merge3.recipe import Layers, Merge, Recipe, constant
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 MORE = {"num_key_value_heads": 2, "vocab_size": 272, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -49,7 +48,7 @@ def test_what_is_written_is_the_merge(architecture: str, tmp_path: Path, tokeniz
     for name, model in {"base": base, **experts}.items():
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    merge = MergeFile(
+    merge = Merge(
         constant("task_arithmetic", BLEND), str(tmp_path / "base"), {name: str(tmp_path / name) for name in experts}
     )
     export.export(merge, tmp_path / "out")
@@ -75,7 +74,7 @@ def test_adapters_and_models_are_merged_together(saved: dict[str, Path], tmp_pat
     made.save_pretrained(tmp_path / "adapter")
     whole = weights_of(made.merge_and_unload())
     start, first = (weights_of(models.load(saved[name], torch.float32)) for name in ("base", "first"))
-    merge = MergeFile(
+    merge = Merge(
         constant("task_arithmetic", BLEND),
         str(saved["base"]),
         {"a": str(saved["first"]), "b": str(tmp_path / "adapter")},
@@ -93,7 +92,7 @@ def test_the_card_says_how_it_was_made(saved: dict[str, Path], tmp_path: Path) -
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "README.md").write_text(text)
-    merge = MergeFile(
+    merge = Merge(
         constant("linear", BLEND), str(tmp_path / "one"), {"a": str(tmp_path / "two"), "b": str(tmp_path / "three")}
     )
     scores = pd.DataFrame({"model": ["it"], "accuracy": [0.5], "low": [0.45], "high": [0.55]})
@@ -105,14 +104,14 @@ def test_the_card_says_how_it_was_made(saved: dict[str, Path], tmp_path: Path) -
     assert "| b | " + str(tmp_path / "three") + " | not stated |" in text
     assert "| it | 50.0 | 45.0-55.0 |" in text
     assert mergefile.to_yaml(merge).strip() in text
-    same = MergeFile(constant("linear", {"a": 1.0}), str(tmp_path / "one"), {"a": str(tmp_path / "one")})
+    same = Merge(constant("linear", {"a": 1.0}), str(tmp_path / "one"), {"a": str(tmp_path / "one")})
     assert yaml.safe_load(export.card(same, "it", torch.float32).split("---")[1])["license"] == "mit"
 
 
 def test_another_dtype_is_rounded_once(saved: dict[str, Path]) -> None:
     recipe = constant("linear", BLEND)
-    whole = weights_of(export.build(MergeFile(recipe, str(saved["base"]), sources(saved))))
-    half = export.build(MergeFile(recipe, str(saved["base"]), sources(saved), dtype="bfloat16"))
+    whole = weights_of(export.build(Merge(recipe, str(saved["base"]), sources(saved))))
+    half = export.build(Merge(recipe, str(saved["base"]), sources(saved), dtype="bfloat16"))
     assert half.dtype == torch.bfloat16
     for name, parameter in weights_of(half).items():
         assert torch.equal(parameter, whole[name].bfloat16())
@@ -121,7 +120,7 @@ def test_another_dtype_is_rounded_once(saved: dict[str, Path]) -> None:
 def test_layers_are_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
     recipe = Recipe("passthrough", ("a", "b"), {"a": {"*": (1.0,)}, "b": {"mlp": (0.5,), "*": (1.0,)}})
     stack = (Layers("a", 0, 2), Layers("b", 1, 2))
-    export.export(MergeFile(recipe, str(saved["base"]), sources(saved), stack=stack), tmp_path / "out")
+    export.export(Merge(recipe, str(saved["base"]), sources(saved), stack=stack), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == 3
     written = weights_of(models.load(tmp_path / "out", torch.float32))
@@ -131,14 +130,14 @@ def test_layers_are_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
     assert torch.equal(written[up.replace("1", "2", 1)], 0.5 * second[up])
     assert torch.equal(written["model.embed_tokens.weight"], first["model.embed_tokens.weight"])
     assert torch.equal(written["model.norm.weight"], second["model.norm.weight"])
-    deep = MergeFile(recipe, str(saved["base"]), sources(saved), stack=(Layers("a", 0, 3),))
+    deep = Merge(recipe, str(saved["base"]), sources(saved), stack=(Layers("a", 0, 3),))
     with pytest.raises(ValueError, match="'a' has 2 layers, the stack asks for 3"):
         export.build(deep)
 
 
 def test_a_folder_that_holds_something_is_left_alone(saved: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "note").write_text("mine")
-    merge = MergeFile(constant("linear", BLEND), str(saved["base"]), sources(saved))
+    merge = Merge(constant("linear", BLEND), str(saved["base"]), sources(saved))
     with pytest.raises(FileExistsError, match="is not empty"):
         export.export(merge, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
@@ -151,7 +150,7 @@ def test_a_written_model_that_differs_is_found_out(saved: dict[str, Path]) -> No
 
 def test_experts_that_do_not_fit_write_nothing(saved: dict[str, Path], tmp_path: Path) -> None:
     build(ARCHITECTURES["mistral"], 1).save_pretrained(tmp_path / "other")
-    merge = MergeFile(constant("linear", {"a": 1.0}), str(saved["base"]), {"a": str(tmp_path / "other")})
+    merge = Merge(constant("linear", {"a": 1.0}), str(saved["base"]), {"a": str(tmp_path / "other")})
     with pytest.raises(IncompatibleModels, match="model_type is 'mistral'"):
         export.export(merge, tmp_path / "out")
     assert not (tmp_path / "out").exists()

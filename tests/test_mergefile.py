@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from merge3 import mergefile, mergekit
-from merge3.mergefile import Layers, MergeFile
-from merge3.recipe import Recipe, constant
+from merge3.recipe import Layers, Merge, Recipe, constant
 
 OWN = """
 base: org/base
@@ -61,7 +60,7 @@ def test_groups_become_filters_for_mergekit(tmp_path: Path) -> None:
     recipe = Recipe(
         "ties", ("a",), {"a": {"rest": (0.1,), "attention": (0.2, 0.4), "mlp": (0.3,)}}, {"a": {"mlp": (0.5,)}}
     )
-    text = mergefile.to_mergekit(MergeFile(recipe, "base", {"a": "./a"}))
+    text = mergefile.to_mergekit(Merge(recipe, "base", {"a": "./a"}))
     again = mergefile.read(written(tmp_path, text)).recipe
     names = [
         *("model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"),
@@ -148,6 +147,6 @@ def test_no_file_is_said_so(tmp_path: Path) -> None:
 
 def test_experts_need_sources() -> None:
     with pytest.raises(ValueError, match="no source is given for expert 'b'"):
-        MergeFile(constant("linear", {"a": 1.0, "b": 1.0}), "base", {"a": "x"})
+        Merge(constant("linear", {"a": 1.0, "b": 1.0}), "base", {"a": "x"})
     with pytest.raises(ValueError, match="a stack needs layers"):
-        MergeFile(constant("passthrough", {"a": 1.0}), "a", {"a": "x"}, stack=(Layers("a", 2, 2),))
+        Merge(constant("passthrough", {"a": 1.0}), "a", {"a": "x"}, stack=(Layers("a", 2, 2),))
