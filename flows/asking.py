@@ -11,7 +11,6 @@ import pandas as pd
 
 from flows.stage import DATA, progress, say, section
 from merge3 import models, responses
-from merge3.answering import correct
 from merge3.fitness import Asker
 from merge3.items import Item
 from merge3.ledger import Cost
@@ -28,7 +27,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     Raises:
         ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
     """
-    section("runtime", runtime, ("device", "dtype", "batch_tokens", "portable"))
+    section("runtime", runtime, ("device", "dtype", "batch_tokens", "scoring", "portable"))
     models.check_device(runtime["device"])
     base, experts = models.read_manifest(MANIFEST)
     by_name = {expert.name: expert for expert in experts}
@@ -55,7 +54,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     if not runtime["portable"]:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {runtime['batch_tokens']} tokens"
-    return Asker(merger, tokenizer, Store(store), identity, runtime["batch_tokens"])
+    return Asker(merger, tokenizer, Store(store), identity, runtime["batch_tokens"], runtime["scoring"])
 
 
 def single(expert: str) -> Recipe:
@@ -88,6 +87,6 @@ def answer_all(
                 say(f"{name} is not scored: its likelihoods are not finite")
                 rows.append(np.full(len(items), np.nan))
             else:
-                rows.append(correct(items, asked.answers))
+                rows.append(asker.correct(items, asked.answers))
     table = responses.table(list(recipes), [item.id for item in items], np.stack(rows))
     return table, {"tokens": distinct * cost.tokens, "flops": distinct * cost.flops, "this_run": total.to_dict()}

@@ -33,6 +33,9 @@ class Work:
     positions: int
 
 
+SCORINGS = ("sum", "characters", "tokens")
+
+
 class BrokenModel(ValueError):  # noqa: N818 - reads better where it is raised
     """The model's likelihoods are not finite numbers; `work` is what it took to find out."""
 
@@ -235,16 +238,36 @@ def _score(
     return answers
 
 
-def correct(items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
-    """1 where the right option is likelier than every other, else 0: a tie is not an answer."""
-    return np.array([float(margin > 0) for margin in margins(items, answers)])
+def lengths(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, scoring: str) -> list[tuple[int, ...]]:
+    """What each option's log-likelihood is divided by.
+
+    1 (`sum`, lm-eval's acc), its `characters` (lm-eval's acc_norm), or its `tokens`.
+
+    Raises:
+        ValueError: the scoring is none of these.
+    """
+    if scoring == "sum":
+        return [(1,) * len(item.options) for item in items]
+    if scoring == "characters":
+        return [tuple(len(option) for option in item.options) for item in items]
+    if scoring == "tokens":
+        return [tuple(len(path) for path in tokenize(item, tokenizer).reads) for item in items]
+    raise ValueError(f"scoring must be one of {list(SCORINGS)}, got {scoring!r}")
 
 
-def margins(items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
-    """Log-likelihood of the right option less that of the best other, in nats."""
-    return np.array(
-        [
-            answer[item.answer] - max(v for o, v in enumerate(answer) if o != item.answer)
-            for item, answer in zip(items, answers, strict=True)
-        ]
-    )
+def correct(
+    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
+) -> Float[np.ndarray, " items"]:
+    """1 where the right option scores above every other, else 0: a tie is not an answer."""
+    return np.array([float(margin > 0) for margin in margins(items, answers, divisors)])
+
+
+def margins(
+    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
+) -> Float[np.ndarray, " items"]:
+    """Log-likelihood of the right option less that of the best other, in nats; each over its divisor, see `lengths`."""
+    found = []
+    for item, answer, over in zip(items, answers, divisors, strict=True):
+        scores = [value / length for value, length in zip(answer, over, strict=True)]
+        found.append(scores[item.answer] - max(v for o, v in enumerate(scores) if o != item.answer))
+    return np.array(found)

@@ -63,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
     respond.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
     respond.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     respond.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    respond.add_argument(
+        "--scoring",
+        choices=answering.SCORINGS,
+        default="sum",
+        help="of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)",
+    )
     respond.set_defaults(run=run_respond)
 
     imported = commands.add_parser("import", help="make a response table of what others measured")
@@ -122,7 +128,7 @@ def run_respond(options: argparse.Namespace) -> None:
         with progress(name, len(asked)) as advance:
             answers, work = answering.loglikelihoods(model, tokenizer, asked, options.batch_tokens, advance)
         seconds = perf_counter() - begin
-        right = answering.correct(asked, answers)
+        right = answering.correct(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
         rows.append(right)
         lines += [
             json.dumps({"model": name, "item": item.id, "loglikelihoods": list(answer), "correct": bool(score)})

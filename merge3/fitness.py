@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from merge3 import answering
@@ -47,13 +48,19 @@ class Asker:
         store: Store,
         identity: Mapping[str, Any],
         batch_tokens: int,
+        scoring: str = "sum",
     ) -> None:
-        """`identity` is what answers depend on beside the recipe and the item: base, dtype, runtime."""
+        """`identity` is what answers depend on beside the recipe and the item: base, dtype, runtime.
+
+        `scoring` says what options' log-likelihoods are divided by before they are compared, see `answering.lengths`.
+        """
         self.merger = merger
         self.tokenizer = tokenizer
         self.store = store
         self.identity = dict(identity)
         self.batch_tokens = batch_tokens
+        answering.lengths([], tokenizer, scoring)  # is refused before anything is asked
+        self.scoring = scoring
         self._checked = False  # whether packed options were held against single ones
         self._applied: str | None = None  # phenotype that the live model holds
 
@@ -67,6 +74,10 @@ class Asker:
         """The store's key of a recipe: equal for recipes that make the same weights."""
         merge = recipe.canonical(self.merger.fingerprints)
         return {**self.identity, "merge": merge, "protocol": answering.PROTOCOL}
+
+    def correct(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
+        """1 where the right option scores above every other, else 0."""
+        return answering.correct(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
 
     def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
         """The recipe's answers to `items`; the store is asked first, and keeps what is new."""
@@ -134,5 +145,5 @@ class Fitness:
         asked = self.asker.ask(recipe, self.questions)
         if asked.answers is None:
             return Evaluation(None, asked.cost)
-        correct = answering.correct(self.questions, asked.answers)
+        correct = self.asker.correct(self.questions, asked.answers)
         return Evaluation(self.estimator(correct, self.known), asked.cost)

@@ -59,8 +59,8 @@ def fit_items(responses: Float[np.ndarray, "models items"], engine: str, dimensi
 
     Args:
         responses: 1 right, 0 wrong, NaN not scored.
-        engine: a key of `ENGINES`: "girth" and "em" (marginal maximum likelihood, one dimension; em is hundreds of
-            times faster) or "mirt" (joint MAP, any number of dimensions).
+        engine: a key of `ENGINES`: "girth" and "em" (marginal maximum likelihood, one dimension; em takes all
+            items at once) or "mirt" (joint MAP, any number of dimensions).
         dimensions: the number of abilities a model has.
         seed: of the starting point of "mirt"; "girth" has no chance in it.
 

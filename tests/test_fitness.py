@@ -43,6 +43,13 @@ def test_a_question_is_asked_once(merger: LiveMerger, tokenizer: PreTrainedToken
     assert (again.new, again.cost, again.answers) == (0, Cost(), first.answers)
 
 
+def test_the_scoring_is_checked_before_anything_is_asked(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="scoring must be one of"):
+        Asker(merger, tokenizer, Store(tmp_path), {}, 512, "acc")
+
+
 def test_what_is_known_needs_no_merge(merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS)
     merger.apply(constant("linear", {"a": 1.0}))
@@ -114,7 +121,7 @@ def test_fitness_is_the_estimate_of_the_subsets_answers(
     it = asker(merger, tokenizer, tmp_path)
     fitness = Fitness(it, ITEMS, ESTIMATORS["mean"], known)
     chosen = [ITEMS[i] for i in (1, 4, 6)]
-    expected = answering.correct(chosen, it.ask(RECIPE, chosen).answers).mean()
+    expected = it.correct(chosen, it.ask(RECIPE, chosen).answers).mean()
     assert fitness(RECIPE).fitness == pytest.approx(expected)
     assert fitness(RECIPE) == fitness(RECIPE)
 

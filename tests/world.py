@@ -18,7 +18,7 @@ def params(models: dict[str, Path]) -> dict[str, Any]:
         "seed": 0,
         "study": "tiny",
         "studies": {"tiny": {"experts": ["first", "second"], "groups": ["x", "y"]}},
-        "runtime": {"device": "cpu", "dtype": "float32", "batch_tokens": 1024, "portable": False},
+        "runtime": {"device": "cpu", "dtype": "float32", "scoring": "sum", "batch_tokens": 1024, "portable": False},
         "base": {"package": None, "model": str(models["base"]), "dtype": "float32"},
         "experts": {"models": {name: str(models[name]) for name in ("first", "second")}, "train": None},
         "prepare": {"benchmark": {"source": "items.jsonl", "test_share": 0.4}, "problems": None},
