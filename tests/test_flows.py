@@ -167,7 +167,9 @@ def test_the_search_may_choose_the_method(here: Path, saved: dict[str, Path]) ->
     assert tried <= set(methods)
 
 
-@pytest.mark.parametrize("method", ["mean", "p_irt", "gp_irt", "mp_irt", "gmp_irt", "parent_aware"])
+@pytest.mark.parametrize(
+    "method", ["mean", "p_irt", "gp_irt", "mp_irt", "gmp_irt", "bayes_mp_irt", "post_stratified", "parent_aware"]
+)
 def test_every_estimator_can_be_searched_with(here: Path, saved: dict[str, Path], method: str) -> None:
     values = change(change(world.params(saved), "estimate", method=method), "extract", method="uniform")
     world.run(values, "extract", "estimate", "evolve")
@@ -231,6 +233,7 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         ("studies", {"more": {"experts": ["thrid"], "groups": ["x"]}}, "population", "studies.more: no expert 'thrid'"),
         ("evolve", {"weights": [0.0, 0.5, 1.0]}, "evolve", "evolve.weights must be two numbers"),
         ("estimate", {"method": "mean"}, "estimate", "mean needs extract.method uniform"),
+        ("estimate", {"method": "post_stratified"}, "estimate", "post_stratified needs extract.method uniform"),
         ("population", {"responses": "none.parquet"}, "population", "no response table at none.parquet"),
         ("calibrate", {"engine": "guess"}, "calibrate", "calibrate.engine must be one of"),
         ("calibrate", {"dimensions": 3}, "calibrate", "mirt"),
