@@ -6,6 +6,7 @@ What is written is read back, and gives the logits that the live merge gives.
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,17 @@ def export(merge: Merge, out: Path, device: str = "cpu", scores: pd.DataFrame | 
     for source in merge.experts.values():
         models.check_vocabulary(models.weights_folder(source), tokenizer)
     live = build(merge, device)
-    out.mkdir(parents=True, exist_ok=True)
-    live.save_pretrained(out, max_shard_size=SHARD)
-    models.save_tokenizer(tokenizer, out)
-    (out / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
-    (out / "README.md").write_text(card(merge, out.name, live.dtype, scores), encoding="utf-8")
-    check_written(live, out, device)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    live.save_pretrained(partial, max_shard_size=SHARD)
+    models.save_tokenizer(tokenizer, partial)
+    (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
+    (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores), encoding="utf-8")
+    check_written(live, partial, device)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)  # what has this name is whole
     return live
 
 

@@ -57,8 +57,15 @@ def from_dict(values: Mapping[str, Any]) -> Merge:
         raise ValueError(f"experts must map names to folders or hub ids, got {values['experts']!r}")
     plain = {name: values[name] for name in OWN if name in values}
     recipe = Recipe.from_dict({"method": values["method"], "experts": list(values["experts"]), **plain})
-    stack = tuple(Layers(**layers) for layers in values.get("stack") or ())
+    stack = tuple(_layers(entry) for entry in values.get("stack") or ())
     return Merge(recipe, str(values["base"]), dict(values["experts"]), values.get("dtype"), stack)
+
+
+def _layers(entry: Any) -> Layers:
+    fields = {"expert", "first", "last"}
+    if not isinstance(entry, Mapping) or set(entry) != fields:
+        raise ValueError(f"a stack is a list of {sorted(fields)}, got {entry!r}")
+    return Layers(str(entry["expert"]), int(entry["first"]), int(entry["last"]))
 
 
 def to_yaml(merge: Merge) -> str:

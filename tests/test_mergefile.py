@@ -132,6 +132,7 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, A
         (OWN.replace("{maths: 0.3}", "{math: 0.3}"), "densities are given for 'math'"),
         ("base: b\nexperts: [a]\nmethod: ties", "experts must map names"),
         ("base: b\nexperts: {a: a}\nmethod: ties\nstack: [{expert: a, first: 0, last: 1}]", "by passthrough alone"),
+        ("base: b\nexperts: {a: a}\nmethod: passthrough\nstack: [{expert: a}]", "a stack is a list of"),
         ("!!python/object/apply:os.system [true]", "is no YAML"),
     ],
 )
