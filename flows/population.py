@@ -12,7 +12,7 @@ from prefect import flow
 from flows.asking import answer_all, open_asker
 from flows.known import study_of
 from flows.stage import DATA, bounds, main, say, write_json
-from merge3 import items, responses
+from merge3 import imports, items, responses
 from merge3.genome import Genome, live_groups
 from merge3.ledger import Cost
 from merge3.recipe import Recipe
@@ -34,8 +34,8 @@ def population(
 ) -> None:
     """Write data/population/responses.parquet and models.csv (model, study, held_out).
 
-    `responses` names an imported table; where it is null, `size` random merges of each study's experts answer all
-    search items. The last `held_out` of each study (of the table) are kept from the item fit.
+    `responses` names an imported table (.csv or .parquet); where it is null, `size` random merges of each study's
+    experts answer all search items. The last `held_out` of each study (of the table) are kept from the item fit.
 
     Raises:
         ValueError: the population is one model, or none is left to fit or to hold out.
@@ -67,7 +67,7 @@ def _write(table: pd.DataFrame, members: pd.DataFrame) -> None:
 
 def _imported(path: Path, found: list[items.Item]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """The columns of a table that are search items, without duplicated rows."""
-    table = responses.columns(responses.read(path), [item.id for item in found], str(path)).drop_duplicates()
+    table = responses.columns(imports.matrix(path), [item.id for item in found], str(path)).drop_duplicates()
     say(f"{path}: {len(table)} distinct models")
     return table, pd.DataFrame({"model": table.index, "study": ""}), {"tokens": 0, "this_run": Cost().to_dict()}
 
@@ -90,7 +90,7 @@ def _merged(
         if unknown := [expert for expert in experts if expert not in asker.merger.experts]:
             raise ValueError(f"studies.{study}: no expert {unknown[0]!r}; there are {sorted(asker.merger.experts)}")
         groups = live_groups(asker.merger.changed)
-        genome = Genome(method, tuple(experts), groups, 1, weights, (0.2, 1.0), seed)
+        genome = Genome((method,), tuple(experts), groups, 1, weights, (0.2, 1.0), seed)
         for number in range(size):
             recipes[f"{study}-{number:02d}"] = genome.decode(generator.random(len(genome.names)))
     table, ledger = answer_all("population", asker, recipes, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from prefect import flow
 from demo.problems import LANGUAGES, PROMPT, Problem, generate
 from flows.stage import DATA, main, say, section
 from merge3 import items
+from merge3.benchmark import Form, rows, to_items
 from merge3.items import Item
 
 OUT = DATA / "prepare"
@@ -20,7 +22,8 @@ OUT = DATA / "prepare"
 def prepare(seed: int, benchmark: dict[str, Any] | None, problems: dict[str, int] | None) -> None:
     """Write data/prepare/search.parquet and test.parquet.
 
-    `benchmark` names a file of items and the share of each group that is held out; `problems` has the
+    `benchmark` says where the items come from, how a row becomes one (see `merge3.benchmark.Form`; without a `prompt`
+    the file is of items), and what is held out: a split of its own, or a share of each group. `problems` has the
     demonstration write so many items of each language.
 
     Raises:
@@ -29,8 +32,7 @@ def prepare(seed: int, benchmark: dict[str, Any] | None, problems: dict[str, int
     if (benchmark is None) == (problems is None):
         raise ValueError("give either prepare.benchmark or prepare.problems, the other as null")
     if benchmark is not None:
-        section("prepare.benchmark", benchmark, ("file", "test_share"))
-        splits = split(items.read(Path(benchmark["file"])), benchmark["test_share"], seed)
+        splits = read(benchmark, seed)
     else:
         section("prepare.problems", problems or {}, ("search", "test"))
         splits = {
@@ -47,6 +49,33 @@ def item_of(problem: Problem) -> Item:
     """The item that asks a problem of the demonstration."""
     prompt = PROMPT.format(question=problem.question)
     return Item(problem.id, prompt, problem.options, problem.answer, problem.language, problem.form)
+
+
+def read(benchmark: dict[str, Any], seed: int) -> dict[str, list[Item]]:
+    """Search and test items of a benchmark.
+
+    Raises:
+        ValueError: a key is missing or unknown, or both or neither of test_split and test_share is given.
+    """
+    where = ("name", "split", "test_split", "test_share", "shots_split")
+    own = section("prepare.benchmark", benchmark, ("source",), (*where, *(field.name for field in fields(Form))))
+    if ("test_split" in own) == ("test_share" in own):
+        raise ValueError("prepare.benchmark needs either test_split or test_share")
+    source, name = own["source"], own.get("name")
+    if "prompt" not in own:
+        return split(items.read(Path(source)), own["test_share"], seed)
+    form = Form(**{key: value for key, value in own.items() if key not in ("source", *where)})
+    shown = rows(source, name, own["shots_split"]) if "shots_split" in own else []
+    tables = {"search": rows(source, name, own.get("split"))}
+    if "test_split" in own:
+        tables["test"] = rows(source, name, own["test_split"])
+    found = {part: to_items(table, form, shown or table, source) for part, table in tables.items()}
+    if "test_split" in own:
+        both = found["search"] + found["test"]
+        if len({item.id for item in both}) < len(both):  # row numbers start again in every split
+            found = {part: [replace(item, id=f"{part}:{item.id}") for item in of] for part, of in found.items()}
+        return found
+    return split(found["search"], own["test_share"], seed)
 
 
 def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Item]]:

@@ -25,16 +25,23 @@ PROTOCOL = {
 }
 
 
-class BrokenModel(ValueError):  # noqa: N818 - reads better where it is raised
-    """The model's likelihoods are not finite numbers."""
-
-
 @dataclass(frozen=True)
 class Work:
     """What answering cost: tokens that went through the model, and positions whose logits were read."""
 
     tokens: int
     positions: int
+
+
+SCORINGS = ("sum", "characters", "tokens")
+
+
+class BrokenModel(ValueError):  # noqa: N818 - reads better where it is raised
+    """The model's likelihoods are not finite numbers; `work` is what it took to find out."""
+
+    def __init__(self, message: str, work: Work) -> None:
+        super().__init__(message)
+        self.work = work
 
 
 @dataclass(frozen=True)
@@ -146,18 +153,23 @@ def loglikelihoods(
     `on_batch` is told how many items a finished batch held.
 
     Raises:
-        BrokenModel: a log-likelihood is not finite.
+        BrokenModel: a log-likelihood is not finite; the batch in which it occurs is the last that is asked.
         ValueError: an item is longer than the model's sliding window.
+        torch.OutOfMemoryError: a single item does not fit; batches that do not are halved, and never graded.
     """
     trees = [tokenize(item, tokenizer) for item in items]
     window = getattr(model.config.get_text_config(), "sliding_window", None) or np.inf
     if (longest := max((len(tree.tokens) for tree in trees), default=0)) > window:
         raise ValueError(f"an item has {longest} tokens with its options; this model's sliding window is {window}")
     answers = _score(model, tokenizer, trees, batch_tokens, on_batch)
+    asked = [tree for tree, answer in zip(trees, answers, strict=True) if answer is not None]
+    work = Work(sum(len(t.tokens) for t in asked), sum(t.read_positions for t in asked))
+    found = []
     for item, answer in zip(items, answers, strict=True):
-        if not np.isfinite(answer).all():
-            raise BrokenModel(f"log-likelihoods of item {item.id!r} are {answer}")
-    return answers, Work(sum(len(t.tokens) for t in trees), sum(t.read_positions for t in trees))
+        if answer is not None and not np.isfinite(answer).all():
+            raise BrokenModel(f"log-likelihoods of item {item.id!r} are {answer}", work)
+        found.append(answer or ())
+    return found, work
 
 
 def check_packing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> None:
@@ -177,7 +189,7 @@ def check_packing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, it
     other = replace(tree, tokens=tokens)
     changes = []  # the smaller of two, since a rare hiccup of bfloat16 hardware is not the model's doing
     for _ in range(2):
-        before, after = (_score(model, tokenizer, [one], 1)[0][-1] for one in (tree, other))
+        before, after = ((_score(model, tokenizer, [one], 1)[0] or (np.nan,))[-1] for one in (tree, other))
         changes.append(abs(after - before))
     if min(changes) >= 0.1:  # NaN is no difference: the answers will tell
         raise ValueError(
@@ -193,16 +205,24 @@ def _score(
     trees: Sequence[Tree],
     batch_tokens: int,
     on_batch: Callable[[int], None] = lambda items: None,
-) -> list[Answer]:
-    """The log-likelihood of every option of every tree; NaN where the model is broken, which ends the work."""
-    answers: list[Answer] = [(np.nan,)] * len(trees)
-    for batch in batches(trees, batch_tokens):
+) -> list[Answer | None]:
+    """The log-likelihood of every option of every tree; None where it was not asked, after others were not finite."""
+    answers: list[Answer | None] = [None] * len(trees)
+    queue = batches(trees, batch_tokens)
+    while queue:
+        batch = queue.pop(0)
         chosen = [trees[i] for i in batch]
         inputs = _inputs(chosen, tokenizer.pad_token_id, model.dtype)
         width = inputs["input_ids"].shape[1]
         rows = [row for row, tree in enumerate(chosen) for _ in range(tree.read_positions)]
         columns = [column for tree in chosen for column in range(width - tree.read_positions, width)]
-        logits = _logits(model, inputs, rows, columns)
+        try:
+            logits = _logits(model, inputs, rows, columns)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            queue[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            continue
         totals = logits.logsumexp(-1).double()
         first = 0  # the read positions of a tree stand together, the last prompt token first
         for index, tree in zip(batch, chosen, strict=True):
@@ -213,21 +233,41 @@ def _score(
             answers[index] = tuple(float(part.sum()) for part in parts)
             first += tree.read_positions
         on_batch(len(batch))
-        if not all(np.isfinite(answers[index]).all() for index in batch):
+        if not all(np.isfinite(answers[index] or ()).all() for index in batch):
             break
     return answers
 
 
-def correct(items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
-    """1 where the right option is likelier than every other, else 0: a tie is not an answer."""
-    return np.array([float(margin > 0) for margin in margins(items, answers)])
+def lengths(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, scoring: str) -> list[tuple[int, ...]]:
+    """What each option's log-likelihood is divided by.
+
+    1 (`sum`, lm-eval's acc), its `characters` (lm-eval's acc_norm), or its `tokens`.
+
+    Raises:
+        ValueError: the scoring is none of these.
+    """
+    if scoring == "sum":
+        return [(1,) * len(item.options) for item in items]
+    if scoring == "characters":
+        return [tuple(len(option) for option in item.options) for item in items]
+    if scoring == "tokens":
+        return [tuple(len(path) for path in tokenize(item, tokenizer).reads) for item in items]
+    raise ValueError(f"scoring must be one of {list(SCORINGS)}, got {scoring!r}")
 
 
-def margins(items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
-    """Log-likelihood of the right option less that of the best other, in nats."""
-    return np.array(
-        [
-            answer[item.answer] - max(v for o, v in enumerate(answer) if o != item.answer)
-            for item, answer in zip(items, answers, strict=True)
-        ]
-    )
+def correct(
+    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
+) -> Float[np.ndarray, " items"]:
+    """1 where the right option scores above every other, else 0: a tie is not an answer."""
+    return np.array([float(margin > 0) for margin in margins(items, answers, divisors)])
+
+
+def margins(
+    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
+) -> Float[np.ndarray, " items"]:
+    """Log-likelihood of the right option less that of the best other, in nats; each over its divisor, see `lengths`."""
+    found = []
+    for item, answer, over in zip(items, answers, divisors, strict=True):
+        scores = [value / length for value, length in zip(answer, over, strict=True)]
+        found.append(scores[item.answer] - max(v for o, v in enumerate(scores) if o != item.answer))
+    return np.array(found)

@@ -11,6 +11,9 @@ subset:
     mean          sum_S w_i Y_i
     p_irt         tau mean_S(Y) + (1 - tau) mean_U(P),   theta ~ N(0, I)
     mp_irt        as p_irt with theta = sum_e lambda_e gamma_e,   lambda ~ N(0, I),   gamma_e of parent e
+    bayes_mp_irt  as p_irt with theta ~ N(mean of the parents' abilities, spread²)
+    post_stratified  sum_h (N_h / N) (tau_h mean_S(Y) + (1 - tau_h) q_h), q_h the share of stratum h that is right: the
+                  items on which the same number of parents are right
     parent_aware  as p_irt with logit P_i = a_i · theta - b_i + g r_i,   r_i the parents' residuals on item i
     gp_irt        c mean + (1 - c) p_irt
     gmp_irt       c mean + (1 - c) mp_irt
@@ -30,6 +33,11 @@ from scipy.stats import spearmanr
 from merge3.irt import ItemParameters, check_responses, fit_abilities, fit_logistic, probability
 
 Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
+PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
+INHERITED = (
+    0.08,
+    0.97,
+)  # shares of the items that no parent, and that all parents, have right, which a merge has right
 TAIL = 4.0  # degrees of freedom of parent_aware's prior: heavy enough for candidates that collapsed
 
 
@@ -157,6 +165,35 @@ def mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     gamma = known.parent_abilities
     design = known.items.discrimination @ gamma.T
     return _predict(answers, known, design, np.zeros(len(gamma)), np.eye(len(gamma)))
+
+
+def bayes_mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """As `p_irt`, the parents' mean ability for the population's: theta ~ N(mean gamma + centre_shift, spread²)."""
+    c, D = known.calibration, known.items.dimensions
+    centre = known.parent_abilities.mean(axis=0) + np.broadcast_to(np.asarray(c.centre_shift), (D,))
+    return _predict(answers, known, known.items.discrimination, centre, np.eye(D) / c.spread**2)
+
+
+def post_stratified(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """The answers by how many parents are right on the item: no item response theory, for subsets drawn at random.
+
+    The share of each stratum that is right has a Beta prior worth `PSEUDO` answers, centred from `INHERITED[0]` where
+    no parent is right to `INHERITED[1]` where all are (what real merges inherit). The variance is the posterior's, and
+    the chance of the unasked answers.
+    """
+    _check(answers, known)
+    N = len(known.items)
+    stratum = known.parents.sum(axis=0).astype(int)
+    score = variance = 0.0
+    for right in range(len(known.parents) + 1):
+        asked = answers[stratum[known.subset] == right]
+        unasked = int((stratum[known.unasked] == right).sum())
+        prior = INHERITED[0] + (INHERITED[1] - INHERITED[0]) * right / len(known.parents)
+        size = PSEUDO + len(asked)
+        q = (PSEUDO * prior + asked.sum()) / size
+        score += asked.sum() + unasked * q
+        variance += q * (1 - q) * (unasked**2 / (size + 1) + unasked)
+    return _interval(float(score / N), float(known.calibration.widening * np.sqrt(variance) / N))
 
 
 def parent_aware(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
@@ -350,11 +387,14 @@ def _check(answers: Float[np.ndarray, " asked"], known: Known) -> None:
 
 Estimator = Callable[[np.ndarray, Known], Estimate]
 MIXED: dict[str, Estimator] = {"gp_irt": p_irt, "gmp_irt": mp_irt}
+SAMPLED = frozenset({"mean", "post_stratified"})  # far off where items are chosen: for subsets drawn at random
 ESTIMATORS: dict[str, Estimator] = {
     "mean": mean,
     "p_irt": p_irt,
     "gp_irt": gp_irt,
     "mp_irt": mp_irt,
     "gmp_irt": gmp_irt,
+    "bayes_mp_irt": bayes_mp_irt,
+    "post_stratified": post_stratified,
     "parent_aware": parent_aware,
 }

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from merge3 import answering
@@ -27,9 +28,12 @@ BROKEN: Answer = ()  # what the store keeps of an item that a model with non-fin
 
 @dataclass(frozen=True)
 class Asked:
-    """The answers of one recipe to some items, in their order, and what was spent to get them now."""
+    """The answers of one recipe to some items, in their order, and what was spent to get them now.
 
-    answers: list[Answer]
+    `answers` is None for a broken model, whose likelihoods are not finite, now or when the store was told so.
+    """
+
+    answers: list[Answer] | None
     cost: Cost
     new: int  # items that were not in the store
 
@@ -44,13 +48,19 @@ class Asker:
         store: Store,
         identity: Mapping[str, Any],
         batch_tokens: int,
+        scoring: str = "sum",
     ) -> None:
-        """`identity` is what answers depend on beside the recipe and the item: base, dtype, runtime."""
+        """`identity` is what answers depend on beside the recipe and the item: base, dtype, runtime.
+
+        `scoring` says what options' log-likelihoods are divided by before they are compared, see `answering.lengths`.
+        """
         self.merger = merger
         self.tokenizer = tokenizer
         self.store = store
         self.identity = dict(identity)
         self.batch_tokens = batch_tokens
+        answering.lengths([], tokenizer, scoring)  # is refused before anything is asked
+        self.scoring = scoring
         self._checked = False  # whether packed options were held against single ones
         self._applied: str | None = None  # phenotype that the live model holds
 
@@ -65,12 +75,12 @@ class Asker:
         merge = recipe.canonical(self.merger.fingerprints)
         return {**self.identity, "merge": merge, "protocol": answering.PROTOCOL}
 
-    def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
-        """The recipe's answers to `items`; the store is asked first, and keeps what is new.
+    def correct(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
+        """1 where the right option scores above every other, else 0."""
+        return answering.correct(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
 
-        Raises:
-            BrokenModel: the merge's likelihoods are not finite, now or when the store was told so.
-        """
+    def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
+        """The recipe's answers to `items`; the store is asked first, and keeps what is new."""
         key = self.key(recipe)
         kept = self.store.get(key)
         new = [item for item in items if item.content_hash not in kept]
@@ -79,7 +89,7 @@ class Asker:
             kept_now, cost = self._ask(recipe, key, new, on_batch)
             kept |= kept_now
         if BROKEN in kept.values():
-            raise answering.BrokenModel("the likelihoods of this merge are not finite")
+            return Asked(None, cost, len(new))
         return Asked([kept[item.content_hash] for item in items], cost, len(new))
 
     def _ask(
@@ -99,10 +109,9 @@ class Asker:
             found, work = answering.loglikelihoods(
                 self.merger.model, self.tokenizer, items, self.batch_tokens, on_batch
             )
-        except answering.BrokenModel:
-            self.store.put(key, {items[0].content_hash: BROKEN})
-            return {items[0].content_hash: BROKEN}, Cost()
-        answers = {item.content_hash: answer for item, answer in zip(items, found, strict=True)}
+            answers = {item.content_hash: answer for item, answer in zip(items, found, strict=True)}
+        except answering.BrokenModel as error:
+            answers, work = {items[0].content_hash: BROKEN}, error.work
         self.store.put(key, answers)
         spent = flops(self.merger.model, work)
         return answers, Cost(work.tokens, spent, merged - begin, perf_counter() - merged)
@@ -133,9 +142,8 @@ class Fitness:
 
     def __call__(self, recipe: Recipe) -> Evaluation:
         """Ask and estimate; the same recipe gives the same estimate however often."""
-        try:
-            asked = self.asker.ask(recipe, self.questions)
-        except answering.BrokenModel:
-            return Evaluation(None, Cost())
-        correct = answering.correct(self.questions, asked.answers)
+        asked = self.asker.ask(recipe, self.questions)
+        if asked.answers is None:
+            return Evaluation(None, asked.cost)
+        correct = self.asker.correct(self.questions, asked.answers)
         return Evaluation(self.estimator(correct, self.known), asked.cost)

@@ -1,30 +1,33 @@
 """A genome turns a vector of the unit cube into a recipe, so that an optimiser can search merges.
 
-Genes come in this order: for each group, each expert, each knot along depth its weight; then, for methods that
-use densities, the same again for densities. A gene in [0, 1] spans the stated range.
+Genes come in this order: the method, where there are several; for each group, each expert, each knot along depth its
+weight; then, where a method uses densities, the same again for densities. A gene in [0, 1] spans the stated range.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from merge3.merging import METHODS
-from merge3.recipe import GROUPS, RESOLUTION, SPARSE, Recipe, group_of, snap
+from merge3.recipe import GROUPS, TRAITS, Recipe, check, group_of
+
+RESOLUTION = 0.01  # coefficients closer than this are one; bf16 rounding hides less (a few per cent of a delta)
 
 
 @dataclass(frozen=True)
 class Genome:
-    """The merges of `experts` by `method`, with a weight for each expert, group and knot.
+    """The merges of `experts` by one of `methods`, with a weight for each expert, group and knot.
 
-    `weight_range` and `density_range` are what a gene of 0 and of 1 mean. For slerp only the last expert has genes
-    (t), and the range must lie in [0, 1].
+    `weight_range` and `density_range` are what a gene of 0 and of 1 mean; coefficients are multiples of
+    `RESOLUTION`. For slerp, which is searched alone, only the last expert has genes (t), and the range must lie in
+    [0, 1].
     """
 
-    method: str
+    methods: tuple[str, ...]
     experts: tuple[str, ...]
     groups: tuple[str, ...]
     knots: int
@@ -33,10 +36,10 @@ class Genome:
     mask_seed: int
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"merge method must be one of {sorted(METHODS)}, got {self.method!r}")
-        if not self.experts or len(set(self.experts)) < len(self.experts):
-            raise ValueError(f"a genome needs distinct experts, at least one, got {list(self.experts)}")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"a genome needs distinct merge methods, at least one, got {list(self.methods)}")
+        if "slerp" in self.methods and len(self.methods) > 1:
+            raise ValueError(f"slerp's t is no weight: search it alone, not with {list(self.methods)}")
         unknown = set(self.groups) - set(GROUPS)
         if unknown or not self.groups:
             raise ValueError(f"groups must be among {list(GROUPS)}, at least one, got {list(self.groups)}")
@@ -47,30 +50,36 @@ class Genome:
                 raise ValueError(f"{name} must be two finite numbers that rise, got {[low, high]}")
         if not snap(self.density_range[0]) > 0 or self.density_range[1] > 1:
             raise ValueError(f"density_range must lie in [{RESOLUTION}, 1], got {list(self.density_range)}")
-        if self.method == "slerp" and len(self.experts) > 2:
-            raise ValueError(f"slerp merges one or two experts, got {len(self.experts)}: {list(self.experts)}")
-        if self.method == "slerp" and not 0 <= self.weight_range[0] < self.weight_range[1] <= 1:
+        if "slerp" in self.methods and not 0 <= self.weight_range[0] < self.weight_range[1] <= 1:
             raise ValueError(f"slerp needs a weight_range in [0, 1], got {list(self.weight_range)}")
+        for method in self.methods:
+            check(Recipe(method, self.experts, {}))
+            if not TRAITS[method].weights:
+                raise ValueError(f"{method} has no weights: there is nothing to search")
 
     @property
     def weighted(self) -> tuple[str, ...]:
         """The experts that have a weight gene."""
-        return self.experts[-1:] if self.method == "slerp" else self.experts
+        return self.experts[-1:] if self.methods == ("slerp",) else self.experts
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What an expert's genes are of: its weight, and its density where a method uses it."""
+        return ("weight", "density") if any(TRAITS[method].densities for method in self.methods) else ("weight",)
 
     @property
     def names(self) -> list[str]:
         """What each gene is: `weight french mlp 0`."""
-        kinds = ["weight", "density"] if self.method in SPARSE else ["weight"]
-        return [
+        return ["method"] * (len(self.methods) > 1) + [
             f"{kind} {expert} {group} {knot}"
-            for kind in kinds
+            for kind in self.kinds
             for group in self.groups
             for expert in self.weighted
             for knot in range(self.knots)
         ]
 
     def decode(self, genotype: Float[np.ndarray, " genes"]) -> Recipe:
-        """The recipe of a genotype, its coefficients snapped to the resolution of recipes.
+        """The recipe of a genotype, its coefficients snapped to `RESOLUTION`.
 
         Raises:
             ValueError: the genotype's length is not the number of genes, or a gene is outside [0, 1].
@@ -79,13 +88,17 @@ class Genome:
             raise ValueError(f"expected {len(self.names)} genes ({self.names[0]}, ...), got shape {genotype.shape}")
         if not ((genotype >= 0) & (genotype <= 1)).all():
             raise ValueError(f"genes must lie in [0, 1], got {genotype.tolist()}")
-        cube = genotype.reshape(-1, len(self.groups), len(self.weighted), self.knots)
-        densities = self._spread(cube[1], self.density_range) if self.method in SPARSE else {}
+        method = self.methods[0]
+        if len(self.methods) > 1:
+            method = self.methods[min(int(genotype[0] * len(self.methods)), len(self.methods) - 1)]
+            genotype = genotype[1:]
+        cube = genotype.reshape(len(self.kinds), len(self.groups), len(self.weighted), self.knots)
+        sparse = TRAITS[method].densities
         return Recipe(
-            method=self.method,
+            method=method,
             experts=self.experts,
             weights=self._spread(cube[0], self.weight_range),
-            densities=densities,
+            densities=self._spread(cube[1], self.density_range) if sparse else {},
             mask_seed=self.mask_seed,
         )
 
@@ -95,20 +108,29 @@ class Genome:
         low, high = bounds
         values = low + genes * (high - low)
         return {
-            group: {expert: tuple(snap(v) for v in values[g, e]) for e, expert in enumerate(self.weighted)}
-            for g, group in enumerate(self.groups)
+            expert: {group: tuple(snap(v) for v in values[g, e]) for g, group in enumerate(self.groups)}
+            for e, expert in enumerate(self.weighted)
         }
 
     def encode(self, weights: Mapping[str, float], density: float) -> Float[np.ndarray, " genes"]:
-        """The genotype of constant weights and one density, clipped to the ranges: a place to start from."""
+        """A place to start: the genotype of the first method, constant weights and one density, within the ranges."""
         low, high = self.weight_range
         knots = [[(weights[expert] - low) / (high - low)] * self.knots for expert in self.weighted]
-        genes = np.array([knots] * len(self.groups)).ravel()
-        if self.method in SPARSE:
+        parts = [np.array([knots] * len(self.groups)).ravel()]
+        if len(self.kinds) > 1:
             low, high = self.density_range
-            genes = np.concatenate([genes, np.full_like(genes, (density - low) / (high - low))])
-        clipped: Float[np.ndarray, " genes"] = np.clip(genes, 0.0, 1.0)
+            parts.append(np.full_like(parts[0], (density - low) / (high - low)))
+        if len(self.methods) > 1:
+            parts.insert(0, np.array([0.5 / len(self.methods)]))
+        clipped: Float[np.ndarray, " genes"] = np.clip(np.concatenate(parts), 0.0, 1.0)
         return clipped
+
+
+def snap(value: float) -> float:
+    """The nearest multiple of `RESOLUTION`, without a negative zero; what is not finite stays, to be refused."""
+    if not math.isfinite(value):
+        return value
+    return round(round(value / RESOLUTION) * RESOLUTION, 10) + 0.0
 
 
 def live_groups(changed: Iterable[str]) -> tuple[str, ...]:

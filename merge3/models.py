@@ -1,7 +1,8 @@
 """Models: what a base and its experts are, how they are loaded, named by content, and checked to fit together.
 
 Owns transformers' loading. Weights are safetensors; remote code is never run. An *expert* is a full model (a folder
-or a hub id) or a LoRA adapter of the base; either way it is seen as its difference from the base.
+or a hub id) a GGUF file, or a LoRA adapter of the base; either way it is what
+it has where it differs from the base.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-Deltas = dict[str, Tensor]  # parameter name -> float32 difference from the base; absent where there is none
+from merge3.ingredients import LowRank, Source
+
+Changes = dict[str, Source]  # parameter name -> what an expert has there; absent where it is the base
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAMED = ("config.json", ADAPTER_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
@@ -71,13 +76,23 @@ def runtime_name(device: str) -> str:
     return f"{kind}{detail}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+def is_gguf(source: str | Path) -> bool:
+    """Whether a model is named as one GGUF file."""
+    return str(source).endswith(".gguf")
+
+
+def _located(source: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """Where transformers finds a model, and which file if it is a GGUF file."""
+    return (Path(source).parent, {"gguf_file": Path(source).name}) if is_gguf(source) else (source, {})
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of what a model's answers depend on: weights, configs, tokenizer.
 
     Raises:
-        FileNotFoundError: there is no folder, or no safetensors file in it.
+        FileNotFoundError: there is no folder, or no safetensors file in it, nor a GGUF file of that name.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if is_gguf(folder) and folder.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
     files += sorted(file for pattern in NAMED for file in folder.glob(pattern))
@@ -89,12 +104,12 @@ def fingerprint(folder: Path) -> str:
 
 
 def weights_folder(source: str) -> Path:
-    """The local folder of a model's weights: `source` itself, or the hub's snapshot of that id.
+    """Where a model's weights lie: `source` itself, a folder or GGUF file, or the hub's snapshot of that id.
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
     """
-    if Path(source).is_dir():
+    if Path(source).is_dir() or (is_gguf(source) and Path(source).is_file()):
         return Path(source)
     try:
         return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
@@ -105,15 +120,17 @@ def weights_folder(source: str) -> Path:
 
 
 def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
-    """A causal language model in evaluation mode, from safetensors alone.
+    """A causal language model in evaluation mode, from safetensors, or a GGUF file made dense.
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
         IncompatibleModels: tensors are missing, left over, or of another shape than the config says.
     """
+    place, file = _located(source)
+    how = {"quantization_config": GgufConfig(**file, dequantize=True)} if file else {"use_safetensors": True}
     try:
         pair: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            place, dtype=dtype, trust_remote_code=False, output_loading_info=True, **file, **how
         )
     except OSError as error:
         raise FileNotFoundError(
@@ -135,11 +152,21 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id, with a padding token."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    """The tokenizer of a model folder, GGUF file or hub id, with a padding token."""
+    place, file = _located(source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files, the same bytes whether or not the hub could be reached when it was loaded."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("local_files_only", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -147,11 +174,11 @@ def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter.data for name, parameter in model.named_parameters()}
 
 
-def deltas(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Deltas:
-    """What an expert adds to the base, in float32 on the base's device; tensors that do not differ are left out.
+def changes(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Changes:
+    """What an expert has where it differs from the base, on the base's device: tensors as stored, or LoRA's factors.
 
     Args:
-        source: a folder with a full model or a LoRA adapter, or a hub id.
+        source: a folder with a full model or a LoRA adapter, a GGUF file, or a hub id.
         base: the parameters of the base, see `weights_of`.
         config: the transformers config of the base.
 
@@ -160,27 +187,55 @@ def deltas(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Delta
         FileNotFoundError: there is no such model.
     """
     if (Path(source) / ADAPTER_CONFIG).exists():
-        return _adapter_deltas(Path(source), base)
+        return _adapter(Path(source), base)
     _check_config(source, config)
-    expert = weights_of(load(source, torch.float32))
+    expert = weights_of(load(source, stored_dtype(source)))
     _check_names(source, set(expert), set(base))
-    found: Deltas = {}
+    found: Changes = {}
     for name, tensor in expert.items():
-        _check_shape(source, name, tensor, base[name])
-        delta = tensor.to(base[name].device) - base[name].float()
-        if delta.any():
-            found[name] = delta
+        _check_shape(source, name, tensor.shape, base[name])
+        here = tensor.to(base[name].device)
+        if not (torch.equal(here, base[name]) if here.dtype == base[name].dtype else (here == base[name]).all()):
+            found[name] = here.contiguous()
     return found
+
+
+def stored_dtype(source: str | Path) -> torch.dtype:
+    """The widest dtype of a model's tensors in its files: loaded so, nothing is rounded, and files are mapped.
+
+    A GGUF file, which is made dense, is float32.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        IncompatibleModels: its tensors are of another kind than float32, float16 and bfloat16.
+    """
+    if is_gguf(source):
+        return torch.float32
+    folder = weights_folder(str(source))
+    found = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    if not found:
+        raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
+    if strange := sorted(found - set(names)):
+        raise IncompatibleModels(
+            f"model {str(source)!r}: tensors of dtype {strange[0]} cannot be merged; expected {sorted(names)}"
+        )
+    return names[found.pop()] if len(found) == 1 else torch.float32
 
 
 def _check_config(source: str | Path, base: Any) -> None:
     try:
-        expert = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        place, file = _located(source)
+        expert = AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
     except OSError as error:
         raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
     for field in SAME:
         ours, theirs = getattr(base, field, None), getattr(expert, field, None)
-        if ours != theirs:
+        close = isinstance(ours, float) and isinstance(theirs, float) and isclose(ours, theirs, rel_tol=1e-6)
+        if ours != theirs and not close:  # a GGUF file holds numbers in float32
             raise IncompatibleModels(
                 f"expert {str(source)!r}: {field} is {theirs!r}, the base's is {ours!r}; "
                 "experts must be fine-tunes of the one base"
@@ -215,6 +270,18 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+def home(device: str, needed: int) -> str:
+    """Where ingredients of `needed` bytes live: on the model's device if they fit beside it, else in main memory.
+
+    From there a merge is made by the processor, and its result alone is sent to the device. A tenth of that is left
+    for answering.
+    """
+    if torch.device(device).type != "cuda":
+        return "cpu"
+    free, total = torch.cuda.mem_get_info(device)
+    return device if needed <= free - total // 10 else "cpu"
+
+
 def _check_names(source: str | Path, expert: set[str], base: set[str]) -> None:
     for names, what in ((base - expert, "lacks"), (expert - base, "has an unknown")):
         if names:
@@ -224,15 +291,15 @@ def _check_names(source: str | Path, expert: set[str], base: set[str]) -> None:
             )
 
 
-def _check_shape(source: str | Path, name: str, tensor: Tensor, base: Tensor) -> None:
-    if tensor.shape != base.shape:
+def _check_shape(source: str | Path, name: str, shape: tuple[int, ...], base: Tensor) -> None:
+    if tuple(shape) != tuple(base.shape):
         raise IncompatibleModels(
-            f"expert {str(source)!r}: {name!r} has shape {tuple(tensor.shape)}, the base's {tuple(base.shape)}"
+            f"expert {str(source)!r}: {name!r} has shape {tuple(shape)}, the base's {tuple(base.shape)}"
         )
 
 
-def _adapter_deltas(folder: Path, base: Mapping[str, Tensor]) -> Deltas:
-    """LoRA (arXiv 2106.09685): delta = alpha / rank * B A; rank-stabilised: alpha / sqrt(rank)."""
+def _adapter(folder: Path, base: Mapping[str, Tensor]) -> Changes:
+    """LoRA (arXiv 2106.09685): difference = alpha / rank * B A; rank-stabilised: alpha / sqrt(rank)."""
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     plain = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None, "lora_bias": False}
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
@@ -249,7 +316,7 @@ def _adapter_deltas(folder: Path, base: Mapping[str, Tensor]) -> Deltas:
         raise IncompatibleModels(f"adapter {folder}: rank_pattern and alpha_pattern are not supported")
     rank = config["r"]
     scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    found: Deltas = {}
+    found: Changes = {}
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         keys = set(file.keys())
         for key in sorted(k for k in keys if k.endswith(".lora_A.weight")):
@@ -257,9 +324,9 @@ def _adapter_deltas(folder: Path, base: Mapping[str, Tensor]) -> Deltas:
             if name not in base:
                 raise IncompatibleModels(f"adapter {folder}: the base has no parameter {name!r}")
             a, b = file.get_tensor(key), file.get_tensor(key.replace(".lora_A.", ".lora_B."))
-            delta = scale * (b.float() @ a.float())
-            _check_shape(folder, name, delta, base[name])
-            found[name] = delta.to(base[name].device)
+            _check_shape(folder, name, (b.shape[0], a.shape[1]), base[name])
+            device = base[name].device
+            found[name] = LowRank((scale * b.float()).to(device), a.float().contiguous().to(device))
     unused = {k for k in keys if not k.endswith((".lora_A.weight", ".lora_B.weight"))}
     if unused or not found:
         raise IncompatibleModels(

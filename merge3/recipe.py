@@ -1,8 +1,8 @@
-"""A recipe is one merge, said in full: the method, the experts, and their coefficients by group and depth.
+"""A recipe is one merge, said in full: the method, the experts, and their coefficients by part of the model and depth.
 
-Coefficients are multiples of `RESOLUTION`, so what is hashed is what is merged. The canonical form is one for recipes
-that make the same model, as far as the coefficients tell: experts that weigh nothing are left out, normalised weights
-are scaled to sum to one, densities and mask seeds count where they are used.
+What a method takes stands in `TRAITS`. The canonical form is one for recipes that make the same model, as far as the
+coefficients tell: experts that weigh nothing are left out, weights of which only the ratio counts are scaled to sum
+to one, densities and mask seeds count where they are used.
 """
 
 from __future__ import annotations
@@ -10,24 +10,62 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from merge3.store import digest
 
-RESOLUTION = 0.01  # coefficients closer than this are one; bf16 rounding hides less (a few per cent of a delta)
-VERSION = 1  # of the arithmetic in `merging`; a change that alters weights raises it
+VERSION = 2  # of the arithmetic in `kernels`; a change that alters weights raises it
 
 GROUPS = ("attention", "mlp", "rest")
+ANY = "*"  # the part of a model that is all of it
+PIECE = "~"  # before a piece of a name that is also the name of a group
 _ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
 _MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe)\.")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
-NORMALISED = frozenset({"linear", "ties"})  # methods that divide by the weights' sum: only ratios matter
-SPARSE = frozenset({"ties", "dare_linear", "dare_ties"})  # methods that use densities
-MASKED = frozenset({"dare_linear", "dare_ties"})  # methods that draw masks
-
 AVERAGE = "uniform average"
+DTYPES = ("float32", "bfloat16", "float16")
+
+Knots = tuple[float, ...]  # values at equally spaced depths, from the first layer to the last, linear between them
+Parts = Mapping[str, Knots]  # part of the model -> knots; the first part that holds a parameter counts
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a merge method takes.
+
+    `options` come with their defaults. With `mean`, as with the option `normalize`, only the weights' ratios count.
+    """
+
+    options: Mapping[str, float]
+    fewest: int = 1
+    most: int | None = None
+    weights: bool = True
+    densities: bool = False
+    masks: bool = False
+    mean: bool = False
+
+
+_VOTE = {"lambda": 1.0, "normalize": 0.0}
+TRAITS: Mapping[str, Traits] = {
+    "linear": Traits({"normalize": 1.0}),
+    "slerp": Traits({}, most=2),
+    "nuslerp": Traits({"around_base": 1.0}, fewest=2, most=2, mean=True),
+    "task_arithmetic": Traits(_VOTE),
+    "ties": Traits(_VOTE | {"normalize": 1.0}, densities=True),
+    "dare_linear": Traits(_VOTE | {"rescale": 1.0}, densities=True, masks=True),
+    "dare_ties": Traits(_VOTE | {"rescale": 1.0}, densities=True, masks=True),
+    "breadcrumbs": Traits(_VOTE | {"gamma": 0.01}, densities=True),
+    "breadcrumbs_ties": Traits(_VOTE | {"gamma": 0.01}, densities=True),
+    "della": Traits(_VOTE | {"normalize": 1.0, "epsilon": 0.15, "rescale": 1.0}, densities=True, masks=True),
+    "della_linear": Traits(_VOTE | {"epsilon": 0.15, "rescale": 1.0}, densities=True, masks=True),
+    "model_stock": Traits({}, fewest=2, weights=False),
+    "multislerp": Traits({"around_base": 1.0, "normalize": 1.0}),
+    "karcher": Traits({"max_iter": 10.0, "tol": 1e-5}, weights=False),
+    "sce": Traits({"select_topk": 1.0}, weights=False),
+    "passthrough": Traits({}, most=1),
+}
 
 
 def group_of(tensor: str) -> str:
@@ -43,80 +81,101 @@ def layer_of(tensor: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def holds(part: str, tensor: str) -> bool:
+    """Whether a part of the model holds a parameter: a group, a piece of parameters' names, or `*`.
+
+    `~mlp` is the piece `mlp`, where the group of that name is not meant.
+    """
+    return part in (ANY, group_of(tensor)) or (part not in GROUPS and part.removeprefix(PIECE) in tensor)
+
+
 @dataclass(frozen=True)
 class Coefficients:
-    """What a merge method is given for one tensor: a weight and a density (kept share) for each expert."""
+    """What a merge method is given for one tensor: a weight and a density (kept share) for each expert, and options."""
 
     weights: tuple[float, ...]
     densities: tuple[float, ...]
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One merge of `experts` into their base.
 
-    `weights[group][expert]` is a tuple of values along depth, at equally spaced knots from the first layer to the
-    last, linear between them; one value is a constant. The same for `densities`. A group that is absent keeps
-    the base (slerp of two experts: the first). For `slerp` the weight of the last expert is the angle's share t,
-    between the first of two experts (the base, where there is one) and the last.
+    `weights[expert][part]` are knots along depth; one value is a constant. A part is a group (`attention`, `mlp`,
+    `rest`), a piece of parameters' names, or `*`, all; of the parts that hold a parameter the first counts, and
+    where none does the weight is 0. The same for `densities`, where it is 1. `options` are those of the method in
+    `TRAITS` that differ from its defaults. For `slerp` the weight of the last expert is the angle's share t, between
+    the first of two experts (the base, where there is one) and the last.
     """
 
     method: str
     experts: tuple[str, ...]
-    weights: Mapping[str, Mapping[str, tuple[float, ...]]]
-    densities: Mapping[str, Mapping[str, tuple[float, ...]]]
+    weights: Mapping[str, Parts]
+    densities: Mapping[str, Parts] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict)
     mask_seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("weights", "densities"):
-            by_group = getattr(self, name)
-            snapped = {g: {e: tuple(snap(v) for v in knots) for e, knots in by.items()} for g, by in by_group.items()}
-            object.__setattr__(self, name, snapped)
+    @property
+    def all_options(self) -> dict[str, float]:
+        """The method's options, defaults included."""
+        return {**TRAITS[self.method].options, **self.options}
+
+    @property
+    def scales(self) -> bool:
+        """Whether a parameter may change that all experts share with the base: weights need not sum to one."""
+        summed = self.method in ("linear", "multislerp") and not self.all_options["normalize"]
+        return summed or self.method == "passthrough"
 
     def at(self, tensor: str, layers: int) -> Coefficients:
         """The coefficients for one parameter of a model of `layers` layers.
 
-        Parameters outside the layers take the first knot, as embeddings do in mergekit, except that the final
-        norm and the head are not set apart here.
+        Parameters outside the layers take the first knot, the layer of a model that has but one the last, as in
+        mergekit.
         """
-        group, layer = group_of(tensor), layer_of(tensor)
-        depth = 0.0 if layer is None or layers < 2 else layer / (layers - 1)
-        weights, densities = self.weights.get(group, {}), self.densities.get(group, {})
+        layer = layer_of(tensor)
+        depth = 0.0 if layer is None else layer / (layers - 1) if layers > 1 else 1.0
         return Coefficients(
-            tuple(interpolate(weights.get(expert, (0.0,)), depth) for expert in self.experts),
-            tuple(interpolate(densities.get(expert, (1.0,)), depth) for expert in self.experts),
+            tuple(_value(self.weights.get(expert, {}), tensor, depth, 0.0) for expert in self.experts),
+            tuple(_value(self.densities.get(expert, {}), tensor, depth, 1.0) for expert in self.experts),
+            self.all_options,
         )
 
     def canonical(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """The form that two recipes of the same weights share; experts are named by their fingerprints.
 
-        Experts that weigh nothing anywhere are left out, a density counts only where there is a weight, and a
-        merge that moves nothing is the base, whatever its method.
-
         Raises:
             KeyError: an expert has no fingerprint.
         """
+        traits = TRAITS[self.method]
         entries = []
         for expert in self.experts:
-            weights = {g: _constant(self.weights[g][expert]) for g in sorted(self.weights) if expert in self.weights[g]}
-            kept = {g: w for g, w in weights.items() if any(w)}
-            densities = {g: _constant(self.densities.get(g, {}).get(expert, (1.0,))) for g in kept}
-            entry: dict[str, Any] = {"expert": fingerprints[expert], "weights": kept}
-            if self.method in SPARSE:
-                entry["densities"] = densities
+            entry: dict[str, Any] = {"expert": fingerprints[expert]}
+            if traits.weights:
+                entry["weights"] = _used(self.weights.get(expert, {}))
+            if traits.densities:
+                densities = self.densities.get(expert, {})
+                ones = dict.fromkeys(entry["weights"], (1.0,)) if set(densities) <= set(GROUPS) else {}
+                entry["densities"] = {
+                    part: _constant(knots)
+                    for part, knots in _ordered(ones | dict(densities)).items()
+                    if part in entry["weights"] or not ones
+                }
             entries.append(entry)
+        options = dict(sorted(self.all_options.items()))
+        form: dict[str, Any] = {"version": VERSION, "method": self.method, "options": options}
         if self.method == "slerp" and len(entries) == 2:  # both ends count, and their order; only t has weight
             entries[0]["weights"] = {}
-            return {"method": self.method, "experts": entries, "version": VERSION}
-        entries = [entry for entry in entries if entry["weights"]]
-        if self.method in NORMALISED:
+            return form | {"experts": _listed(entries)}
+        if traits.weights and self.method != "passthrough":
+            entries = [entry for entry in entries if entry["weights"]]
+            if not entries:  # a merge that moves nothing is the base, whatever its method
+                return {"version": VERSION, "experts": []}
+        if traits.mean or options.get("normalize"):
             _normalise(entries)
-        form: dict[str, Any] = {"experts": sorted(entries, key=lambda entry: str(entry["expert"]))}
-        if entries:
-            form["method"] = self.method
-        if entries and self.method in MASKED:
-            form["mask_seed"] = self.mask_seed
-        return form | {"version": VERSION}
+        if self.method != "nuslerp":
+            entries.sort(key=lambda entry: str(entry["expert"]))
+        return form | {"experts": _listed(entries)} | ({"mask_seed": self.mask_seed} if traits.masks else {})
 
     def phenotype(self, fingerprints: Mapping[str, str]) -> str:
         """SHA-256 of the canonical form: equal for recipes that make the same model."""
@@ -125,37 +184,87 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to YAML; `from_dict` returns the recipe."""
         plain = {
-            name: {g: {e: list(v) for e, v in by.items()} for g, by in getattr(self, name).items()}
+            name: {e: {part: list(knots) for part, knots in parts.items()} for e, parts in getattr(self, name).items()}
             for name in ("weights", "densities")
         }
-        return {"method": self.method, "experts": list(self.experts), **plain, "mask_seed": self.mask_seed}
+        values = {"method": self.method, "experts": list(self.experts), **plain, "options": dict(self.options)}
+        return values | {"mask_seed": self.mask_seed}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:
-        """The recipe that `to_dict` wrote.
+        """The recipe that `to_dict` wrote, or a person: a number stands for one knot, and for all parts.
 
         Raises:
-            ValueError: a field is missing or unknown.
+            ValueError: a field is missing or unknown, or a coefficient is no number.
         """
-        expected = {"method", "experts", "weights", "densities", "mask_seed"}
-        if set(values) != expected:
-            raise ValueError(f"a recipe has the fields {sorted(expected)}, got {sorted(values)}")
+        expected = ["method", "experts", "weights", "densities", "options", "mask_seed"]
+        unknown, missing = set(values) - set(expected), {"method", "experts"} - set(values)
+        if unknown or missing:
+            raise ValueError(f"a recipe has the fields {expected}, got {sorted(values)}")
+        experts = tuple(values["experts"])
         return Recipe(
             method=values["method"],
-            experts=tuple(values["experts"]),
-            weights={g: {e: tuple(v) for e, v in by.items()} for g, by in values["weights"].items()},
-            densities={g: {e: tuple(v) for e, v in by.items()} for g, by in values["densities"].items()},
-            mask_seed=values["mask_seed"],
+            experts=experts,
+            weights={e: _parts(parts, f"weights of {e}") for e, parts in (values.get("weights") or {}).items()},
+            densities={e: _parts(parts, f"densities of {e}") for e, parts in (values.get("densities") or {}).items()},
+            options={name: float(value) for name, value in (values.get("options") or {}).items()},
+            mask_seed=values.get("mask_seed", 0),
         )
 
 
-def constant(method: str, weights: Mapping[str, float], *, density: float = 1.0, mask_seed: int = 0) -> Recipe:
+@dataclass(frozen=True)
+class Layers:
+    """Layers `first` up to, without, `last` of one expert, as part of a stack (a frankenmerge)."""
+
+    expert: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A recipe with its sources.
+
+    `base` and `experts` are folders, GGUF files or hub ids; the base gives config and tokenizer. `dtype` is what is
+    written, None what the base is stored in. `stack` is layers put on one another, each as the recipe's `passthrough`
+    weight of its expert says; the first gives embeddings, the last the final norm and the head.
+    """
+
+    recipe: Recipe
+    base: str
+    experts: Mapping[str, str]
+    dtype: str | None = None
+    stack: tuple[Layers, ...] = ()
+
+    def __post_init__(self) -> None:
+        if missing := [expert for expert in self.recipe.experts if expert not in self.experts]:
+            raise ValueError(f"no source is given for expert {missing[0]!r}; there are {sorted(self.experts)}")
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
+        if not self.stack:
+            check(self.recipe)
+        elif self.recipe.method != "passthrough":
+            raise ValueError(f"layers can be stacked by passthrough alone, got {self.recipe.method!r}")
+        for layers in self.stack:
+            if layers.expert not in self.experts or not 0 <= layers.first < layers.last:
+                raise ValueError(f"a stack needs layers of known experts, first below last, got {layers}")
+
+
+def constant(
+    method: str,
+    weights: Mapping[str, float],
+    *,
+    density: float = 1.0,
+    options: Mapping[str, float] | None = None,
+    mask_seed: int = 0,
+) -> Recipe:
     """The recipe with one weight an expert everywhere, and one density for all."""
     return Recipe(
         method=method,
         experts=tuple(weights),
-        weights={group: {e: (w,) for e, w in weights.items()} for group in GROUPS},
-        densities={group: dict.fromkeys(weights, (density,)) for group in GROUPS},
+        weights={expert: {ANY: (weight,)} for expert, weight in weights.items()},
+        densities={expert: {ANY: (density,)} for expert in weights},
+        options=dict(options or {}),
         mask_seed=mask_seed,
     )
 
@@ -173,19 +282,82 @@ def standard_merges(experts: Sequence[str]) -> dict[str, Recipe]:
     }
 
 
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot be merged.
+
+    Raises:
+        ValueError: the method, an option or an expert of the coefficients is unknown, there are too few or too many
+            experts, a weight is not finite, slerp's t is outside [0, 1], or a density outside (0, 1].
+    """
+    if recipe.method not in TRAITS:
+        raise ValueError(f"merge method must be one of {sorted(TRAITS)}, got {recipe.method!r}")
+    traits, count = TRAITS[recipe.method], len(recipe.experts)
+    if count < traits.fewest or count > (traits.most or count):
+        span = f"{traits.fewest} to {traits.most}" if traits.most else f"{traits.fewest} or more"
+        raise ValueError(f"{recipe.method} merges {span} experts, got {count}: {list(recipe.experts)}")
+    if len(set(recipe.experts)) < count:
+        raise ValueError(f"experts must be distinct, got {list(recipe.experts)}")
+    if unknown := sorted(set(recipe.options) - set(traits.options)):
+        raise ValueError(f"{recipe.method} has no option {unknown[0]!r}; it has {sorted(traits.options)}")
+    if not all(math.isfinite(value) for value in recipe.options.values()):
+        raise ValueError(f"options must be finite, got {dict(recipe.options)}")
+    for kind in ("weights", "densities"):
+        if strangers := sorted(set(getattr(recipe, kind)) - set(recipe.experts)):
+            raise ValueError(f"{kind} are given for {strangers[0]!r}; the experts are {list(recipe.experts)}")
+    for expert, parts in recipe.weights.items():
+        share = recipe.method == "slerp" and expert == recipe.experts[-1]
+        for part, knots in parts.items():
+            if not knots or not all(math.isfinite(w) and (not share or 0 <= w <= 1) for w in knots):
+                expected = "in [0, 1]" if share else "finite"
+                raise ValueError(f"weights must be {expected}, got {list(knots)} for expert {expert!r}, part {part!r}")
+    for expert, parts in recipe.densities.items():
+        for part, knots in parts.items():
+            if not knots or not all(0 < density <= 1 for density in knots):
+                raise ValueError(f"densities must be in (0, 1], got {list(knots)} for expert {expert!r}, part {part!r}")
+
+
 def interpolate(knots: Sequence[float], depth: float) -> float:
     """The value at `depth` in [0, 1] of the line through equally spaced `knots`."""
     place = depth * (len(knots) - 1)
     left = min(int(place), len(knots) - 1)
     right = min(left + 1, len(knots) - 1)
-    return float(knots[left] + (place - left) * (knots[right] - knots[left]))
+    share = place - left
+    return float((1 - share) * knots[left] + share * knots[right])
 
 
-def snap(value: float) -> float:
-    """The nearest multiple of `RESOLUTION`, without a negative zero; what is not finite stays, to be refused."""
-    if not math.isfinite(value):
-        return value
-    return round(round(value / RESOLUTION) * RESOLUTION, 10) + 0.0
+def _value(parts: Parts, tensor: str, depth: float, default: float) -> float:
+    return next((interpolate(knots, depth) for part, knots in parts.items() if holds(part, tensor)), default)
+
+
+def _parts(value: Any, where: str) -> dict[str, Knots]:
+    """Parts from what a person writes: a number, a list of knots, or either by part."""
+    by_part = value if isinstance(value, Mapping) else {ANY: value}
+    found = {}
+    for part, knots in by_part.items():
+        listed = knots if isinstance(knots, list | tuple) else [knots]
+        if not listed or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed):
+            raise ValueError(f"{where}: expected a number or a list of numbers, got {knots!r}")
+        found[str(part)] = tuple(float(v) for v in listed)
+    return found
+
+
+def _ordered(parts: Parts) -> dict[str, Knots]:
+    """Parts in the order of their names where they are groups, which do not overlap; else as they stand."""
+    expanded = dict.fromkeys(GROUPS, parts[ANY]) if set(parts) == {ANY} else dict(parts)
+    return {part: expanded[part] for part in sorted(expanded)} if set(expanded) <= set(GROUPS) else expanded
+
+
+def _used(weights: Parts) -> dict[str, list[float]]:
+    """The parts that weigh something; a part of no weight counts where one after it may hold the same parameters."""
+    ordered = _ordered(weights)
+    groups = set(ordered) <= set(GROUPS)
+    used = {part: _constant(knots) for part, knots in ordered.items() if not groups or any(knots)}
+    return used if any(any(knots) for knots in used.values()) else {}
+
+
+def _listed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries whose parts are lists, in which their order is kept."""
+    return [{k: list(v.items()) if isinstance(v, dict) else v for k, v in entry.items()} for entry in entries]
 
 
 def _constant(knots: Sequence[float]) -> list[float]:
@@ -194,10 +366,12 @@ def _constant(knots: Sequence[float]) -> list[float]:
 
 
 def _normalise(entries: list[dict[str, Any]]) -> None:
-    """Scale constant weights of each group so that their magnitudes sum to one; knots that vary with depth stay."""
+    """Scale constant weights of each group so that their magnitudes sum to one; others stay as they are."""
+    if not all(set(entry["weights"]) <= set(GROUPS) for entry in entries):
+        return
     for group in {g for entry in entries for g in entry["weights"]}:
         members = [entry["weights"][group] for entry in entries if group in entry["weights"]]
         if all(len(weights) == 1 for weights in members):
             total = sum(abs(weights[0]) for weights in members)
             for weights in members:
-                weights[0] = round(weights[0] / total, 6)
+                weights[0] = round(weights[0] / total, 9)

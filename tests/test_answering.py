@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import answering
-from merge3.answering import BrokenModel, Tree, batches, correct, loglikelihoods, margins, tokenize
+from merge3.answering import BrokenModel, Tree, batches, correct, lengths, loglikelihoods, margins, tokenize
 from merge3.items import Item
 
 ITEMS = [
@@ -102,8 +102,18 @@ def test_items_beyond_a_sliding_window_are_refused(tokenizer: PreTrainedTokenize
 def test_only_the_strictly_likeliest_option_is_an_answer() -> None:
     items = [ITEMS[3]] * 3
     answers = [(-1.0, -2.0), (-2.0, -1.0), (-1.0, -1.0)]
-    assert correct(items, answers).tolist() == [1.0, 0.0, 0.0]
-    assert margins(items, answers).tolist() == [1.0, -1.0, 0.0]
+    assert correct(items, answers, [(1, 1)] * 3).tolist() == [1.0, 0.0, 0.0]
+    assert margins(items, answers, [(1, 1)] * 3).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_options_are_compared_by_sum_character_or_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    item = Item("l", "p ", ("no", "noé"), 1)  # the tokenizer has a token a byte
+    found = {scoring: lengths([item], tokenizer, scoring) for scoring in answering.SCORINGS}
+    assert found == {"sum": [(1, 1)], "characters": [(2, 3)], "tokens": [(3, 5)]}  # the space is the option's
+    answers = [(-2.0, -2.7)]
+    assert [float(correct([item], answers, found[scoring])[0]) for scoring in answering.SCORINGS] == [0.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="scoring must be one of"):
+        lengths([item], tokenizer, "mean")
 
 
 def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel) -> None:
@@ -111,10 +121,37 @@ def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, 
     kept = weight.data.clone()
     try:
         weight.data.fill_(float("nan"))
-        with pytest.raises(BrokenModel, match="log-likelihoods of item"):
-            loglikelihoods(llama, tokenizer, ITEMS, 4096)
+        with pytest.raises(BrokenModel, match="log-likelihoods of item") as caught:
+            loglikelihoods(llama, tokenizer, ITEMS, 1)
     finally:
         weight.data.copy_(kept)
+    longest = max(len(tokenize(item, tokenizer).tokens) for item in ITEMS)
+    assert caught.value.work.tokens == longest  # the first batch, of one item, and no other
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_never_graded(
+    tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel
+) -> None:
+    expected, work = loglikelihoods(llama, tokenizer, ITEMS, 4096)
+    room, sizes = 2, []
+
+    def allocate(module: torch.nn.Module, arguments: tuple[object, ...], inputs: dict[str, torch.Tensor]) -> None:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > room:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = llama.register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        found, same_work = loglikelihoods(llama, tokenizer, ITEMS, 4096)
+        assert max(sizes) > room >= sizes[-1]
+        room = 0
+        with pytest.raises(torch.OutOfMemoryError):
+            loglikelihoods(llama, tokenizer, ITEMS, 4096)
+    finally:
+        hook.remove()
+    assert same_work == work
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 def test_prompts_and_options_without_tokens_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:

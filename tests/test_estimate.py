@@ -231,6 +231,36 @@ def test_fisher_items_serve_parent_aware_better_than_random_ones():
     assert np.mean(figures, axis=0) @ [1, -1] < 0
 
 
+def test_bayes_mp_irt_by_hand():
+    known, merges = world(dimensions=2)
+    known = replace(known, calibration=Calibration(centre_shift=(0.2, -0.1), spread=0.5))
+    answers = merges[0][known.subset]
+    centre = known.parent_abilities.mean(axis=0) + np.array([0.2, -0.1])
+    a, b = known.items.discrimination, known.items.difficulty
+    x, _ = fit_logistic(a[known.subset], -b[known.subset], answers, centre, np.eye(2) / 0.25)
+    P = expit(a[known.unasked] @ x - b[known.unasked])
+    assert estimate.bayes_mp_irt(answers, known).score == pytest.approx((answers.sum() + P.sum()) / 200)
+
+
+def test_post_stratification_by_hand():
+    parents = np.array([[1.0, 1, 1, 0, 0, 1, 1, 0], [1, 1, 0, 1, 0, 1, 0, 0]])
+    items = ItemParameters(np.ones((8, 1)), np.zeros(8))
+    known = Known(items, np.array([0, 2, 3]), np.full(3, 1 / 3), parents)
+    found = estimate.post_stratified(np.array([1.0, 1.0, 0.0]), known)
+    low, high = estimate.INHERITED
+    both, one, none = (2 * high + 1) / 3, (2 * (low + high) / 2 + 1) / 4, low
+    assert found.score == pytest.approx((1 + 2 * both + 1 + 1 * one + 2 * none) / 8)
+
+
+def test_post_stratification_beats_the_mean_on_merges_that_inherit():
+    known, merges = world(count=400, asked=20, merges=80)
+    errors = {
+        name: np.mean([abs(ESTIMATORS[name](row[known.subset], known).score - row.mean()) for row in merges])
+        for name in ("mean", "post_stratified")
+    }
+    assert errors["post_stratified"] < 0.8 * errors["mean"]
+
+
 def test_parent_aware_by_hand():
     known, merges = world()
     known = replace(known, calibration=Calibration(spread=0.3, inheritance=1.0))

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from demo.experts import IGNORED, LINEAR_LAYERS, encode, train
 from demo.problems import PROMPT, generate
 from merge3 import models
+from merge3.ingredients import LowRank
 
 PROBLEMS = generate("en", "train", 16, 0)
 
@@ -31,12 +32,12 @@ def test_training_lowers_the_loss_and_leaves_an_adapter_of_the_base(saved: dict[
     assert len(losses) == 12
     assert sum(losses[-4:]) < sum(losses[:4])
     base = models.load(saved["base"], torch.float32)
-    found = models.deltas(tmp_path, models.weights_of(base), base.config)
+    found = models.changes(tmp_path, models.weights_of(base), base.config)
     assert {name.split(".")[-2] for name in found} == {
         *("q_proj", "k_proj", "v_proj", "o_proj"),
         *("gate_proj", "up_proj", "down_proj"),
     }
-    assert all(delta.any() for delta in found.values())
+    assert all(isinstance(source, LowRank) and source.up.any() for source in found.values())
     config = (tmp_path / "adapter_config.json").read_text()
     assert str(saved["base"]) not in config
     assert json.loads(config)["target_modules"] == sorted(LINEAR_LAYERS)  # a set has another order in every process

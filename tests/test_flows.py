@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +20,8 @@ from conftest import CONFIGS, build
 
 from flows.pipeline import pipeline
 from flows.stage import SHARED
-from merge3 import items, responses
+from merge3 import items, mergefile, responses
+from merge3.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,13 +149,27 @@ def test_a_larger_budget_repeats_nothing(here: Path, saved: dict[str, Path]) -> 
     assert ledger["this_run"]["tokens"] <= new + ledger["finalists_tokens"]
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties", "slerp"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp", "breadcrumbs", "della"])
 def test_every_merge_method_can_be_searched(here: Path, saved: dict[str, Path], method: str) -> None:
     world.run(change(world.params(saved), "evolve", method=method, generations=1), "evolve", "evaluate", "report")
-    assert json.loads(Path("data/evolve/winner.json").read_text())["recipe"]["method"] == method
+    recipe = Recipe.from_dict(json.loads(Path("data/evolve/winner.json").read_text())["recipe"])
+    assert recipe.method == method
+    merge = mergefile.read(Path("data/evolve/winner.yaml"))
+    assert merge.recipe == recipe
+    assert Path(merge.base, "config.json").exists()
 
 
-@pytest.mark.parametrize("method", ["mean", "p_irt", "gp_irt", "mp_irt", "gmp_irt", "parent_aware"])
+def test_the_search_may_choose_the_method(here: Path, saved: dict[str, Path]) -> None:
+    methods = ["linear", "ties", "della"]
+    world.run(change(world.params(saved), "evolve", method=methods, generations=1, population=12), "evolve")
+    tried = {recipe["method"] for recipe in json.loads(Path("data/evolve/recipes.json").read_text()).values()}
+    assert {"ties", "della"} & tried
+    assert tried <= set(methods)
+
+
+@pytest.mark.parametrize(
+    "method", ["mean", "p_irt", "gp_irt", "mp_irt", "gmp_irt", "bayes_mp_irt", "post_stratified", "parent_aware"]
+)
 def test_every_estimator_can_be_searched_with(here: Path, saved: dict[str, Path], method: str) -> None:
     values = change(change(world.params(saved), "estimate", method=method), "extract", method="uniform")
     world.run(values, "extract", "estimate", "evolve")
@@ -199,19 +215,25 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         ("base", {"model": None}, "base", "either base.package or base.model"),
         ("experts", {"models": {"first": "nowhere"}}, "experts", "no model at 'nowhere'"),
         ("experts", {"models": None}, "experts", "either experts.models or experts.train"),
-        ("prepare", {"benchmark": {"file": "none.jsonl", "test_share": 0.5}}, "prepare", "no benchmark at none.jsonl"),
-        ("prepare", {"benchmark": {"file": "items.jsonl", "test_share": 1.0}}, "prepare", "inside"),
+        (
+            "prepare",
+            {"benchmark": {"source": "none.jsonl", "test_share": 0.5}},
+            "prepare",
+            "no benchmark at none.jsonl",
+        ),
+        ("prepare", {"benchmark": {"source": "items.jsonl", "test_share": 1.0}}, "prepare", "inside"),
         ("prepare", {"benchmark": None}, "prepare", "either prepare.benchmark or prepare.problems"),
         ("population", {"size": 1, "held_out": 1}, "population", "at least two models to fit"),
         ("population", {"weights": [0.5]}, "population", "population.weights must be two numbers"),
         ("experts", {"models": {"base": "m"}}, "experts", "not 'base'|no model at"),
-        ("prepare", {"benchmark": {"file": "items.jsonl"}}, "prepare", "prepare.benchmark must have the keys"),
+        ("prepare", {"benchmark": {"source": "items.jsonl"}}, "prepare", "either test_split or test_share"),
         ("runtime", {"protable": True}, "respond", "runtime must have the keys"),
         ("runtime", {"device": "gpu"}, "respond", "device 'gpu' cannot be used here"),
         ("studies", {"tiny": {"expert": ["first"], "groups": ["x"]}}, "extract", "studies.tiny must have the keys"),
         ("studies", {"more": {"experts": ["thrid"], "groups": ["x"]}}, "population", "studies.more: no expert 'thrid'"),
         ("evolve", {"weights": [0.0, 0.5, 1.0]}, "evolve", "evolve.weights must be two numbers"),
         ("estimate", {"method": "mean"}, "estimate", "mean needs extract.method uniform"),
+        ("estimate", {"method": "post_stratified"}, "estimate", "post_stratified needs extract.method uniform"),
         ("population", {"responses": "none.parquet"}, "population", "no response table at none.parquet"),
         ("calibrate", {"engine": "guess"}, "calibrate", "calibrate.engine must be one of"),
         ("calibrate", {"dimensions": 3}, "calibrate", "mirt"),
@@ -252,6 +274,31 @@ def test_a_benchmark_without_answers_is_refused(here: Path, saved: dict[str, Pat
     Path("items.jsonl").write_text("".join(json.dumps({**row, "answer": None}) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"80 item\(s\) have no answer"):
         world.run(world.params(saved), "prepare")
+
+
+def test_any_table_is_a_benchmark_through_templates(here: Path, saved: dict[str, Path]) -> None:
+    table = [{"q": f"{n} plus 1?", "good": str(n + 1), "bad": "no", "part": "ab"[n % 2]} for n in range(20)]
+    form = {"prompt": "Q: {{q}}\nA:", "options": ["{{bad}}", "{{good}}"], "answer": "good", "group": "part", "shots": 1}
+    pd.DataFrame(table).to_csv("table.csv", index=False)
+    world.run(world.params(saved) | prepare_from(source="table.csv", test_share=0.3, **form), "prepare")
+    parts = {part: items.read(Path(f"data/prepare/{part}.parquet")) for part in ("search", "test")}
+    assert {part: len(found) for part, found in parts.items()} == {"search": 14, "test": 6}
+    assert parts["test"][0].prompt.startswith("Q: ")
+    assert parts["test"][0].prompt.count("A:") == 2
+    assert {item.group for item in parts["search"]} == {"a", "b"}
+    splits = {name: datasets.Dataset.from_list(table[half]) for name, half in (("x", slice(12)), ("y", slice(12, 20)))}
+    datasets.DatasetDict(splits).save_to_disk("saved")
+    both = prepare_from(source="saved", split="x", test_split="y", **form)
+    world.run(world.params(saved) | both, "prepare")
+    assert len(items.read(Path("data/prepare/test.parquet"))) == 8
+    with pytest.raises(ValueError, match="either test_split or test_share"):
+        world.run(world.params(saved) | prepare_from(source="saved", split="x", **form), "prepare")
+    with pytest.raises(ValueError, match="and may have"):
+        world.run(world.params(saved) | prepare_from(source="saved", test_share=0.3, promt=""), "prepare")
+
+
+def prepare_from(**benchmark: Any) -> dict[str, Any]:
+    return {"prepare": {"benchmark": benchmark, "problems": None}}
 
 
 def test_an_expert_of_another_architecture_or_vocabulary_is_refused(here: Path, saved: dict[str, Path]) -> None:

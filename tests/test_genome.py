@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge3.genome import Genome, live_groups
-from merge3.merging import METHODS, check
-from merge3.recipe import SPARSE
+from merge3.genome import Genome, live_groups, snap
+from merge3.recipe import TRAITS, check
+
+SEARCHED = sorted(method for method, traits in TRAITS.items() if traits.weights and traits.most != 1)
 
 GOOD: dict[str, Any] = {
-    "method": "ties",
+    "methods": ("ties",),
     "experts": ("a", "b"),
     "groups": ("attention", "mlp"),
     "knots": 2,
@@ -30,37 +31,66 @@ def test_genes_are_named_in_the_order_they_are_read() -> None:
     genotype[names.index("weight b mlp 1")] = 1.0
     genotype[names.index("density a attention 0")] = 0.5
     recipe = genome.decode(genotype)
-    assert recipe.weights == {"attention": {"a": (0, 0), "b": (0, 0)}, "mlp": {"a": (0, 0), "b": (0, 1)}}
-    assert recipe.densities["attention"] == {"a": (0.6, 0.2), "b": (0.2, 0.2)}
+    assert recipe.weights == {"a": {"attention": (0, 0), "mlp": (0, 0)}, "b": {"attention": (0, 0), "mlp": (0, 1)}}
+    assert recipe.densities["a"]["attention"] == (0.6, 0.2)
+    assert recipe.densities["b"]["attention"] == (0.2, 0.2)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", SEARCHED)
 @given(data=st.data())
 def test_every_genotype_is_a_recipe_that_can_be_merged(method: str, data: st.DataObject) -> None:
-    genome = Genome(**(GOOD | {"method": method}))
+    genome = Genome(**(GOOD | {"methods": (method,)}))
     genes = data.draw(st.lists(st.floats(0, 1), min_size=len(genome.names), max_size=len(genome.names)))
     check(genome.decode(np.array(genes)))
 
 
 def test_slerp_has_one_weight_and_dense_methods_no_density() -> None:
-    assert Genome(**(GOOD | {"method": "slerp", "knots": 1})).names == ["weight b attention 0", "weight b mlp 0"]
-    assert all("density" not in name for name in Genome(**(GOOD | {"method": "linear"})).names)
-    assert {m for m in METHODS if any("density" in n for n in Genome(**(GOOD | {"method": m})).names)} == SPARSE
+    assert Genome(**(GOOD | {"methods": ("slerp",), "knots": 1})).names == ["weight b attention 0", "weight b mlp 0"]
+    assert all("density" not in name for name in Genome(**(GOOD | {"methods": ("linear",)})).names)
 
 
 def test_a_start_is_what_it_says() -> None:
     genome = Genome(**GOOD)
     recipe = genome.decode(genome.encode({"a": 0.25, "b": 3.0}, density=0.6))
-    assert recipe.weights["mlp"] == {"a": (0.25, 0.25), "b": (1.0, 1.0)}  # clipped to the range
-    assert recipe.densities["attention"]["b"] == (0.6, 0.6)
+    assert recipe.weights["a"]["mlp"] == (0.25, 0.25)
+    assert recipe.weights["b"]["mlp"] == (1.0, 1.0)  # clipped to the range
+    assert recipe.densities["b"]["attention"] == (0.6, 0.6)
+
+
+def test_the_method_may_be_a_gene() -> None:
+    genome = Genome(**(GOOD | {"methods": ("linear", "ties", "dare_ties")}))
+    assert genome.names[0] == "method"
+    assert len(genome.names) == 17
+    genotype = np.full(17, 0.5)
+    for gene, method in ((0.0, "linear"), (0.34, "ties"), (0.99, "dare_ties"), (1.0, "dare_ties")):
+        genotype[0] = gene
+        recipe = genome.decode(genotype)
+        assert recipe.method == method
+        assert bool(recipe.densities) == (method != "linear")
+        check(recipe)
+    assert genome.decode(genome.encode({"a": 0.5, "b": 0.5}, 1.0)).method == "linear"
+
+
+@given(st.floats(-3, 3))
+def test_snapped_values_stay_near_and_stay_put(value: float) -> None:
+    assert abs(snap(value) - value) <= 0.005 + 1e-9
+    assert snap(snap(value)) == snap(value)
+    assert str(snap(value)) != "-0.0"
+
+
+@given(st.lists(st.floats(0.02, 0.98), min_size=16, max_size=16), st.floats(-0.004, 0.004))
+def test_genotypes_closer_than_the_resolution_are_one_recipe(genes: list[float], noise: float) -> None:
+    genome = Genome(**(GOOD | {"density_range": (0.01, 1.0)}))
+    centres = np.array([snap(gene) for gene in genes])
+    assert genome.decode(centres).weights == genome.decode(np.clip(centres + noise, 0, 1)).weights
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "average"}, "merge method must be one of"),
-        ({"experts": ()}, "distinct experts"),
-        ({"experts": ("a", "a")}, "distinct experts"),
+        ({"methods": ("average",)}, "merge method must be one of"),
+        ({"experts": ()}, "ties merges 1 or more experts, got 0"),
+        ({"experts": ("a", "a")}, "experts must be distinct"),
         ({"groups": ("head",)}, "groups must be among"),
         ({"groups": ()}, "groups must be among"),
         ({"knots": 0}, "knots must be 1 or more"),
@@ -69,8 +99,13 @@ def test_a_start_is_what_it_says() -> None:
         ({"density_range": (-0.1, 1.0)}, "density_range must lie in"),
         ({"density_range": (0.001, 1.0)}, "density_range must lie in"),
         ({"density_range": (0.5, 1.1)}, "density_range must lie in"),
-        ({"method": "slerp", "weight_range": (0.0, 1.2)}, "slerp needs a weight_range in"),
-        ({"method": "slerp", "experts": ("a", "b", "c")}, "slerp merges one or two experts"),
+        ({"methods": ("slerp",), "weight_range": (0.0, 1.2)}, "slerp needs a weight_range in"),
+        ({"methods": ("slerp",), "experts": ("a", "b", "c")}, "slerp merges 1 to 2 experts, got 3"),
+        ({"methods": ("nuslerp",), "experts": ("a",)}, "nuslerp merges 2 to 2 experts, got 1"),
+        ({"methods": ("model_stock",)}, "model_stock has no weights"),
+        ({"methods": ("slerp", "ties"), "weight_range": (0.0, 1.0)}, "search it alone"),
+        ({"methods": ("ties", "ties")}, "distinct merge methods"),
+        ({"methods": ()}, "distinct merge methods"),
     ],
 )
 def test_a_genome_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:

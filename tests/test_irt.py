@@ -38,8 +38,8 @@ def test_take_keeps_the_order_asked_for():
     np.testing.assert_array_equal(taken.difficulty, items.difficulty[[3, 1]])
 
 
-@pytest.mark.parametrize("engine", ["girth", "mirt"])
-def test_both_engines_recover_the_items_that_made_the_answers(engine):
+@pytest.mark.parametrize("engine", ["em", "girth", "mirt"])
+def test_every_engine_recovers_the_items_that_made_the_answers(engine):
     truth, theta, responses = simulate(400, 60)
     fitted = fit_items(responses, engine, 1, seed=0)
     assert correlation(fitted.discrimination, truth.discrimination) > 0.8
@@ -47,9 +47,10 @@ def test_both_engines_recover_the_items_that_made_the_answers(engine):
     assert correlation(fit_abilities(fitted, responses)[0], theta) > 0.95
 
 
-def test_the_two_engines_agree():
+@pytest.mark.parametrize("engine", ["em", "mirt"])
+def test_the_engines_agree(engine):
     _, _, responses = simulate(400, 60, seed=1)
-    one, other = (fit_items(responses, engine, 1, seed=0) for engine in ("girth", "mirt"))
+    one, other = (fit_items(responses, name, 1, seed=0) for name in ("girth", engine))
     assert correlation(one.discrimination, other.discrimination) > 0.85
     assert correlation(one.difficulty, other.difficulty) > 0.95
 
@@ -64,7 +65,7 @@ def test_mirt_recovers_the_probabilities_of_two_dimensions():
     assert np.abs(P - probability(truth, theta)).mean() < 0.7 * np.abs(worse - probability(truth, theta)).mean()
 
 
-@pytest.mark.parametrize(("engine", "dimensions"), [("girth", 1), ("mirt", 1), ("mirt", 3)])
+@pytest.mark.parametrize(("engine", "dimensions"), [("em", 1), ("girth", 1), ("mirt", 1), ("mirt", 3)])
 def test_after_every_fit_the_population_is_standard(engine, dimensions):
     _, _, responses = simulate(150, 90, dimensions)
     theta = fit_abilities(fit_items(responses, engine, dimensions, 0), responses)[0]
@@ -84,13 +85,39 @@ def test_whitening_is_exact_and_changes_no_probability():
     assert (white.discrimination.mean(axis=0) >= 0).all()
 
 
-@pytest.mark.parametrize("engine", ["girth", "mirt"])
+@pytest.mark.parametrize("engine", ["em", "girth", "mirt"])
 def test_an_item_all_got_right_is_easy_and_one_all_got_wrong_is_hard(engine):
     _, _, responses = simulate(60, 12)
     responses[:, 0], responses[:, 1] = 1.0, 0.0
     fitted = fit_items(responses, engine, 1, seed=0)
     assert fitted.difficulty[0] == fitted.difficulty.min() < fitted.difficulty.max() == fitted.difficulty[1]
     assert np.isfinite(fitted.discrimination).all()
+
+
+def test_em_stands_where_the_marginal_posterior_is_highest():
+    _, _, responses = simulate(60, 4, seed=3)
+    responses[::7, 1] = np.nan
+    found, _ = irt.fit_em(responses, 1, 0)
+    theta = np.linspace(-5, 5, irt.NODES)
+    asked = ~np.isnan(responses)
+
+    def loss(x):
+        log_a, intercept = np.split(x, 2)
+        z = np.exp(log_a)[:, None] * theta + intercept[:, None]
+        likelihood = np.where(asked, responses, 0.0) @ z - asked @ np.logaddexp(0, z) - theta**2 / 2
+        priors = ((log_a - irt.LOG_A[0]) / irt.LOG_A[1]) ** 2 + (intercept / irt.INTERCEPT) ** 2
+        return -np.logaddexp.reduce(likelihood, axis=1).sum() + priors.sum() / 2
+
+    best = minimize(loss, np.zeros(8), method="BFGS").x
+    np.testing.assert_allclose(np.log(found.discrimination[:, 0]), best[:4], atol=5e-3)
+    np.testing.assert_allclose(-found.difficulty, best[4:], atol=5e-3)
+
+
+def test_em_takes_many_items_at_once():
+    truth, _, responses = simulate(200, 3000, seed=4)
+    found = fit_items(responses, "em", 1, 0)
+    assert correlation(found.difficulty, truth.difficulty) > 0.97
+    assert np.isfinite(found.discrimination).all()
 
 
 def test_girth_in_chunks_is_girth_at_once(monkeypatch):
@@ -103,7 +130,7 @@ def test_girth_in_chunks_is_girth_at_once(monkeypatch):
     assert correlation(whole.difficulty, chunked.difficulty) > 0.99
 
 
-@pytest.mark.parametrize("engine", ["girth", "mirt"])
+@pytest.mark.parametrize("engine", ["em", "girth", "mirt"])
 def test_missing_answers_are_not_wrong_answers(engine):
     truth, _, responses = simulate(400, 40)
     rng = np.random.default_rng(1)
@@ -113,7 +140,7 @@ def test_missing_answers_are_not_wrong_answers(engine):
     assert np.abs(fitted.difficulty - truth.difficulty)[-10:].mean() < 0.5
 
 
-@pytest.mark.parametrize("engine", ["girth", "mirt"])
+@pytest.mark.parametrize("engine", ["em", "girth", "mirt"])
 def test_clones_and_the_order_of_the_models_change_nothing(engine):
     _, _, responses = simulate(40, 15)
     once = fit_items(responses, engine, 1, 0)
@@ -146,6 +173,7 @@ def test_more_dimensions_than_models_stay_finite(dimensions):
         (np.array([[1.0, 0.0], [0.5, 1.0]]), "mirt", 1, r"got \[0.5\]"),
         (np.array([[1.0, np.nan], [0.0, np.nan]]), "mirt", 1, r"no model answered the items at \[1\]"),
         (np.eye(3), "girth", 2, "use the engine 'mirt'"),
+        (np.eye(3), "em", 2, "use the engine 'mirt'"),
         (np.eye(3), "mirt", 0, "at least 1 dimension"),
         (np.array([[1.0, np.nan], [1.0, 1.0]]), "girth", 1, "girth has nothing to fit"),
     ],

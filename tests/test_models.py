@@ -5,14 +5,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
-from conftest import CONFIGS, build
+from conftest import CONFIGS, build, fine_tune
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
 from merge3 import models
+from merge3.ingredients import LowRank
 from merge3.models import Expert, IncompatibleModels
 
 
@@ -30,26 +32,68 @@ def adapter_of(base: PreTrainedModel, folder: Path, **options: object) -> PeftMo
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
-def test_an_adapters_delta_is_what_peft_merges(
+def test_an_adapter_changes_what_peft_merges(
     llama: PreTrainedModel, tmp_path: Path, options: dict[str, object]
 ) -> None:
     made = adapter_of(llama, tmp_path, **options)
     base = models.weights_of(llama)
-    found = models.deltas(tmp_path, base, llama.config)
+    found = models.changes(tmp_path, base, llama.config)
     merged = dict(made.merge_and_unload().named_parameters())
     assert {name for name in base if not torch.equal(base[name], merged[name])} == set(found)
-    for name, delta in found.items():
-        torch.testing.assert_close(base[name] + delta, merged[name].data, rtol=1e-6, atol=1e-6)
+    for name, source in found.items():
+        assert isinstance(source, LowRank)
+        dense = source.rows(0, len(base[name]))
+        torch.testing.assert_close(base[name] + dense, merged[name].data, rtol=1e-5, atol=1e-5)
 
 
-def test_a_full_models_delta_leads_back_to_it(saved: dict[str, Path], llama: PreTrainedModel) -> None:
+def test_a_full_model_changes_what_differs(saved: dict[str, Path], llama: PreTrainedModel) -> None:
     base = models.weights_of(models.load(saved["base"], torch.float32))
     expert = models.weights_of(models.load(saved["first"], torch.float32))
-    found = models.deltas(saved["first"], base, llama.config)
+    found = models.changes(saved["first"], base, llama.config)
     assert set(found) == set(base)
-    for name, delta in found.items():
-        torch.testing.assert_close(base[name] + delta, expert[name])
-    assert models.deltas(saved["base"], base, llama.config) == {}
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expert[name])
+    half = {name: tensor.bfloat16() for name, tensor in expert.items()}
+    assert set(models.changes(saved["first"], half, llama.config)) == set(half)  # rounding is a difference
+    assert models.changes(saved["base"], base, llama.config) == {}
+
+
+def write_gguf(model: PreTrainedModel, path: Path) -> None:
+    """A Llama as llama.cpp keeps it: other names, rotary halves interleaved."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in models.weights_of(model).items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads:
+            value = value.view(heads, 2, len(value) // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_an_expert(tmp_path: Path, llama: PreTrainedModel) -> None:
+    path = tmp_path / "expert.gguf"
+    expert = fine_tune(llama, 2)
+    write_gguf(expert, path)
+    assert models.weights_folder(str(path)) == path
+    assert models.fingerprint(path) == models.fingerprint(path)
+    found = models.changes(path, models.weights_of(llama), llama.config)
+    for name, value in models.weights_of(expert).items():
+        assert torch.equal(found[name], value)
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        models.load(tmp_path / "none.gguf", torch.float32)
 
 
 def test_tied_weights_occur_once(llama: PreTrainedModel) -> None:
@@ -78,7 +122,7 @@ def test_experts_that_do_not_fit_are_refused_by_name(
         config = type(llama.config)(**(llama.config.to_dict() | config))
     build(config, 7).save_pretrained(tmp_path)
     with pytest.raises(IncompatibleModels, match=message):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 @pytest.mark.parametrize("change", [{"bias": "all"}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
@@ -89,7 +133,7 @@ def test_adapters_beyond_plain_lora_are_refused(
     config = tmp_path / models.ADAPTER_CONFIG
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(IncompatibleModels, match=next(iter(change))):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 def test_an_adapter_with_biases_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -98,7 +142,7 @@ def test_an_adapter_with_biases_is_refused(llama: PreTrainedModel, tmp_path: Pat
     kept = load_file(weights)
     save_file(kept | {"base_model.model.model.layers.0.mlp.down_proj.lora_B.bias": torch.ones(32)}, weights)
     with pytest.raises(IncompatibleModels, match="LoRA matrices alone"):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +187,18 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
         models.check_device(device)
 
 
+def test_ingredients_live_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert models.home("cpu", 10**15) == "cpu"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
+    assert [models.home("cuda:0", gigabytes * 10**9) for gigabytes in (17, 18)] == ["cuda:0", "cpu"]
+
+
 def test_an_adapter_of_another_model_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
     adapter_of(llama, tmp_path)
     weights = tmp_path / models.ADAPTER_WEIGHTS
     save_file({k.replace("layers.1", "layers.9"): v for k, v in load_file(weights).items()}, weights)
     with pytest.raises(IncompatibleModels, match=r"no parameter 'model\.layers\.9"):
-        models.deltas(tmp_path, models.weights_of(llama), llama.config)
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 def test_the_fingerprint_follows_what_answers_depend_on(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -173,7 +223,7 @@ def test_missing_models_are_said_so(tmp_path: Path, llama: PreTrainedModel) -> N
     for look in (
         lambda: models.load(missing, torch.float32),
         lambda: models.fingerprint(missing),
-        lambda: models.deltas(missing, models.weights_of(llama), llama.config),
+        lambda: models.changes(missing, models.weights_of(llama), llama.config),
         lambda: models.weights_folder("nobody/nothing"),
     ):
         with pytest.raises(FileNotFoundError, match="no model at"):
@@ -185,6 +235,33 @@ def test_a_pickle_is_not_read_as_weights(tmp_path: Path, saved: dict[str, Path])
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="no model at"):
         models.load(tmp_path, torch.float32)
+
+
+def test_weights_are_kept_as_they_are_stored(saved: dict[str, Path], tmp_path: Path, llama: PreTrainedModel) -> None:
+    assert models.stored_dtype(saved["base"]) is torch.float32
+    shutil.copytree(saved["first"], tmp_path / "m")
+    half = models.load(saved["first"], torch.bfloat16)
+    half.save_pretrained(tmp_path / "m")
+    assert models.stored_dtype(tmp_path / "m") is torch.bfloat16
+    found = models.changes(tmp_path / "m", models.weights_of(llama), llama.config)
+    assert {source.dtype for source in found.values() if isinstance(source, torch.Tensor)} == {torch.bfloat16}
+    file = tmp_path / "m" / "model.safetensors"
+    kept = load_file(file)
+    save_file({name: value.double() for name, value in kept.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(IncompatibleModels, match="tensors of dtype F64 cannot be merged"):
+        models.stored_dtype(tmp_path / "m")
+
+
+def test_a_tokenizer_is_written_alike_wherever_it_came_from(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    for name in ("one", "two"):
+        tokenizer.init_kwargs["local_files_only"] = name == "one"
+        models.save_tokenizer(tokenizer, tmp_path / name)
+    tokenizer.init_kwargs.pop("local_files_only")
+    written = [(tmp_path / name / "tokenizer_config.json").read_bytes() for name in ("one", "two")]
+    assert written[0] == written[1]
 
 
 def test_dtypes_have_names() -> None:

@@ -3,10 +3,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from merge3.recipe import GROUPS, Recipe, constant, group_of, interpolate, layer_of, snap
+from merge3.recipe import GROUPS, Recipe, constant, group_of, interpolate, layer_of
 
 PRINTS = {"a": "A", "b": "B", "c": "C"}
 
@@ -37,7 +35,7 @@ def test_knots_are_joined_by_lines() -> None:
 
 
 def test_coefficients_follow_group_and_depth() -> None:
-    recipe = Recipe("ties", ("a", "b"), {"mlp": {"a": (0.0, 1.0), "b": (0.5,)}}, {"mlp": {"a": (0.2,)}})
+    recipe = Recipe("ties", ("a", "b"), {"a": {"mlp": (0.0, 1.0)}, "b": {"mlp": (0.5,)}}, {"a": {"mlp": (0.2,)}})
     last = recipe.at("model.layers.2.mlp.up_proj.weight", layers=3)
     assert (last.weights, last.densities) == ((1.0, 0.5), (0.2, 1.0))
     assert recipe.at("model.layers.1.mlp.up_proj.weight", layers=3).weights == (0.5, 0.5)
@@ -51,9 +49,9 @@ def test_an_expert_that_weighs_nothing_is_not_there() -> None:
 
 
 def test_density_counts_only_where_there_is_a_weight_and_a_mask_seed_only_where_there_is_a_mask() -> None:
-    sparse = Recipe("ties", ("a",), {"mlp": {"a": (0.5,)}}, {"mlp": {"a": (0.3,)}, "rest": {"a": (0.9,)}})
-    assert same(sparse, dataclasses.replace(sparse, densities={"mlp": {"a": (0.3,)}}))
-    assert not same(sparse, dataclasses.replace(sparse, densities={"mlp": {"a": (0.4,)}}))
+    sparse = Recipe("ties", ("a",), {"a": {"mlp": (0.5,)}}, {"a": {"mlp": (0.3,), "rest": (0.9,)}})
+    assert same(sparse, dataclasses.replace(sparse, densities={"a": {"mlp": (0.3,)}}))
+    assert not same(sparse, dataclasses.replace(sparse, densities={"a": {"mlp": (0.4,)}}))
     assert same(constant("ties", {"a": 1.0}, mask_seed=1), constant("ties", {"a": 1.0}, mask_seed=2))
     assert not same(
         constant("dare_ties", {"a": 1.0}, density=0.5, mask_seed=1),
@@ -83,26 +81,6 @@ def test_experts_are_named_by_their_weights_not_their_names() -> None:
         recipe.phenotype({})
 
 
-@given(st.floats(-3, 3))
-def test_snapped_values_stay_near_and_stay_put(value: float) -> None:
-    assert abs(snap(value) - value) <= 0.005 + 1e-9
-    assert snap(snap(value)) == snap(value)
-    assert str(snap(value)) != "-0.0"
-
-
-@given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.floats(-0.004, 0.004))
-def test_recipes_closer_than_the_resolution_are_one(weights: list[float], noise: float) -> None:
-    snapped = [snap(w) for w in weights]
-    near = constant("task_arithmetic", dict(zip("abc", [w + noise for w in snapped], strict=True)))
-    assert same(near, constant("task_arithmetic", dict(zip("abc", snapped, strict=True))))
-
-
-def test_what_is_hashed_is_what_is_merged() -> None:
-    recipe = constant("linear", {"a": 0.001, "b": 0.004, "c": 0.006})
-    assert recipe.weights["mlp"] == {"a": (0.0,), "b": (0.0,), "c": (0.01,)}
-    assert same(recipe, constant("linear", {"c": 1.0}))
-
-
 def test_slerp_is_named_by_its_share_alone() -> None:
     assert same(constant("slerp", {"a": 0.7, "b": 0.4}), constant("slerp", {"a": 0.0, "b": 0.4}))
     assert same(constant("slerp", {"a": 0.0}), constant("linear", {"a": 0.0}))  # the base
@@ -111,6 +89,43 @@ def test_slerp_is_named_by_its_share_alone() -> None:
 def test_plain_values_lead_back() -> None:
     recipe = constant("dare_ties", {"a": 0.5, "b": -0.1}, density=0.3, mask_seed=4)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    assert set(recipe.weights) == set(GROUPS)
     with pytest.raises(ValueError, match="a recipe has the fields"):
         Recipe.from_dict({**recipe.to_dict(), "lambda": 1})
+    with pytest.raises(ValueError, match="a recipe has the fields"):
+        Recipe.from_dict({"method": "linear"})
+    with pytest.raises(ValueError, match="weights of a: expected a number or a list of numbers, got 'much'"):
+        Recipe.from_dict({"method": "linear", "experts": ["a"], "weights": {"a": {"mlp": "much"}}})
+
+
+def test_a_person_writes_numbers_lists_and_parts() -> None:
+    plain = {"method": "linear", "experts": ["a", "b"], "weights": {"a": 1, "b": {"q_proj": [0, 1], "*": 0.5}}}
+    recipe = Recipe.from_dict(plain)
+    assert recipe.weights == {"a": {"*": (1.0,)}, "b": {"q_proj": (0.0, 1.0), "*": (0.5,)}}
+    assert recipe.at("model.layers.1.self_attn.q_proj.weight", 2).weights == (1.0, 1.0)
+    assert recipe.at("model.layers.1.self_attn.k_proj.weight", 2).weights == (1.0, 0.5)
+
+
+def test_the_first_part_that_holds_a_parameter_counts() -> None:
+    parts = {"q_proj": (0.1,), "attention": (0.2,), "*": (0.3,)}
+    recipe = Recipe("linear", ("a",), {"a": parts})
+    names = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight", "lm_head.weight")
+    assert [recipe.at(name, 2).weights for name in names] == [(0.1,), (0.2,), (0.3,)]
+    assert not same(recipe, Recipe("linear", ("a",), {"a": dict(reversed(parts.items()))}))
+
+
+def test_all_of_a_model_is_its_three_groups() -> None:
+    assert same(
+        constant("ties", {"a": 0.5}, density=0.3),
+        Recipe("ties", ("a",), {"a": dict.fromkeys(GROUPS, (0.5,))}, {"a": dict.fromkeys(GROUPS, (0.3,))}),
+    )
+
+
+def test_options_count() -> None:
+    assert same(constant("breadcrumbs", {"a": 1.0}, options={"gamma": 0.01}), constant("breadcrumbs", {"a": 1.0}))
+    assert not same(constant("breadcrumbs", {"a": 1.0}, options={"gamma": 0.1}), constant("breadcrumbs", {"a": 1.0}))
+
+
+def test_methods_without_weights_take_every_expert() -> None:
+    both = Recipe("model_stock", ("a", "b"), {})
+    assert same(both, Recipe("model_stock", ("b", "a"), {}))
+    assert not same(both, Recipe("model_stock", ("a", "c"), {}))

@@ -1,0 +1,204 @@
+"""The command line: `merge3 merge`, `recipe`, `respond`, `import`, `plan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from merge3 import answering, export, imports, items, mergefile, responses
+from merge3.models import check_device, load, load_tokenizer, resolve_dtype, weights_folder
+from merge3.plan import GIGABYTE, Machine, Plan, measure, plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends with status 1 and one paragraph."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            raise
+        print(f"merge3 {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    made = argparse.ArgumentParser("merge3", description="Merge language models.")
+    made.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = made.add_subparsers(dest="command", required=True)
+
+    merge = commands.add_parser("merge", help="write the model that a merge file describes")
+    merge.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
+    merge.add_argument("out", type=Path, help="a new folder for the model")
+    merge.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    merge.add_argument("--scores", type=Path, help="for the card: a CSV file with model, accuracy, low, high")
+    merge.set_defaults(run=run_merge)
+
+    recipe = commands.add_parser("recipe", help="print a merge file in our form or in mergekit's")
+    recipe.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
+    recipe.add_argument("--as", dest="form", choices=("merge3", "mergekit"), default="merge3", help="default: merge3")
+    recipe.set_defaults(run=run_recipe)
+
+    respond = commands.add_parser("respond", help="let models answer items: a table of who was right")
+    respond.add_argument(
+        "--model", action="append", required=True, metavar="M", help="folder, GGUF file or hub id; may be repeated"
+    )
+    respond.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
+    respond.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
+    respond.add_argument("--answers", type=Path, help="every log-likelihood as well, as JSON lines")
+    respond.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
+    respond.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    respond.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    respond.add_argument(
+        "--scoring",
+        choices=answering.SCORINGS,
+        default="sum",
+        help="of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)",
+    )
+    respond.set_defaults(run=run_respond)
+
+    imported = commands.add_parser("import", help="make a response table of what others measured")
+    imported.add_argument("source", type=Path, help="what lm_eval --log_samples wrote, or a .csv or .parquet matrix")
+    imported.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
+    imported.add_argument(
+        "--metric", help="lm-eval's score of a sample (default: acc_norm, else acc, else exact_match)"
+    )
+    imported.add_argument("--filter", help="lm-eval's filter of answers, where a task has several")
+    imported.set_defaults(run=run_import)
+
+    planned = commands.add_parser("plan", help="say from configs alone what fits and what a candidate costs")
+    planned.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
+    planned.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
+    planned.add_argument("--candidates", type=int, default=200, help="candidates of the search (default: 200)")
+    planned.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
+    planned.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
+    planned.add_argument("--dtype", default="auto", help="of the live model (default: auto)")
+    planned.add_argument("--memory", type=float, help="instead: GB of a device that is not here")
+    planned.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")
+    planned.add_argument("--tflops", type=float, help="with --memory: its dense matrix products, 10^12 operations/s")
+    planned.set_defaults(run=run_plan)
+    return made
+
+
+def run_merge(options: argparse.Namespace) -> None:
+    """`merge3 merge`."""
+    scores = None if options.scores is None else pd.read_csv(options.scores)
+    model = export.export(mergefile.read(options.file), options.out, options.device, scores)
+    print(f"{options.out}: {model.num_parameters():,} parameters, read back and found the same")
+
+
+def run_recipe(options: argparse.Namespace) -> None:
+    """`merge3 recipe`."""
+    merge = mergefile.read(options.file)
+    print(mergefile.to_mergekit(merge) if options.form == "mergekit" else mergefile.to_yaml(merge), end="")
+
+
+def run_respond(options: argparse.Namespace) -> None:
+    """`merge3 respond`.
+
+    Raises:
+        ValueError: two models are called alike, or one is broken.
+    """
+    names = [source.rstrip("/").split("/")[-1] for source in options.model]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models are named by the last part of their paths, which must differ: got {names}")
+    asked = items.read(options.items)
+    check_device(options.device)
+    dtype = resolve_dtype(options.dtype, options.device)
+    rows, lines = [], []
+    for name, source in zip(names, options.model, strict=True):
+        folder = weights_folder(source)
+        model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
+        answering.check_packing(model, tokenizer, asked[0])
+        begin = perf_counter()
+        with progress(name, len(asked)) as advance:
+            answers, work = answering.loglikelihoods(model, tokenizer, asked, options.batch_tokens, advance)
+        seconds = perf_counter() - begin
+        right = answering.correct(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
+        rows.append(right)
+        lines += [
+            json.dumps({"model": name, "item": item.id, "loglikelihoods": list(answer), "correct": bool(score)})
+            for item, answer, score in zip(asked, answers, right, strict=True)
+        ]
+        rate = f"{work.tokens:,} tokens, {work.tokens / seconds:,.0f} a second"
+        print(f"{name}: {right.mean():.1%} of {len(asked)} items ({rate})")
+    responses.write(options.out, responses.table(names, [item.id for item in asked], np.stack(rows)))
+    if options.answers:
+        options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run_import(options: argparse.Namespace) -> None:
+    """`merge3 import`."""
+    source = options.source
+    table = imports.lm_eval(source, options.metric, options.filter) if source.is_dir() else imports.matrix(source)
+    responses.write(options.out, table)
+    missing = int(table.isna().to_numpy().sum())
+    print(f"{options.out}: {table.shape[0]} models x {table.shape[1]} items, {missing} not scored")
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, nothing elsewhere; yields a function that is told how many more are done."""
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda step: bar.advance(task, step)
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    """`merge3 plan`.
+
+    Raises:
+        ValueError: only some of --memory, --bandwidth and --tflops are given.
+    """
+    stated = (options.memory, options.bandwidth, options.tflops)
+    if any(stated) and not all(stated):
+        raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
+    dtype = torch.bfloat16 if all(stated) and options.dtype == "auto" else resolve_dtype(options.dtype, options.device)
+    if all(stated):
+        machine = Machine(options.memory * GIGABYTE, options.bandwidth * GIGABYTE, options.tflops * 1e12)
+    else:
+        machine = measure(options.device, dtype)
+    merge = mergefile.read(options.file)
+    sizes = {"tokens": options.tokens, "batch_tokens": options.batch_tokens, "dtype": dtype}
+    print(
+        told(plan(merge.base, list(merge.experts.values()), merge.recipe.method, machine, **sizes), options.candidates)
+    )
+
+
+def told(found: Plan, candidates: int) -> str:
+    """A plan in lines."""
+    size = {name: f"{value / GIGABYTE:8.2f} GB" for name, value in asdict(found).items()}
+    seconds = found.merging_seconds + found.answering_seconds
+    share = found.merging_seconds / seconds
+    return "\n".join(
+        (
+            f"parameters       {found.parameters / 1e6:8,.0f} M",
+            f"live model       {size['model']}",
+            f"base and experts {size['ingredients']}",
+            f"masks            {size['masks']}",
+            f"answering        {size['answering']}",
+            f"resident         {found.resident / GIGABYTE:8.2f} GB on the device",
+            f"streamed         {found.streamed / GIGABYTE:8.2f} GB on the device, the rest in main memory",
+            f"device           {size['memory']}: {found.mode}",
+            f"a candidate      {seconds:8.3f} s at best, {share:.0%} of it merging",
+            f"{candidates} candidates {seconds * candidates / 60:8.1f} min at best",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Export: a merge written as a model that anyone can load, with a card that says how it was made.
+
+What is written is read back, and gives the logits that the live merge gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from merge3 import mergefile, models
+from merge3.merging import LiveMerger
+from merge3.recipe import Layers, Merge, Recipe, layer_of
+
+SHARD = "5GB"
+PROBE = 16  # tokens on which the written model is held against the live one
+
+
+def export(merge: Merge, out: Path, device: str = "cpu", scores: pd.DataFrame | None = None) -> PreTrainedModel:
+    """Write the merged model to `out`: safetensors shards, config, the base's tokenizer, recipe and card.
+
+    `scores` has the columns `model`, `accuracy`, `low` and `high`, and goes into the card.
+
+    Returns:
+        The live merge.
+
+    Raises:
+        FileExistsError: `out` holds something.
+        FileNotFoundError: a source cannot be found.
+        ValueError: the recipe cannot be merged, or the written model does not give the live one's logits.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty: name a new folder, or remove what is there")
+    tokenizer = models.load_tokenizer(models.weights_folder(merge.base))
+    for source in merge.experts.values():
+        models.check_vocabulary(models.weights_folder(source), tokenizer)
+    live = build(merge, device)
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    live.save_pretrained(partial, max_shard_size=SHARD)
+    models.save_tokenizer(tokenizer, partial)
+    (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
+    (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores), encoding="utf-8")
+    check_written(live, partial, device)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)  # what has this name is whole
+    return live
+
+
+def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
+    """The merged model, live, in the dtype it is written in.
+
+    Raises:
+        FileNotFoundError: a source cannot be found.
+        ValueError: experts and base do not fit, or the recipe cannot be merged.
+    """
+    models.check_device(device)
+    folder = models.weights_folder(merge.base)
+    stored = models.stored_dtype(folder)
+    dtype = stored if merge.dtype is None else models.resolve_dtype(merge.dtype, device)
+    folders = {name: models.weights_folder(source) for name, source in merge.experts.items()}
+    if merge.stack:
+        return stacked(merge, folders, dtype, device)
+    base = models.load(folder, stored)
+    weights = models.weights_of(base)
+    changes = {name: models.changes(folders[name], weights, base.config) for name in merge.recipe.experts}
+    prints = {name: models.fingerprint(folders[name]) for name in merge.recipe.experts}
+    live = models.load(folder, dtype, device)
+    LiveMerger(live, changes, prints, weights).apply(merge.recipe)
+    return live
+
+
+def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Layers of experts put on one another (a frankenmerge): embeddings of the first, final norm and head of the last.
+
+    Raises:
+        ValueError: an expert has not so many layers, or the experts are of different sizes.
+    """
+    parts = {name: models.load(folders[name], models.stored_dtype(folders[name])) for name in folders}
+    first = parts[merge.stack[0].expert]
+    config = copy.deepcopy(first.config)
+    depths = {name: model.config.num_hidden_layers for name, model in parts.items()}
+    for layers in merge.stack:
+        if layers.last > depths[layers.expert]:
+            raise ValueError(f"{layers.expert!r} has {depths[layers.expert]} layers, the stack asks for {layers.last}")
+    config.num_hidden_layers = sum(layers.last - layers.first for layers in merge.stack)
+    if kinds := getattr(config, "layer_types", None):
+        config.layer_types = [kind for layers in merge.stack for kind in kinds[layers.first : layers.last]]
+    live: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    weights = {name: models.weights_of(model) for name, model in parts.items()}
+    for name, parameter in models.weights_of(live).items():
+        expert, there = _origin(name, merge.stack, models.weights_of(first))
+        found = weights[expert].get(there)
+        if found is None or found.shape != parameter.shape:
+            shape = "none" if found is None else f"one of shape {tuple(found.shape)}"
+            raise ValueError(f"{name!r} needs shape {tuple(parameter.shape)}; {expert!r} has {shape} at {there!r}")
+        scale = _scale(merge.recipe, expert, there, depths[expert])
+        parameter.copy_(found.float() * scale if scale != 1 else found)
+    module: torch.nn.Module = live
+    module.to(torch.device(device)).train(False).requires_grad_(False)
+    return live
+
+
+def _origin(name: str, stack: Sequence[Layers], first: Mapping[str, Tensor]) -> tuple[str, str]:
+    """The expert of a parameter of a stack, and the parameter's name there."""
+    layer = layer_of(name)
+    if layer is None:
+        order = list(first)
+        before = order.index(name) < min(i for i, other in enumerate(order) if layer_of(other) is not None)
+        return (stack[0] if before else stack[-1]).expert, name
+    for layers in stack:
+        if layer < layers.last - layers.first:
+            original = next(key for key in first if layer_of(key) == 0)
+            prefix = original[: original.index(".0.")]
+            rest = name[len(prefix) + 1 :].split(".", 1)[1]
+            return layers.expert, f"{prefix}.{layers.first + layer}.{rest}"
+        layer -= layers.last - layers.first
+    raise ValueError(f"{name!r} is beyond the stack")
+
+
+def _scale(recipe: Recipe, expert: str, name: str, layers: int) -> float:
+    one = Recipe("passthrough", (expert,), {expert: recipe.weights.get(expert, {"*": (1.0,)})})
+    return one.at(name, layers).weights[0]
+
+
+@torch.inference_mode()
+def check_written(live: PreTrainedModel, out: Path, device: str) -> None:
+    """Read a written model back and hold it against the live one.
+
+    Raises:
+        ValueError: their logits differ.
+    """
+    again = models.load(out, live.dtype, device)
+    tokens = torch.arange(PROBE, device=device).view(1, -1) % live.config.get_text_config().vocab_size
+    ours, theirs = (model(tokens, use_cache=False).logits for model in (live, again))
+    if not torch.equal(ours, theirs):
+        worst = float((ours - theirs).abs().max())
+        raise ValueError(f"{out}: the written model's logits differ from the live one's by up to {worst}")
+
+
+def card(merge: Merge, name: str, dtype: torch.dtype, scores: pd.DataFrame | None = None) -> str:
+    """A model card: parents and their licences, the recipe, and measured scores if there are any."""
+    parents = list(dict.fromkeys([merge.base, *merge.experts.values()]))
+    licences = {source: licence(source) for source in parents}
+    known = sorted({value for value in licences.values() if value})
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "merge3"], "base_model": parents}
+    if len(known) == 1 and all(licences.values()):
+        front["license"] = known[0]
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", ""]
+    lines += [f"A merge by `{merge.recipe.method}`, in {str(dtype).removeprefix('torch.')}.", "", "## Parents", ""]
+    lines += ["| | source | licence |", "|---|---|---|"]
+    for label, source in (("base", merge.base), *merge.experts.items()):
+        lines.append(f"| {label} | {source} | {licences[source] or 'not stated'} |")
+    if len(known) > 1:
+        lines += ["", f"The licences differ ({', '.join(known)}): the strictest of their terms binds this model."]
+    lines += ["", "## Recipe", "", "```yaml", mergefile.to_yaml(merge).strip(), "```", ""]
+    if scores is not None:
+        lines += ["## Scores", "", "Accuracy on held-out items, with 95 % intervals.", ""]
+        lines += ["| model | accuracy | interval |", "|---|---|---|"]
+        for row in scores.to_dict("records"):
+            low, high = 100 * row["low"], 100 * row["high"]
+            lines.append(f"| {row['model']} | {100 * row['accuracy']:.1f} | {low:.1f}-{high:.1f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def licence(source: str) -> str | None:
+    """The licence that the card of a local model states; None where there is no card, or it states none."""
+    path = Path(source) / "README.md"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---\n") or "\n---" not in text[4:]:
+        return None
+    try:
+        front = yaml.safe_load(text[4 : text.index("\n---", 4)])
+    except yaml.YAMLError:
+        return None
+    stated = front.get("license") if isinstance(front, Mapping) else None
+    return stated if isinstance(stated, str) else None

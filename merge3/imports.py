@@ -1,0 +1,113 @@
+"""Responses that others measured become a response table: matrices, and the samples that lm-eval logs.
+
+A leaderboard's details (datasets of the same samples) are read alike, as the Parquet or JSON-lines files that they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from merge3 import responses
+
+SAMPLES = "samples_*.jsonl"
+MISSING = ("", "NA", "NaN", "nan")  # cells of a CSV file that were not scored
+METRICS = ("acc_norm", "acc", "exact_match")  # the first that a task's samples have is taken where none is named
+
+
+def matrix(path: Path) -> pd.DataFrame:
+    """The response table of a CSV or Parquet file: models x items, the first column (or the index) the models' names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another ending, or is no response table (see `responses.check`).
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no response table at {path}")
+    if path.suffix == ".csv":
+        text = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False)  # a model may be called NA
+        table = text.replace(dict.fromkeys(MISSING))
+    elif path.suffix == ".parquet":
+        table = pd.read_parquet(path)
+        if table.columns[0] == "model":
+            table = table.set_index("model")
+    else:
+        raise ValueError(f"{path}: expected a .csv or .parquet file")
+    table.index = table.index.map(str).rename("model")
+    return responses.check(table, str(path))
+
+
+def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = None) -> pd.DataFrame:
+    """The response table of what `lm_eval --log_samples --output_path folder` wrote for one model or many.
+
+    A model is a folder that holds `samples_<task>_<date>.jsonl`; of several runs of a task the last counts. An item is
+    `<task>:<doc_id>`; items that a model was not asked are NaN.
+
+    Args:
+        folder: the output path.
+        metric: the score of a sample, 0 or 1; None takes the first of `METRICS` that a task has.
+        filtering: lm-eval's filter of answers (`strict-match`, ...), where a task has several.
+
+    Raises:
+        FileNotFoundError: there are no samples.
+        ValueError: a line is no sample, a score is not 0 or 1, the metric is missing, a task has several filters and
+            none is named, or two models were asked another text under one id.
+    """
+    files: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.rglob(SAMPLES)):
+        task = path.name.removeprefix("samples_").rsplit("_", 1)[0]
+        files[str(path.parent.relative_to(folder)), task] = path  # names end in their date: the last one stays
+    if not files:
+        raise FileNotFoundError(f"no {SAMPLES} under {folder}: run lm_eval with --log_samples --output_path {folder}")
+    texts: dict[str, Any] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for (model, task), path in files.items():
+        row = rows.setdefault(model if model != "." else folder.name, {})
+        for sample in _filtered(_samples(path), filtering, path):
+            item = f"{task}:{sample['doc_id']}"
+            text = sample.get("doc_hash", sample.get("doc"))
+            if texts.setdefault(item, text) != text:
+                raise ValueError(
+                    f"{path}: item {item!r} is another text than for the models before: another version of the task"
+                )
+            row[item] = _score(sample, metric, path)
+    return responses.check(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"), str(folder))
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            sample = json.loads(line)
+            found.append({"doc_id": sample["doc_id"], **sample})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number + 1}: no sample of lm-eval: {error}") from error
+    return found
+
+
+def _filtered(samples: Sequence[dict[str, Any]], filtering: str | None, path: Path) -> Iterable[dict[str, Any]]:
+    """The samples of one filter: strict and flexible scores are never mixed."""
+    kinds = sorted({str(sample.get("filter", "none")) for sample in samples})
+    if filtering is None and len(kinds) > 1:
+        raise ValueError(f"{path}: its answers were filtered in several ways; name one of {kinds}")
+    wanted = kinds[0] if filtering is None or len(kinds) == 1 else filtering
+    if wanted not in kinds:
+        raise ValueError(f"{path}: no answers were filtered by {wanted!r}; there are {kinds}")
+    return [sample for sample in samples if str(sample.get("filter", "none")) == wanted]
+
+
+def _score(sample: Mapping[str, Any], metric: str | None, path: Path) -> float:
+    names = [name for name in ((metric,) if metric else METRICS) if name in sample]
+    if not names:
+        known = sorted(key for key, value in sample.items() if isinstance(value, int | float) and key != "doc_id")
+        raise ValueError(f"{path}: its samples have no {metric or ' or '.join(METRICS)}; they have {known}")
+    value = sample[names[0]]
+    if value is None:
+        return float("nan")
+    if value not in (0, 1):
+        raise ValueError(f"{path}: {names[0]} of document {sample['doc_id']} is {value!r}; expected 0 or 1")
+    return float(value)

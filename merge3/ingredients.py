@@ -1,0 +1,152 @@
+"""Ingredients: one parameter of the base and of the experts, with what does not depend on the candidate.
+
+Inner products, order statistics of magnitudes and random draws are computed when a merge first needs them, and once.
+An expert's parameter is a tensor as it is stored, or a low-rank difference from the base, kept factored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+LEVELS = 256  # random draws and ranks are one byte
+GRID = 100  # densities that are multiples of 1/GRID are known after one sort
+BLOCK = 2**22  # elements of which inner products are summed at once
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A difference from the base, `up @ down`, in float32; LoRA's scale is in `up`."""
+
+    up: Float[Tensor, "out rank"]
+    down: Float[Tensor, "rank in"]
+
+    def rows(self, start: int, stop: int) -> Float[Tensor, "rows in"]:
+        """Rows of the difference."""
+        return self.up[start:stop] @ self.down
+
+
+Source = Tensor | LowRank
+
+
+class Ingredients:
+    """One parameter: the base's, and each expert's that differs from it."""
+
+    def __init__(self, name: str, base: Tensor, experts: Mapping[str, Source], fingerprints: Mapping[str, str]) -> None:
+        """`experts` are those that change this parameter; `fingerprints` name experts in the keys of random draws."""
+        self.name = name
+        self.base = base
+        self.experts = experts
+        self._fingerprints = fingerprints
+        self._gram: dict[tuple[str, ...], np.ndarray] = {}
+        self._order: dict[str, dict[int, float]] = {}
+        self._ranks: dict[str, Tensor] = {}
+        self._stacked: dict[tuple[str, ...], LowRank] = {}
+        self._draws: dict[str, tuple[int, Tensor]] = {}
+
+    def rows(self, expert: str, start: int, stop: int) -> Float[Tensor, "rows columns"]:
+        """Rows of an expert's difference from the base, in float32; a vector is one row."""
+        base = matrix(self.base)[start:stop].float()
+        source = self.experts.get(expert)
+        if source is None:
+            return torch.zeros_like(base)
+        return source.rows(start, stop) if isinstance(source, LowRank) else matrix(source)[start:stop].float() - base
+
+    def difference(self, expert: str) -> Float[Tensor, "rows columns"]:
+        """An expert's whole difference from the base."""
+        return self.rows(expert, 0, len(matrix(self.base)))
+
+    def stacked(self, experts: tuple[str, ...]) -> LowRank:
+        """The low-rank differences of experts side by side, in their order: scaled columns of `up` give any sum."""
+        if experts not in self._stacked:
+            sources = [source for e in experts if isinstance(source := self.experts.get(e), LowRank)]
+            up, down = (torch.cat([getattr(s, side) for s in sources], dim) for side, dim in (("up", 1), ("down", 0)))
+            self._stacked[experts] = LowRank(up, down)
+        return self._stacked[experts]
+
+    def gram(self, experts: Sequence[str]) -> Float[np.ndarray, "vectors vectors"]:
+        """Inner products of the base and of the experts' differences from it, the base first, in float64."""
+        key = tuple(experts)
+        if key not in self._gram:
+            total = np.zeros((len(key) + 1, len(key) + 1))
+            table = matrix(self.base)
+            step = max(1, BLOCK // table.shape[1])
+            for start in range(0, len(table), step):
+                stop = min(start + step, len(table))
+                parts = [table[start:stop], *(self.rows(expert, start, stop) for expert in key)]
+                vectors = torch.stack([part.reshape(-1).double() for part in parts])
+                total += (vectors @ vectors.T).cpu().numpy()
+            self._gram[key] = total
+        return self._gram[key]
+
+    def magnitude(self, expert: str, rank: int, gamma: float = 0.0) -> float:
+        """The magnitude of given rank, from 0 for the smallest, of an expert's difference.
+
+        The ranks at which densities that are multiples of 1/`GRID` cut, with and without the share `gamma` of the
+        largest, are found by the one sort of the first call.
+        """
+        known = self._order.setdefault(expert, {})
+        if rank not in known:
+            magnitudes = np.sort(self.difference(expert).abs().flatten().cpu().numpy())
+            count, top = len(magnitudes), int(gamma * len(magnitudes))
+            cuts = {kept_ranks(count, share / GRID, top) for share in range(1, GRID + 1)}
+            for place in {rank, *(place for cut in cuts for place in cut)}:
+                known[place] = float(magnitudes[place])
+        return known[rank]
+
+    def variance_cut(self, experts: Sequence[str], share: float) -> float:
+        """The variance over the experts' differences that a `share` of the elements that vary reaches."""
+        spread = self.variance(experts, 0, len(matrix(self.base))).flatten()
+        varying = int(torch.count_nonzero(spread))
+        count = int(varying * share)
+        return float(torch.topk(spread, count).values[-1]) if count else float("inf")
+
+    def variance(self, experts: Sequence[str], start: int, stop: int) -> Float[Tensor, "rows columns"]:
+        """Variance over the experts' differences, for rows."""
+        return torch.stack([self.rows(expert, start, stop) for expert in experts]).var(dim=0, unbiased=False)
+
+    def draws(self, expert: str, seed: int) -> UInt8[Tensor, "rows columns"]:
+        """Uniform integers below 256 from Philox, a counter-based generator (Salmon et al. 2011).
+
+        The key is (seed, expert, parameter): the same draws in any order, thread, process or device.
+        """
+        kept = self._draws.get(expert)
+        if kept is None or kept[0] != seed:
+            text = f"{seed} {self._fingerprints[expert]} {self.name}"
+            key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+            raw = np.random.Generator(np.random.Philox(key=key)).bytes(self.base.numel())
+            drawn = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(matrix(self.base).shape)
+            kept = self._draws[expert] = (seed, drawn.to(self.base.device))
+        return kept[1]
+
+    def ranks(self, expert: str) -> UInt8[Tensor, "rows columns"]:
+        """The rank of each magnitude in its row, from 0 for the smallest to 255 for the largest."""
+        if expert not in self._ranks:
+            magnitudes = self.difference(expert).abs()
+            order = magnitudes.argsort(dim=1, stable=True)
+            width = magnitudes.shape[1]
+            levels = torch.linspace(0, LEVELS - 1, width, device=magnitudes.device).round().to(torch.uint8)
+            ranks = torch.empty_like(magnitudes, dtype=torch.uint8)
+            self._ranks[expert] = ranks.scatter_(1, order, levels.expand_as(order).contiguous())
+        return self._ranks[expert]
+
+
+def matrix(tensor: Tensor) -> Tensor:
+    """A view with two dimensions: a vector is one row, leading dimensions are rows."""
+    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
+def kept_ranks(count: int, density: float, top: int) -> tuple[int, int]:
+    """The ranks of the smallest and the largest magnitude kept, of `count`, where the `top` largest are dropped.
+
+    At least one is kept; `top` gives way where the density leaves no room for it, as in mergekit.
+    """
+    kept = max(1, int(density * count))
+    smallest = max(0, count - kept - top)
+    return smallest, smallest + kept - 1

@@ -1,0 +1,445 @@
+"""Kernels: a merge of some rows of one parameter in one pass over memory, in float32, rounded once.
+
+Each instruction has two kernels that do the same: one in plain torch operations for any device and dtype, and one
+compiled for the CPU by numba, which keeps a few thousand elements in the nearest cache from the first read to the last
+write. (torch makes a pass over memory of every operation: TIES takes 27 times a copy of its bytes, this 3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from threading import local
+from typing import Any, no_type_check
+
+import numba
+import numpy as np
+import torch
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from merge3.ingredients import LEVELS, Ingredients, LowRank, Source, matrix
+
+BLOCK = 2**20  # elements of a low-rank product that are made at a time
+STRIP = 2048  # elements that a compiled kernel works on at a time; some 80 kB in all, of a core's cache
+
+
+@dataclass(frozen=True)
+class Combination:
+    """base_weight b + sum(w_i x_i), of the base b and the experts x_i themselves."""
+
+    base: float
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """Which entries of a difference are kept: magnitudes from `low` to `high`; and draws below floor + rise * rank.
+
+    With `rescale` a kept entry is divided by its chance, the share of the 256 draws that keep it.
+    """
+
+    low: float = 0.0
+    high: float = float("inf")
+    draws: Tensor | None = None
+    ranks: Tensor | None = None
+    floor: float = float(LEVELS)
+    rise: float = 0.0
+    rescale: bool = False
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is dropped."""
+        return self.draws is None and self.low == 0 and self.high == float("inf")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """b + scale * sum(w_i d_i) over the kept entries of differences d_i.
+
+    With `elect` only the entries whose sign is the elected one, that of sum(w_i d_i), + where it is zero (of sum(d_i)
+    with `plain_signs`). With `mean` divided by the sum of |w_i| of what was added. With `spread` entries whose
+    variance over the experts is below it are dropped first.
+    """
+
+    weights: tuple[float, ...]
+    keep: tuple[Keep, ...]
+    elect: bool
+    mean: bool
+    scale: float = 1.0
+    spread: float = 0.0
+    plain_signs: bool = False
+
+    @property
+    def ballots(self) -> tuple[float, ...]:
+        """What each difference is multiplied by to elect the sign."""
+        return (1.0,) * len(self.weights) if self.plain_signs else self.weights
+
+
+Instruction = Combination | Vote
+
+
+def apply(
+    instruction: Instruction, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
+) -> None:
+    """Write rows `start` to `stop` of the merged parameter into those of `out`, on the device of the ingredients."""
+    tensors = [parameter.base, out, *(s for s in parameter.experts.values() if isinstance(s, Tensor))]
+    usual = all(t.dtype in (torch.float32, torch.bfloat16) and t.is_contiguous() for t in tensors)
+    compiled = usual and out.device.type == "cpu"
+    if isinstance(instruction, Combination):
+        (combine_compiled if compiled else combine)(instruction, parameter, experts, out, start, stop)
+    else:
+        plain = not compiled or instruction.spread > 0
+        (vote if plain else vote_compiled)(instruction, parameter, experts, out, start, stop)
+
+
+# --- in torch
+
+
+def combine(
+    instruction: Combination, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
+) -> None:
+    """A `Combination` in torch operations."""
+    terms = _terms(instruction, parameter, experts, start, stop)
+    merged: Tensor | None = None
+    for tensor, weight in terms.full:
+        if weight:
+            term = tensor.float() * weight
+            merged = term if merged is None else merged.add_(term)
+    if terms.up is not None and terms.down is not None:
+        added = terms.up @ terms.down
+        merged = added if merged is None else merged.add_(added)
+    target = matrix(out)[start:stop]
+    target.copy_(torch.zeros_like(target) if merged is None else merged)
+
+
+def vote(instruction: Vote, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int) -> None:
+    """A `Vote` in torch operations."""
+    base = matrix(parameter.base)[start:stop].float()
+    varies = parameter.variance(experts, start, stop) >= instruction.spread if instruction.spread else None
+    total, added = torch.zeros_like(base), torch.zeros_like(base)
+    up, weight_up, weight_down = (torch.zeros_like(base) for _ in range(3))
+    for expert, w, ballot, keep in zip(
+        experts, instruction.weights, instruction.ballots, instruction.keep, strict=True
+    ):
+        if expert not in parameter.experts or (not w and not ballot):
+            continue
+        kept = _kept(parameter.rows(expert, start, stop), keep, start, stop)
+        if varies is not None:
+            kept = kept.where(varies, 0.0)
+        weighted, cast = kept * w, kept * ballot
+        total, added = total + cast, added + weighted
+        up += weighted.where(cast > 0, 0.0)
+        weight_up += torch.where(cast > 0, abs(w), 0.0)
+        weight_down += torch.where(cast < 0, abs(w), 0.0)
+    if instruction.elect:
+        elected = total >= 0
+        added = torch.where(elected, up, added - up)
+        if instruction.mean:
+            share = torch.where(elected, weight_up, weight_down)
+            added = added / share.where(share > 0, 1.0)
+    matrix(out)[start:stop].copy_(base + added * instruction.scale)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What a combination adds up for some rows: tensors with their weights, and one low-rank product."""
+
+    full: list[tuple[Tensor, float]]
+    up: Tensor | None
+    down: Tensor | None
+
+
+def _terms(instruction: Combination, parameter: Ingredients, experts: Sequence[str], start: int, stop: int) -> _Terms:
+    """The base and the full experts, and all low-rank differences as one.
+
+    An expert that equals the base here, or is a difference from it, adds its weight to the base's.
+    """
+    weight, full, scales = instruction.base, list[tuple[Tensor, float]](), list[float]()
+    for expert, w in zip(experts, instruction.weights, strict=True):
+        source = parameter.experts.get(expert)
+        if isinstance(source, Tensor):
+            full.append((matrix(source)[start:stop], w))
+            continue
+        weight += w
+        if source is not None:
+            scales += [w] * len(source.down)
+    if abs(weight) < 1e-12:  # what is left of 1 - .3 - .7 + .3 + .7
+        weight = 0.0
+    full.insert(0, (matrix(parameter.base)[start:stop], weight))
+    if not any(scales):
+        return _Terms(full, None, None)
+    stacked = parameter.stacked(tuple(experts))
+    return _Terms(full, stacked.up[start:stop] * stacked.up.new_tensor(scales), stacked.down)
+
+
+def _kept(difference: Tensor, keep: Keep, start: int, stop: int) -> Tensor:
+    magnitude = difference.abs()
+    mask = (magnitude >= keep.low) & (magnitude <= keep.high)
+    if keep.draws is None:
+        return difference.where(mask, 0.0)
+    cut = torch.full_like(difference, keep.floor)
+    if keep.ranks is not None:
+        cut = keep.floor + keep.rise * keep.ranks[start:stop].float()
+    cut = cut.ceil().clamp(1, LEVELS)
+    kept = difference.where(mask & (keep.draws[start:stop].float() < cut), 0.0)
+    return kept * (LEVELS / cut) if keep.rescale else kept
+
+
+# --- compiled
+
+
+def combine_compiled(
+    instruction: Combination, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
+) -> None:
+    """A `Combination` by the compiled kernel; float32 and bfloat16, on the CPU."""
+    terms = _terms(instruction, parameter, experts, start, stop)
+    weights = np.array([w for _, w in terms.full], np.float32)
+    tensors = [tensor for tensor, _ in terms.full]
+    addresses, widths = _addresses(tensors), _widths(tensors)
+    target = matrix(out)[start:stop]
+    into, width, run = target.data_ptr(), _width(target), _compiled().combine
+    if terms.up is None or terms.down is None:
+        run(addresses, widths, weights, 0, into, width, target.numel())
+        return
+    rows, columns = target.shape
+    for first, last in blocks(rows, columns):  # little is done here: threads take turns in Python
+        added = torch.mm(terms.up[first:last], terms.down, out=_scratch(0, last - first, columns))
+        before, count = first * columns, (last - first) * columns
+        run(addresses + before * widths, widths, weights, added.data_ptr(), into + before * width, width, count)
+
+
+def vote_compiled(
+    instruction: Vote, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
+) -> None:
+    """A `Vote` by the compiled kernel; float32 and bfloat16, on the CPU."""
+    voters, figures = list[tuple[Source, Keep]](), list[list[float]]()
+    for expert, w, ballot, keep in zip(
+        experts, instruction.weights, instruction.ballots, instruction.keep, strict=True
+    ):
+        source = parameter.experts.get(expert)
+        if source is not None and (w or ballot):
+            voters.append((source, keep))
+            model = isinstance(source, Tensor)
+            figures.append([w, ballot, keep.low, keep.high, keep.floor, keep.rise, keep.rescale, model])
+    table = np.array(figures, np.float32).reshape(-1, 8)
+    mapped = all(isinstance(source, Tensor) for source, _ in voters)
+    for first, last in [(0, stop - start)] if mapped else blocks(stop - start, matrix(out).shape[1]):
+        here = slice(start + first, start + last)
+        base, target = matrix(parameter.base)[here], matrix(out)[here]
+        rows = [
+            torch.mm(source.up[here], source.down, out=_scratch(number, *target.shape))
+            if isinstance(source, LowRank)
+            else matrix(source)[here]
+            for number, (source, _) in enumerate(voters)
+        ]
+        draws = [None if keep.draws is None else keep.draws[here] for _, keep in voters]
+        ranks = [None if keep.ranks is None else keep.ranks[here] for _, keep in voters]
+        _compiled().vote(
+            *(base.data_ptr(), _width(base), _addresses(rows), _widths(rows), _addresses(draws), _addresses(ranks)),
+            *(table, instruction.elect, instruction.mean, np.float32(instruction.scale)),
+            *(target.data_ptr(), _width(target), target.numel()),
+        )
+
+
+def blocks(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Rows from, to: so many at a time that a low-rank product stays in the cache."""
+    step = max(1, BLOCK // columns)
+    return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def _scratch(number: int, rows: int, columns: int) -> Tensor:
+    """One of this thread's float32 buffers: fresh memory costs as much as the product that is put there."""
+    buffers: dict[int, Tensor] = _thread.__dict__.setdefault("buffers", {})
+    count = rows * columns
+    if number not in buffers or buffers[number].numel() < count:
+        buffers[number] = torch.empty(count)
+    return buffers[number][:count].view(rows, columns)
+
+
+_thread = local()
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> np.ndarray:
+    return np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], np.int64)
+
+
+def _width(tensor: Tensor) -> int:
+    return tensor.element_size()
+
+
+def _widths(tensors: Sequence[Tensor]) -> np.ndarray:
+    return np.array([_width(tensor) for tensor in tensors], np.int64)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    combine: Any
+    vote: Any
+
+
+@no_type_check
+@cache
+def _compiled() -> _Compiled:
+    """The compiled kernels: made at first use (seconds), kept for the process, never written to disk.
+
+    Arrays come as addresses, so that one compilation serves any number of experts. Rows of 2 bytes are bfloat16, of 4
+    float32. Terms are added in their order, without fused multiply-adds.
+    """
+    njit = numba.njit(error_model="numpy", nogil=True)
+    zero, one = np.float32(0), np.float32(1)
+
+    @intrinsic
+    def pointer(context, address):
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+        return types.voidptr(types.int64), generate
+
+    @njit
+    def widen(address, width, first, out):
+        """Read elements from `first` on as the bits of float32."""
+        if width == 2:
+            half = numba.carray(pointer(address + 2 * first), out.size, np.uint16)
+            for j in range(out.size):
+                out[j] = np.uint32(half[j]) << np.uint32(16)
+        else:
+            whole = numba.carray(pointer(address + 4 * first), out.size, np.uint32)
+            for j in range(out.size):
+                out[j] = whole[j]
+
+    @njit
+    def narrow(bits, address, width, first):
+        """Write float32, rounded to the nearest, ties to even, where bfloat16 is wanted."""
+        if width == 2:
+            half = numba.carray(pointer(address + 2 * first), bits.size, np.uint16)
+            for j in range(bits.size):
+                u = bits[j]
+                half[j] = np.uint16((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+        else:
+            whole = numba.carray(pointer(address + 4 * first), bits.size, np.uint32)
+            for j in range(bits.size):
+                whole[j] = bits[j]
+
+    @njit
+    def scale(w, x, out):
+        for j in range(out.size):
+            out[j] = w * x[j]
+
+    @njit
+    def add(w, x, out):
+        for j in range(out.size):
+            out[j] += w * x[j]
+
+    @njit
+    def combine(sources, widths, weights, extra, target, width, count):
+        table = np.empty((2, STRIP), np.float32)
+        for first in range(0, count, STRIP):
+            size = min(STRIP, count - first)
+            merged, x = table[0, :size], table[1, :size]
+            empty = True
+            for e in range(sources.size):
+                if weights[e] != 0:
+                    widen(sources[e], widths[e], first, x.view(np.uint32))
+                    if empty:
+                        scale(weights[e], x, merged)
+                    else:
+                        add(weights[e], x, merged)
+                    empty = False
+            if empty:
+                merged[:] = zero
+            if extra != 0:
+                add(one, numba.carray(pointer(extra + 4 * first), size, np.float32), merged)
+            narrow(merged.view(np.uint32), target, width, first)
+
+    @njit
+    def subtract(x, base):
+        for j in range(x.size):
+            x[j] -= base[j]
+
+    @njit
+    def between(d, low, high):
+        for j in range(d.size):
+            a = abs(d[j])
+            d[j] = d[j] if (a >= low) & (a <= high) else zero
+
+    @njit
+    def chance(d, draws, floor, rescale):
+        cut = min(max(np.ceil(floor), one), np.float32(LEVELS))
+        factor = np.float32(LEVELS) / cut if rescale else one
+        level = np.int32(cut)
+        for j in range(d.size):
+            d[j] = d[j] * factor if np.int32(draws[j]) < level else zero
+
+    @njit
+    def ranked_chance(d, draws, ranks, floor, rise, rescale):
+        most = np.float32(LEVELS)
+        for j in range(d.size):
+            cut = np.ceil(floor + rise * np.float32(ranks[j]))
+            cut = max(cut, one)
+            cut = min(cut, most)
+            kept = d[j] * (most / cut) if rescale else d[j]
+            d[j] = kept if np.float32(draws[j]) < cut else zero
+
+    @njit
+    def cast(d, w, ballot, total, added, up, weight_up, weight_down):
+        size = abs(w)
+        for j in range(d.size):
+            v = w * d[j]
+            voice = ballot * d[j]
+            total[j] += voice
+            added[j] += v
+            up[j] += v if voice > zero else zero
+            weight_up[j] += size if voice > zero else zero
+            weight_down[j] += size if voice < zero else zero
+
+    @njit
+    def settle(total, added, up, weight_up, weight_down, mean):
+        for j in range(total.size):
+            elected = total[j] >= zero
+            share = weight_up[j] if elected else weight_down[j]
+            share = share if mean & (share > zero) else one
+            added[j] = (up[j] if elected else added[j] - up[j]) / share
+
+    @njit
+    def vote(base, base_width, sources, widths, draws, ranks, figures, elect, mean, scale_by, target, width, count):
+        table = np.empty((7, STRIP), np.float32)
+        for first in range(0, count, STRIP):
+            size = min(STRIP, count - first)
+            b, d, total, added, up, weight_up, weight_down = (
+                table[0, :size],
+                table[1, :size],
+                table[2, :size],
+                table[3, :size],
+                table[4, :size],
+                table[5, :size],
+                table[6, :size],
+            )
+            widen(base, base_width, first, b.view(np.uint32))
+            table[2:, :size] = zero
+            for e in range(sources.size):
+                w, ballot, low, high = figures[e, 0], figures[e, 1], figures[e, 2], figures[e, 3]
+                floor, rise, rescale, model = figures[e, 4], figures[e, 5], figures[e, 6] > 0, figures[e, 7] > 0
+                widen(sources[e], widths[e], first, d.view(np.uint32))
+                if model:
+                    subtract(d, b)
+                if low > 0 or high < np.inf:
+                    between(d, low, high)
+                if ranks[e] != 0:
+                    drawn = numba.carray(pointer(draws[e] + first), size, np.uint8)
+                    ranked = numba.carray(pointer(ranks[e] + first), size, np.uint8)
+                    ranked_chance(d, drawn, ranked, floor, rise, rescale)
+                elif draws[e] != 0:
+                    chance(d, numba.carray(pointer(draws[e] + first), size, np.uint8), floor, rescale)
+                if elect:
+                    cast(d, w, ballot, total, added, up, weight_up, weight_down)
+                else:
+                    add(w, d, added)
+            if elect:
+                settle(total, added, up, weight_up, weight_down, mean)
+            add(scale_by, added, b)
+            narrow(b.view(np.uint32), target, width, first)
+
+    return _Compiled(combine, vote)

@@ -1,0 +1,94 @@
+"""A merge as a file: a recipe, and where its base and experts come from; ours, or mergekit's (see `mergekit`).
+
+base: org/base
+experts: {maths: org/maths, german: ./german-adapter}
+method: ties
+weights: {maths: 0.6, german: {attention: [0.2, 0.8], mlp: 0.4}}
+densities: {maths: 0.3}
+dtype: bfloat16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merge3 import mergekit
+from merge3.recipe import Layers, Merge, Recipe
+
+OWN = ("weights", "densities", "options", "mask_seed")
+
+
+def read(path: Path) -> Merge:
+    """A merge file, ours or mergekit's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no YAML mapping, a field is missing or unknown, or the recipe cannot be merged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no merge file at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}: expected a mapping with `method` (ours) or `merge_method` (mergekit's)")
+    try:
+        return mergekit.read(values) if "merge_method" in values else from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def from_dict(values: Mapping[str, Any]) -> Merge:
+    """A merge from our own fields.
+
+    Raises:
+        ValueError: a field is missing or unknown, or the recipe cannot be merged.
+    """
+    expected = ["base", "experts", "method", *OWN, "dtype", "stack"]
+    missing = [name for name in ("base", "experts", "method") if name not in values]
+    if unknown := sorted(set(values) - set(expected)) + missing:
+        raise ValueError(f"{'missing' if unknown[0] in missing else 'unknown'} {unknown[0]!r}; fields are {expected}")
+    if not isinstance(values["experts"], Mapping):
+        raise ValueError(f"experts must map names to folders or hub ids, got {values['experts']!r}")
+    plain = {name: values[name] for name in OWN if name in values}
+    recipe = Recipe.from_dict({"method": values["method"], "experts": list(values["experts"]), **plain})
+    stack = tuple(_layers(entry) for entry in values.get("stack") or ())
+    return Merge(recipe, str(values["base"]), dict(values["experts"]), values.get("dtype"), stack)
+
+
+def _layers(entry: Any) -> Layers:
+    fields = {"expert", "first", "last"}
+    if not isinstance(entry, Mapping) or set(entry) != fields:
+        raise ValueError(f"a stack is a list of {sorted(fields)}, got {entry!r}")
+    return Layers(str(entry["expert"]), int(entry["first"]), int(entry["last"]))
+
+
+def to_yaml(merge: Merge) -> str:
+    """Our own form of a merge, which `read` returns."""
+    recipe = merge.recipe.to_dict()
+    values: dict[str, Any] = {"base": merge.base, "experts": dict(merge.experts), "method": recipe["method"]}
+    values |= {name: recipe[name] for name in OWN if recipe[name]}
+    if merge.dtype:
+        values["dtype"] = merge.dtype
+    if merge.stack:
+        values["stack"] = [vars(layers) for layers in merge.stack]
+    return _dump(values)
+
+
+def to_mergekit(merge: Merge) -> str:
+    """The form of a merge that mergekit reads.
+
+    Raises:
+        ValueError: mergekit cannot say it.
+    """
+    return _dump(mergekit.write(merge))
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    return text

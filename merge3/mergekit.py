@@ -1,0 +1,242 @@
+"""mergekit's YAML (arXiv 2403.13257), read and written, so that people can come and leave.
+
+Settings are looked up as mergekit does: a model's own before the file's, of those with a filter the first whose text is
+in the parameter's name, lists along depth. What is not done here is refused by name, never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merge3.recipe import ANY, GROUPS, PIECE, TRAITS, Knots, Layers, Merge, Parts, Recipe
+
+FIELDS = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+IGNORED = {"int8_mask", "eps"}  # how mergekit computes, not what
+FIXED: Mapping[str, bool] = {"nuslerp_flatten": True, "nuslerp_row_wise": False, "filter_wise": False}
+THEIRS = {("multislerp", "normalize"): "normalize_weights"}  # mergekit's name of an option, where ours is another
+AROUND = "around_base"  # ours alone: mergekit tells it by whether there is a base
+BASELESS = ("linear", "karcher", "passthrough")  # in which mergekit's base is one of the models
+FILTERS = {"attention": ("attn.",), "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe."), "rest": (ANY,)}
+
+
+def read(values: Mapping[str, Any]) -> Merge:
+    """A merge from the fields of a mergekit file.
+
+    Raises:
+        ValueError: a field, method or parameter is not known here, or a required one is missing.
+    """
+    method = str(values.get("merge_method"))
+    if method not in TRAITS:
+        raise ValueError(f"merge_method must be one of {sorted(TRAITS)}, got {method!r}")
+    if unknown := sorted(set(values) - FIELDS):
+        raise ValueError(f"mergekit's {unknown[0]!r} is not supported; supported are {sorted(FIELDS)}")
+    base = _source(values["base_model"]) if values.get("base_model") else None
+    if base is None and method not in (*BASELESS, "nuslerp", "multislerp"):
+        raise ValueError(f"{method} needs a base_model")
+    shared = dict(values.get("parameters") or {})
+    if values.get("models") and values.get("slices"):
+        raise ValueError("give either models or slices")
+    if values.get("slices"):
+        models, stack, shared = _slices(values["slices"], method, shared)
+    else:
+        models, stack = [(_source(m["model"]), dict(m.get("parameters") or {})) for m in values.get("models") or ()], []
+    if base is not None and method in BASELESS and not stack and base not in [source for source, _ in models]:
+        models.append((base, {}))
+    if base is not None and method not in BASELESS:
+        models = [model for model in models if model[0] != base]
+    if not models:
+        raise ValueError("expected at least one model beside the base, got none")
+    if values.get("tokenizer_source") not in (None, "base", base or models[0][0]):
+        raise ValueError(f"tokenizer_source {values['tokenizer_source']!r} is not supported: the base's is kept")
+    names = dict(zip(dict.fromkeys(source for source, _ in models), _names([s for s, _ in models]), strict=True))
+    own = {names[source]: settings for source, settings in models}
+    recipe = _recipe(method, shared, own, around=base is not None)
+    dtype = values.get("out_dtype") or values.get("dtype")
+    layers = tuple(Layers(names[source], first, last) for source, first, last in stack)
+    return Merge(recipe, base or models[0][0], {name: source for source, name in names.items()}, dtype, layers)
+
+
+def write(merge: Merge) -> dict[str, Any]:
+    """The fields of a mergekit file.
+
+    Raises:
+        ValueError: mergekit cannot say it: slerp of two experts that are not the base, or masks of a stated seed.
+    """
+    recipe, method = merge.recipe, merge.recipe.method
+    traits, options = TRAITS[method], dict(recipe.all_options)
+    around = bool(options.pop(AROUND, 1.0))
+    values: dict[str, Any] = {"merge_method": method}
+    base = merge.base if method not in BASELESS and around else None
+    if method == "slerp" and len(recipe.experts) == 2:
+        base = merge.experts[recipe.experts[0]]
+    experts = {name: source for name, source in merge.experts.items() if source != base}
+    if base is not None:
+        values["base_model"] = base
+    parameters: dict[str, Any] = {THEIRS.get((method, name), name): _plain(value) for name, value in options.items()}
+    if method == "slerp":
+        parameters["t"] = _setting(recipe.weights.get(recipe.experts[-1], {}), 0.0)
+    entries = []
+    for name, source in experts.items():
+        own = {}
+        if traits.weights and method != "slerp":
+            default = 0.0 if method != "passthrough" else 1.0
+            own[_weight(method)] = _setting(recipe.weights.get(name, {}), default)
+        if traits.densities:
+            own["density"] = _setting(recipe.densities.get(name, {}), 1.0)
+        entries.append({"model": source} | ({"parameters": own} if own else {}))
+    if merge.stack:
+        own_of = {entry["model"]: entry for entry in entries}
+        values["slices"] = [
+            {"sources": [own_of[merge.experts[layers.expert]] | {"layer_range": [layers.first, layers.last]}]}
+            for layers in merge.stack
+        ]
+    else:
+        values["models"] = entries
+    if parameters:
+        values["parameters"] = parameters
+    if merge.dtype:
+        values["dtype"] = merge.dtype
+    return values
+
+
+def _slices(
+    slices: Any, method: str, shared: dict[str, Any]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, int, int]], dict[str, Any]]:
+    """Models with their parameters, the stack of layers, and the file's parameters with a slice's own before them.
+
+    One slice of several models from layer 0 on is a merge of the models; slices of one model each are stacked.
+    """
+    stack, models = list[tuple[str, int, int]](), list[tuple[str, dict[str, Any]]]()
+    if method == "passthrough":
+        for part in slices:
+            if len(part["sources"]) != 1:
+                raise ValueError(f"a passthrough slice has one source, got {len(part['sources'])}")
+            (source,) = part["sources"]
+            own = {**(part.get("parameters") or {}), **(source.get("parameters") or {})}
+            name = _source(source["model"])
+            if models and dict(models).get(name, own) != own:
+                raise ValueError(f"{name!r} has other parameters in another slice: that is not supported")
+            models.append((name, own))
+            first, last = map(int, source["layer_range"])
+            stack.append((name, first, last))
+        return list(dict(models).items()), stack, shared
+    if len(slices) > 1:
+        raise ValueError(f"slices of {method} are not supported but for one that covers the model; got {len(slices)}")
+    ranges = {tuple(source["layer_range"]) for source in slices[0]["sources"]}
+    if len(ranges) > 1 or next(iter(ranges))[0] != 0:
+        raise ValueError(f"layer ranges of a {method} must all cover the model, got {sorted(ranges)}")
+    models = [(_source(source["model"]), dict(source.get("parameters") or {})) for source in slices[0]["sources"]]
+    return models, [], {**shared, **(slices[0].get("parameters") or {})}
+
+
+def _recipe(method: str, shared: dict[str, Any], own: dict[str, dict[str, Any]], *, around: bool) -> Recipe:
+    """The recipe of a method, the file's parameters, and each model's own."""
+    traits, weight = TRAITS[method], _weight(method)
+    options = {name: THEIRS.get((method, name), name) for name in traits.options if name != AROUND}
+    known = {weight, *options.values(), *IGNORED, *FIXED} | ({"density"} if traits.densities else set())
+    for settings in (shared, *own.values()):
+        if strange := sorted(set(settings) - known):
+            raise ValueError(f"{method} has no parameter {strange[0]!r}; it has {sorted(known - IGNORED - set(FIXED))}")
+        if refused := [name for name, value in FIXED.items() if settings.get(name, value) is not value]:
+            raise ValueError(f"{refused[0]}: {settings[refused[0]]} is not supported")
+    weights, densities = {}, {}
+    for name, settings in own.items():
+        if traits.weights:
+            sources = [shared] if method == "slerp" else [settings, shared]
+            weights[name] = _rules(weight, sources, 1.0 if method == "passthrough" else None)
+        if traits.densities:
+            densities[name] = _rules("density", [settings, shared], 1.0)
+    found = {ours: _scalar(theirs, [shared, *own.values()]) for ours, theirs in options.items()}
+    chosen = {name: value for name, value in found.items() if value is not None and value != traits.options[name]}
+    if AROUND in traits.options and not around:
+        chosen[AROUND] = 0.0
+    return Recipe(method, tuple(own), weights, densities, chosen)
+
+
+def _weight(method: str) -> str:
+    """The name of our weight in mergekit."""
+    return {"slerp": "t", "passthrough": "scale"}.get(method, "weight")
+
+
+def _rules(name: str, settings: Sequence[Mapping[str, Any]], default: float | None) -> dict[str, Knots]:
+    """The parts of a parameter: the settings that come first count first.
+
+    Raises:
+        ValueError: it is not set everywhere and has no default, or a value is no number.
+    """
+    parts: dict[str, Knots] = {}
+    for scope in settings:
+        value = scope.get(name)
+        if value is None:
+            continue
+        conditions = value if isinstance(value, list) and any(isinstance(v, Mapping) for v in value) else [value]
+        for condition in conditions:
+            part, knots = ANY, condition
+            if isinstance(condition, Mapping):
+                part, knots = condition.get("filter") or ANY, condition["value"]
+            part = PIECE + part if part in GROUPS else part
+            parts.setdefault(part, _knots(name, knots))
+    if ANY not in parts:
+        if default is None:
+            raise ValueError(f"{name!r} is not set for every parameter: add a value without a filter")
+        parts[ANY] = (default,)
+    return parts
+
+
+def _knots(name: str, value: Any) -> Knots:
+    listed = value if isinstance(value, list) else [value]
+    try:
+        return tuple(float(v) for v in listed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name!r} must be a number or a list of numbers, got {value!r}") from error
+
+
+def _scalar(name: str, settings: Sequence[Mapping[str, Any]]) -> float | None:
+    """An option, which is one number here.
+
+    Raises:
+        ValueError: it varies over models, parameters or depth.
+    """
+    values = [scope[name] for scope in settings if name in scope]
+    if not values:
+        return None
+    if any(value != values[0] for value in values) or not isinstance(values[0], bool | int | float):
+        raise ValueError(f"{name!r} must be one number here, for all models and parameters; got {values}")
+    return float(values[0])
+
+
+def _source(model: Any) -> str:
+    """The folder or hub id of a model; of `model+adapter` the adapter.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    if not isinstance(model, str) or not model:
+        raise ValueError(f"a model must be a folder or hub id, got {model!r}")
+    return model.split("+")[-1]
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Short names: the last part of each source, numbered where two are alike."""
+    names: list[str] = []
+    for source in dict.fromkeys(sources):
+        short = source.rstrip("/").split("/")[-1]
+        names.append(short if short not in names else f"{short}-{len(names) + 1}")
+    return names
+
+
+def _setting(parts: Parts, default: float) -> Any:
+    """Parts as mergekit's setting: a value, or filters of which the last holds everywhere."""
+    rules: list[dict[str, Any]] = []
+    for part, knots in sorted(parts.items(), key=lambda item: item[0] == "rest"):
+        value: Any = knots[0] if len(knots) == 1 else list(knots)
+        for text in FILTERS.get(part, (part.removeprefix(PIECE),)):
+            rules.append({"filter": text, "value": value})
+    if not any(rule["filter"] == ANY for rule in rules):
+        rules.append({"filter": ANY, "value": default})
+    return rules[0]["value"] if len(rules) == 1 else rules
+
+
+def _plain(value: float) -> float | bool | int:
+    return int(value) if float(value).is_integer() and abs(value) > 1 else value

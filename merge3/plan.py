@@ -1,0 +1,152 @@
+"""Plan: what a search by merging will need and cost, told from configs alone, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from merge3.models import ADAPTER_CONFIG
+from merge3.recipe import TRAITS
+
+GIGABYTE = 1e9
+BYTES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
+RANKED = ("della", "della_linear")  # methods that keep a rank beside each draw
+ROOM = 0.1  # of a device, left for its own needs
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device: bytes of memory, bytes copied a second (read and written), operations a second in the model's dtype."""
+
+    memory: float
+    bandwidth: float
+    operations: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes and seconds of a search. A candidate is a merge and its answers to `tokens` tokens."""
+
+    parameters: int
+    model: int
+    ingredients: int
+    masks: int
+    answering: int
+    merging_seconds: float
+    answering_seconds: float
+    memory: float
+
+    @property
+    def resident(self) -> int:
+        """Bytes on the device where model and ingredients are both there."""
+        return self.model + self.ingredients + self.masks + self.answering
+
+    @property
+    def streamed(self) -> int:
+        """Bytes on the device where the ingredients stay in main memory, mapped from their files."""
+        return self.model + self.answering
+
+    @property
+    def mode(self) -> str:
+        """`resident` if all fits on the device, `streamed` if the model does, else `too large`."""
+        room = self.memory * (1 - ROOM)
+        return "resident" if self.resident <= room else "streamed" if self.streamed <= room else "too large"
+
+
+def plan(
+    base: str | Path,
+    experts: Sequence[str | Path],
+    method: str,
+    machine: Machine,
+    *,
+    tokens: int,
+    batch_tokens: int = 4096,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Plan:
+    """What merging `experts` (models or adapters) into `base`, and asking `tokens` tokens a candidate, takes.
+
+    Memory of answering: a batch's activations (12 vectors of the hidden and 3 of the inner width a token) and its
+    logits in float32. Operations: 2 a weight and token. Merging moves every byte of the ingredients and the result
+    once.
+
+    Raises:
+        FileNotFoundError: a config cannot be found.
+        ValueError: the method is unknown.
+    """
+    if method not in TRAITS:
+        raise ValueError(f"merge method must be one of {sorted(TRAITS)}, got {method!r}")
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"no config of a model at {str(base)!r}: {str(error).splitlines()[0]}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    full = [expert for expert in experts if not is_adapter(expert)]
+    factors = sum(adapter_parameters(Path(expert), model) for expert in experts if is_adapter(expert))
+    width = BYTES[dtype]
+    ingredients = count * width * (1 + len(full)) + 4 * factors
+    mask = (2 if method in RANKED else 1) * count * len(experts) if TRAITS[method].masks else 0
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    answering = batch_tokens * (12 * text.hidden_size + 3 * inner) * width + 4 * text.vocab_size * batch_tokens // 4
+    return Plan(
+        parameters=count,
+        model=count * width,
+        ingredients=ingredients,
+        masks=mask,
+        answering=answering,
+        merging_seconds=(ingredients + mask + count * width) / machine.bandwidth,
+        answering_seconds=2 * count * tokens / machine.operations,
+        memory=machine.memory,
+    )
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a local folder holds an adapter, by its config."""
+    return (Path(source) / ADAPTER_CONFIG).exists()
+
+
+def adapter_parameters(folder: Path, model: torch.nn.Module) -> int:
+    """How many numbers a LoRA adapter's factors hold: rank times the sides of the matrices it targets."""
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    targets = tuple(config["target_modules"])
+    sides = [sum(p.shape) for n, p in model.named_parameters() if n.removesuffix(".weight").endswith(targets)]
+    return int(config["r"]) * sum(sides)
+
+
+def measure(device: str, dtype: torch.dtype) -> Machine:
+    """This machine: its memory, a copy of 256 MB, and a matrix product in `dtype`; the best of five of each."""
+    source = torch.ones(2**27, dtype=torch.bfloat16, device=device)
+    target = torch.empty_like(source)
+    square = torch.ones(1024, 1024, dtype=dtype, device=device)
+
+    def best(work: Any) -> float:
+        seconds = []
+        for _ in range(5):
+            begin = perf_counter()
+            work()
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+            seconds.append(perf_counter() - begin)
+        return min(seconds)
+
+    moved = 2 * source.numel() * source.element_size()
+    return Machine(
+        memory(device), moved / best(lambda: target.copy_(source)), 2 * 1024**3 / best(lambda: square @ square)
+    )
+
+
+def memory(device: str) -> float:
+    """Bytes of a device's memory, or of the computer's."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merge3.benchmark import Form, rows, to_items
+
+ARC: dict[str, Any] = {
+    "id": "q1",
+    "question": "Which is a fruit?",
+    "choices": {"text": ["a stone", "an apple"], "label": ["1", "2"]},
+    "answerKey": "2",
+}
+FORM = Form("Question: {{question}}\nAnswer:", "choices.text", "answerKey", labels="choices.label", id="id")
+
+
+def test_a_row_of_arc() -> None:
+    (item,) = to_items([ARC], FORM)
+    assert (item.id, item.prompt) == ("q1", "Question: Which is a fruit?\nAnswer: ")
+    assert (item.options, item.answer) == (("a stone", "an apple"), 1)
+
+
+@pytest.mark.parametrize(("answer", "index"), [("C", 2), (2, 2), ("blue", 2), ("2", 2), (" A ", 0), (0.0, 0)])
+def test_answers_are_indices_letters_or_texts(answer: object, index: int) -> None:
+    row = {"q": "Sky?", "a": "red", "b": "green", "c": "blue", "key": answer}
+    (item,) = to_items([row], Form("{{q}}", ["{{a}}", "{{b}}", "{{c}}"], "key"))
+    assert (item.answer, item.id) == (index, "0")
+
+
+def test_examples_stand_before_the_question_and_are_never_the_question() -> None:
+    table = [{"q": f"{n}+1?", "o": [str(n + 1), "no"], "a": 0, "g": "odd" if n % 2 else "even"} for n in range(4)]
+    found = to_items(table, Form("Q: {{q}}\nA:", "o", "a", shots=2, description="Add.\n", group="g"), table)
+    assert found[3].prompt == "Add.\nQ: 0+1?\nA: 1\n\nQ: 1+1?\nA: 2\n\nQ: 3+1?\nA: "
+    assert found[0].prompt == "Add.\nQ: 1+1?\nA: 2\n\nQ: 2+1?\nA: 3\n\nQ: 0+1?\nA: "
+    assert [item.group for item in found] == ["even", "odd", "even", "odd"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet", "folder", "splits"])
+def test_every_form_of_a_table_gives_the_same_items(ending: str, tmp_path: Path) -> None:
+    table = pd.DataFrame({"q": ["one?", "NA"], "a": ["x", "007"], "b": ["y", "é"], "key": ["A", "B"]})
+    path, split = tmp_path / f"table.{ending}", None
+    if ending == "csv":
+        table.to_csv(path, index=False)
+    elif ending == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    elif ending == "json":
+        table.to_json(path, orient="records")
+    elif ending == "parquet":
+        table.to_parquet(path)
+    else:
+        made = datasets.Dataset.from_pandas(table)
+        path, split = tmp_path / "saved", "test" if ending == "splits" else None
+        (datasets.DatasetDict({"test": made}) if split else made).save_to_disk(path)
+    found = to_items(rows(str(path), split=split), Form("{{q}}", ["{{a}}", "{{b}}"], "key"))
+    assert [(item.prompt, item.options, item.answer) for item in found] == [
+        ("one? ", ("x", "y"), 0),
+        ("NA ", ("007", "é"), 1),
+    ]
+    if split:
+        with pytest.raises(ValueError, match=r"split must be one of \['test'\], got 'train'"):
+            rows(str(path), split="train")
+
+
+def test_options_may_be_an_array() -> None:
+    (item,) = to_items([{"q": "?", "o": np.array(["x", "y"]), "a": np.int64(1)}], Form("{{q}}", "o", "a"))
+    assert (item.options, item.answer) == (("x", "y"), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "form", "message"),
+    [
+        ({"answerKey": "3"}, FORM, r"row 0: the answer '3' is neither one of \['1', '2'\] nor an option"),
+        ({"answerKey": ""}, FORM, "row 0: it has no answer"),
+        ({"answerKey": None}, FORM, "row 0: it has no answer"),
+        ({}, Form("{{text}}", "choices.text", "answerKey", labels="choices.label"), "row 0: 'text' is undefined"),
+        ({}, Form("{{question}}", "choices.text", "key"), "row 0: answer: 'key' is undefined"),
+        ({}, Form("{{question}}", "question", "answerKey"), "row 0: options must be a list of two or more"),
+        ({}, Form("{{question}}", ["{{question}}"], "answerKey"), "row 0: options must be a list of two or more"),
+        ({}, Form("{{question", "choices.text", "answerKey"), "a template of the benchmark is wrong"),
+        ({"answerKey": 5}, Form("{{question}}", "choices.text", "answerKey"), "row 0: the answer is option 5, of 2"),
+        (
+            {},
+            Form("{{question}}", "choices.text", "answerKey", shots=1),
+            "1 shots need more than 1 example rows, got 1",
+        ),
+        (
+            {},
+            Form("{{''.__class__.__mro__}}", "choices.text", "answerKey", labels="choices.label"),
+            "access to attribute",
+        ),
+    ],
+)
+def test_rows_that_are_no_items_are_named(change: dict[str, Any], form: Form, message: str) -> None:
+    table = [ARC | change]
+    with pytest.raises(ValueError, match=message):
+        to_items(table, form, table)
+
+
+def test_an_id_occurs_once() -> None:
+    with pytest.raises(ValueError, match="row 1: item ids must be unique, 'q1' occurs"):
+        to_items([ARC, ARC], FORM)
+
+
+def test_files_that_are_not_there_or_not_whole_are_said_so(tmp_path: Path) -> None:
+    for missing in (str(tmp_path / "x.csv"), str(tmp_path / "x"), "nobody/nothing"):
+        with pytest.raises(FileNotFoundError, match="no benchmark at"):
+            rows(missing)
+    (tmp_path / "half.jsonl").write_text('{"q": ')
+    with pytest.raises(ValueError, match=r"cannot be read as .jsonl"):
+        rows(str(tmp_path / "half.jsonl"))
+    (tmp_path / "empty.csv").write_text("q,a\n")
+    with pytest.raises(ValueError, match="expected at least one row"):
+        rows(str(tmp_path / "empty.csv"))
+
+
+@given(
+    st.text(),
+    st.lists(st.text(min_size=1), min_size=2, max_size=4, unique=True),
+)
+def test_texts_come_through_as_they_are(question: str, options: list[str]) -> None:
+    (item,) = to_items([{"q": question, "o": options, "a": 1}], Form("{{q}}", "o", "a", delimiter=""))
+    assert (item.prompt, item.options) == (question, tuple(options))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import build, fine_tune
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
+
+from merge3 import export, mergefile, models
+from merge3.models import IncompatibleModels, weights_of
+from merge3.recipe import Layers, Merge, Recipe, constant
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+MORE = {"num_key_value_heads": 2, "vocab_size": 272, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+ARCHITECTURES: dict[str, PretrainedConfig] = {  # a vocabulary padded beyond the tokenizer's 259 tokens
+    "qwen3": Qwen3Config(**SIZES, **MORE, head_dim=8),
+    "mistral": MistralConfig(**SIZES, **MORE),
+    "gemma3": Gemma3TextConfig(**SIZES, **MORE, head_dim=8),
+    "phi3": Phi3Config(**SIZES, **MORE),
+    "mixtral": MixtralConfig(**SIZES, **MORE, num_local_experts=2),
+}
+BLEND = {"a": 0.5, "b": 0.3}
+
+
+def sources(saved: dict[str, Path]) -> dict[str, str]:
+    return {"a": str(saved["first"]), "b": str(saved["second"])}
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_what_is_written_is_the_merge(architecture: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    base = build(ARCHITECTURES[architecture], seed=1)
+    experts = {"a": fine_tune(base, 2), "b": fine_tune(base, 3)}
+    for name, model in {"base": base, **experts}.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    merge = Merge(
+        constant("task_arithmetic", BLEND), str(tmp_path / "base"), {name: str(tmp_path / name) for name in experts}
+    )
+    export.export(merge, tmp_path / "out")
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert written.config.tie_word_embeddings == base.config.tie_word_embeddings
+    tied = written.get_output_embeddings().weight.data_ptr() == written.get_input_embeddings().weight.data_ptr()
+    assert tied == base.config.tie_word_embeddings
+    assert written.get_input_embeddings().weight.shape[0] == 272
+    start = weights_of(base)
+    for name, parameter in weights_of(written).items():
+        moved = sum(w * (weights_of(experts[e])[name] - start[name]) for e, w in BLEND.items())
+        torch.testing.assert_close(parameter, start[name] + moved, rtol=1e-5, atol=1e-6)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_adapters_and_models_are_merged_together(saved: dict[str, Path], tmp_path: Path) -> None:
+    base = models.load(saved["base"], torch.float32)
+    made = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data, std=0.1)
+    made.save_pretrained(tmp_path / "adapter")
+    whole = weights_of(made.merge_and_unload())
+    start, first = (weights_of(models.load(saved[name], torch.float32)) for name in ("base", "first"))
+    merge = Merge(
+        constant("task_arithmetic", BLEND),
+        str(saved["base"]),
+        {"a": str(saved["first"]), "b": str(tmp_path / "adapter")},
+    )
+    for name, parameter in weights_of(export.build(merge)).items():
+        expected = start[name] + 0.5 * (first[name] - start[name]) + 0.3 * (whole[name] - start[name])
+        torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_card_says_how_it_was_made(saved: dict[str, Path], tmp_path: Path) -> None:
+    for name, text in (
+        ("one", "---\nlicense: mit\n---\n# One"),
+        ("two", "---\nlicense: apache-2.0\n---\n"),
+        ("three", "#"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(text)
+    merge = Merge(
+        constant("linear", BLEND), str(tmp_path / "one"), {"a": str(tmp_path / "two"), "b": str(tmp_path / "three")}
+    )
+    scores = pd.DataFrame({"model": ["it"], "accuracy": [0.5], "low": [0.45], "high": [0.55]})
+    text = export.card(merge, "it", torch.bfloat16, scores)
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == [str(tmp_path / name) for name in ("one", "two", "three")]
+    assert "license" not in front
+    assert "licences differ (apache-2.0, mit)" in text
+    assert "| b | " + str(tmp_path / "three") + " | not stated |" in text
+    assert "| it | 50.0 | 45.0-55.0 |" in text
+    assert mergefile.to_yaml(merge).strip() in text
+    same = Merge(constant("linear", {"a": 1.0}), str(tmp_path / "one"), {"a": str(tmp_path / "one")})
+    assert yaml.safe_load(export.card(same, "it", torch.float32).split("---")[1])["license"] == "mit"
+
+
+def test_another_dtype_is_rounded_once(saved: dict[str, Path]) -> None:
+    recipe = constant("linear", BLEND)
+    whole = weights_of(export.build(Merge(recipe, str(saved["base"]), sources(saved))))
+    half = export.build(Merge(recipe, str(saved["base"]), sources(saved), dtype="bfloat16"))
+    assert half.dtype == torch.bfloat16
+    for name, parameter in weights_of(half).items():
+        assert torch.equal(parameter, whole[name].bfloat16())
+
+
+def test_layers_are_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
+    recipe = Recipe("passthrough", ("a", "b"), {"a": {"*": (1.0,)}, "b": {"mlp": (0.5,), "*": (1.0,)}})
+    stack = (Layers("a", 0, 2), Layers("b", 1, 2))
+    export.export(Merge(recipe, str(saved["base"]), sources(saved), stack=stack), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 3
+    written = weights_of(models.load(tmp_path / "out", torch.float32))
+    first, second = (weights_of(models.load(saved[name], torch.float32)) for name in ("first", "second"))
+    assert torch.equal(written["model.layers.1.mlp.up_proj.weight"], first["model.layers.1.mlp.up_proj.weight"])
+    up = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(written[up.replace("1", "2", 1)], 0.5 * second[up])
+    assert torch.equal(written["model.embed_tokens.weight"], first["model.embed_tokens.weight"])
+    assert torch.equal(written["model.norm.weight"], second["model.norm.weight"])
+    deep = Merge(recipe, str(saved["base"]), sources(saved), stack=(Layers("a", 0, 3),))
+    with pytest.raises(ValueError, match="'a' has 2 layers, the stack asks for 3"):
+        export.build(deep)
+
+
+def test_a_folder_that_holds_something_is_left_alone(saved: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    merge = Merge(constant("linear", BLEND), str(saved["base"]), sources(saved))
+    with pytest.raises(FileExistsError, match="is not empty"):
+        export.export(merge, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_a_written_model_that_differs_is_found_out(saved: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="logits differ"):
+        export.check_written(models.load(saved["first"], torch.float32), saved["second"], "cpu")
+
+
+def test_experts_that_do_not_fit_write_nothing(saved: dict[str, Path], tmp_path: Path) -> None:
+    build(ARCHITECTURES["mistral"], 1).save_pretrained(tmp_path / "other")
+    merge = Merge(constant("linear", {"a": 1.0}), str(saved["base"]), {"a": str(tmp_path / "other")})
+    with pytest.raises(IncompatibleModels, match="model_type is 'mistral'"):
+        export.export(merge, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from merge3 import imports
+
+
+def write(
+    folder: Path, model: str, task: str, samples: list[dict[str, Any]], date: str = "2026-01-01T00-00-00.0"
+) -> None:
+    path = folder / model / f"samples_{task}_{date}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+
+
+def sample(doc: int, **values: Any) -> dict[str, Any]:
+    return {"doc_id": doc, "doc_hash": f"h{doc}", "filter": "none", **values}
+
+
+def test_samples_of_models_become_a_table(tmp_path: Path) -> None:
+    write(tmp_path, "org__one", "arc_easy", [sample(0, acc=1.0, acc_norm=0.0), sample(1, acc=0.0, acc_norm=1.0)])
+    write(tmp_path, "org__two", "arc_easy", [sample(1, acc=1.0, acc_norm=0.0)])
+    write(tmp_path, "org__two", "gsm8k", [sample(0, exact_match=1.0)])
+    table = imports.lm_eval(tmp_path)
+    assert table.fillna(-1).to_dict("index") == {
+        "org__one": {"arc_easy:0": 0, "arc_easy:1": 1, "gsm8k:0": -1},
+        "org__two": {"arc_easy:0": -1, "arc_easy:1": 0, "gsm8k:0": 1},
+    }
+    assert imports.lm_eval(tmp_path / "org__one", "acc").loc["org__one"].tolist() == [1, 0]
+
+
+def test_the_last_run_counts(tmp_path: Path) -> None:
+    for date, score in (("2026-01-02T00-00-00.0", 1.0), ("2026-01-01T00-00-00.0", 0.0)):
+        write(tmp_path, "m", "t", [sample(0, acc=score)], date)
+    assert imports.lm_eval(tmp_path).loc["m", "t:0"] == 1
+
+
+def test_strict_and_flexible_scores_are_never_mixed(tmp_path: Path) -> None:
+    lines = [sample(0, exact_match=0.0, filter="strict-match"), sample(0, exact_match=1.0, filter="flexible-extract")]
+    write(tmp_path, "m", "gsm8k", lines)
+    with pytest.raises(ValueError, match=r"name one of \['flexible-extract', 'strict-match'\]"):
+        imports.lm_eval(tmp_path)
+    assert imports.lm_eval(tmp_path, filtering="strict-match").loc["m", "gsm8k:0"] == 0
+    with pytest.raises(ValueError, match="no answers were filtered by 'none'"):
+        imports.lm_eval(tmp_path, filtering="none")
+
+
+@pytest.mark.parametrize(
+    ("samples", "metric", "message"),
+    [
+        ([sample(0, acc=0.5)], None, "acc of document 0 is 0.5; expected 0 or 1"),
+        ([sample(0, bleu=1.0)], None, "no acc_norm or acc or exact_match; they have"),
+        ([sample(0, acc=1.0)], "f1", "no f1; they have"),
+        ([{"acc": 1.0}], None, "line 1: no sample of lm-eval"),
+    ],
+)
+def test_what_is_no_score_is_refused(
+    tmp_path: Path, samples: list[dict[str, Any]], metric: str | None, message: str
+) -> None:
+    write(tmp_path, "m", "t", samples)
+    with pytest.raises(ValueError, match=message):
+        imports.lm_eval(tmp_path, metric)
+
+
+def test_another_version_of_a_task_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path, "one", "t", [sample(0, acc=1.0)])
+    write(tmp_path, "two", "t", [sample(0, acc=1.0) | {"doc_hash": "other"}])
+    with pytest.raises(ValueError, match="item 't:0' is another text"):
+        imports.lm_eval(tmp_path)
+
+
+def test_a_folder_without_samples_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run lm_eval with --log_samples"):
+        imports.lm_eval(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "column"])
+def test_matrices(tmp_path: Path, ending: str) -> None:
+    table = pd.DataFrame([[1, 0], [0, None]], index=pd.Index(["1", "NA"], name="model"), columns=["i", "j"])
+    path = tmp_path / ("m.csv" if ending == "csv" else "m.parquet")
+    if ending == "csv":
+        table.to_csv(path)
+    elif ending == "parquet":
+        table.to_parquet(path)
+    else:
+        table.reset_index().to_parquet(path, index=False)
+    found = imports.matrix(path)
+    assert list(found.index) == ["1", "NA"]
+    assert found.fillna(-1).to_numpy().tolist() == [[1, 0], [0, -1]]
+
+
+def test_matrices_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no response table at"):
+        imports.matrix(tmp_path / "m.csv")
+    (tmp_path / "m.txt").write_text("")
+    with pytest.raises(ValueError, match=r"expected a \.csv or"):
+        imports.matrix(tmp_path / "m.txt")
+    (tmp_path / "m.csv").write_text("model,i\na,2\n")
+    with pytest.raises(ValueError, match="values must be 0, 1 or NaN"):
+        imports.matrix(tmp_path / "m.csv")

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from merge3 import mergefile, mergekit
+from merge3.recipe import Layers, Merge, Recipe, constant
+
+OWN = """
+base: org/base
+experts: {maths: org/maths, german: ./german}
+method: ties
+weights: {maths: 0.6, german: {attention: [0.2, 0.8], mlp: 0.4}}
+densities: {maths: 0.3}
+options: {lambda: 1.1}
+dtype: bfloat16
+"""
+THEIRS: dict[str, Any] = {
+    "merge_method": "ties",
+    "base_model": "org/base",
+    "models": [
+        {"model": "org/maths", "parameters": {"weight": 0.6, "density": 0.3}},
+        {"model": "other/maths", "parameters": {"weight": [{"filter": "mlp", "value": [0, 1]}, {"value": 0.2}]}},
+    ],
+    "parameters": {"lambda": 1.1, "density": 0.5},
+    "dtype": "bfloat16",
+}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "merge.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_our_own_form(tmp_path: Path) -> None:
+    merge = mergefile.read(written(tmp_path, OWN))
+    assert (merge.base, merge.dtype, dict(merge.experts)) == (
+        "org/base",
+        "bfloat16",
+        {"maths": "org/maths", "german": "./german"},
+    )
+    assert merge.recipe.weights == {"maths": {"*": (0.6,)}, "german": {"attention": (0.2, 0.8), "mlp": (0.4,)}}
+    assert merge.recipe.all_options == {"lambda": 1.1, "normalize": 1.0}
+    assert mergefile.read(written(tmp_path, mergefile.to_yaml(merge))) == merge
+
+
+def test_mergekits_form(tmp_path: Path) -> None:
+    merge = mergefile.read(written(tmp_path, yaml.safe_dump(THEIRS)))
+    assert dict(merge.experts) == {"maths": "org/maths", "maths-2": "other/maths"}
+    assert merge.recipe.weights["maths-2"] == {"~mlp": (0.0, 1.0), "*": (0.2,)}
+    assert merge.recipe.densities == {"maths": {"*": (0.3,)}, "maths-2": {"*": (0.5,)}}
+    assert merge.recipe.options == {"lambda": 1.1}
+
+
+def test_groups_become_filters_for_mergekit(tmp_path: Path) -> None:
+    recipe = Recipe(
+        "ties", ("a",), {"a": {"rest": (0.1,), "attention": (0.2, 0.4), "mlp": (0.3,)}}, {"a": {"mlp": (0.5,)}}
+    )
+    text = mergefile.to_mergekit(Merge(recipe, "base", {"a": "./a"}))
+    again = mergefile.read(written(tmp_path, text)).recipe
+    names = [
+        *("model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"),
+        *("transformer.h.1.attn.c_attn.weight", "model.layers.1.block_sparse_moe.gate.weight"),
+    ]
+    for name in names:
+        assert again.at(name, 2) == recipe.at(name, 2)
+
+
+def test_an_adapter_on_a_model_is_the_adapter() -> None:
+    assert mergekit.read(THEIRS | {"models": [{"model": "org/base+me/lora", "parameters": {"weight": 1}}]}).experts == {
+        "lora": "me/lora"
+    }
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return THEIRS | values
+
+
+MODEL = {"model": "x", "parameters": {"weight": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed(merge_method="arcee_fusion"), "merge_method must be one of .* got 'arcee_fusion'"),
+        (changed(modules={}), "'modules' is not supported"),
+        (changed(tokenizer_source="union"), "tokenizer_source 'union' is not supported"),
+        (changed(base_model=None), "ties needs a base_model"),
+        (changed(models=[]), "at least one model"),
+        (changed(models=[{"model": "org/base"}]), "at least one model beside the base"),
+        (changed(models=[{"model": 3}]), "a model must be a folder or hub id, got 3"),
+        (changed(models=[{"model": "x"}]), "'weight' is not set for every parameter"),
+        (changed(models=[{"model": "x", "parameters": {"weight": "high"}}]), "'weight' must be a number"),
+        (changed(models=[MODEL], parameters={"gamma": 0.1}), "ties has no parameter 'gamma'"),
+        (changed(models=[MODEL], parameters={"lambda": [0.1, 0.2]}), "'lambda' must be one number here"),
+        (changed(models=[MODEL], slices=[{}]), "either models or slices"),
+        (
+            changed(
+                merge_method="model_stock", models=[{"model": "x"}, {"model": "y"}], parameters={"filter_wise": True}
+            ),
+            "filter_wise: True is not supported",
+        ),
+        (
+            changed(models=None, slices=[{"sources": [{"model": "x", "layer_range": [1, 3]}]}]),
+            "must all cover the model",
+        ),
+        (
+            changed(models=None, slices=[{"sources": [{"model": "x", "layer_range": [0, 1]}]}] * 2),
+            "slices of ties are not supported but for one",
+        ),
+    ],
+)
+def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    kept = {key: value for key, value in values.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        mergefile.read(written(tmp_path, yaml.safe_dump(kept)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "expected a mapping"),
+        ("a: [", "is no YAML"),
+        (OWN + "\nlambda: 2", "unknown 'lambda'; fields are"),
+        (OWN.replace("base: org/base", ""), "missing 'base'"),
+        (OWN.replace("method: ties", "method: tise"), "merge method must be one of"),
+        (OWN.replace("bfloat16", "int4"), "dtype must be one of"),
+        (OWN.replace("{maths: 0.3}", "{math: 0.3}"), "densities are given for 'math'"),
+        ("base: b\nexperts: [a]\nmethod: ties", "experts must map names"),
+        ("base: b\nexperts: {a: a}\nmethod: ties\nstack: [{expert: a, first: 0, last: 1}]", "by passthrough alone"),
+        ("base: b\nexperts: {a: a}\nmethod: passthrough\nstack: [{expert: a}]", "a stack is a list of"),
+        ("!!python/object/apply:os.system [true]", "is no YAML"),
+    ],
+)
+def test_files_that_say_no_merge_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mergefile.read(written(tmp_path, text))
+
+
+def test_no_file_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no merge file at"):
+        mergefile.read(tmp_path / "none.yaml")
+
+
+def test_experts_need_sources() -> None:
+    with pytest.raises(ValueError, match="no source is given for expert 'b'"):
+        Merge(constant("linear", {"a": 1.0, "b": 1.0}), "base", {"a": "x"})
+    with pytest.raises(ValueError, match="a stack needs layers"):
+        Merge(constant("passthrough", {"a": 1.0}), "a", {"a": "x"}, stack=(Layers("a", 2, 2),))

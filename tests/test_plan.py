@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig
+
+from merge3 import models
+from merge3.plan import Machine, adapter_parameters, measure, plan
+
+CARD = Machine(memory=24e9, bandwidth=1e12, operations=100e12)
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seven")
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 32000}
+    LlamaConfig(**sizes, num_attention_heads=32, num_key_value_heads=8).save_pretrained(folder)
+    return folder
+
+
+def test_bytes_and_seconds_follow_from_the_config(seven_billion: Path) -> None:
+    found = plan(seven_billion, [seven_billion] * 2, "task_arithmetic", CARD, tokens=1000)
+    assert found.parameters == 7_241_732_096  # Mistral-7B's
+    assert found.model == 2 * found.parameters
+    assert found.ingredients == 3 * found.model
+    assert found.masks == 0
+    assert found.merging_seconds == 4 * found.model / 1e12
+    assert found.answering_seconds == 2 * found.parameters * 1000 / 100e12
+    assert found.mode == "streamed"
+
+
+def test_masks_are_a_byte_an_element_and_ranks_another(seven_billion: Path) -> None:
+    masks = {
+        m: plan(seven_billion, [seven_billion] * 2, m, CARD, tokens=1).masks for m in ("ties", "dare_ties", "della")
+    }
+    count = 7_241_732_096
+    assert masks == {"ties": 0, "dare_ties": 2 * count, "della": 4 * count}
+
+
+@pytest.mark.parametrize(("memory", "mode"), [(80e9, "resident"), (24e9, "streamed"), (12e9, "too large")])
+def test_the_mode_is_what_fits(seven_billion: Path, memory: float, mode: str) -> None:
+    assert plan(seven_billion, [seven_billion], "ties", Machine(memory, 1.0, 1.0), tokens=1).mode == mode
+
+
+def test_an_adapter_weighs_its_factors(saved: dict[str, Path], tmp_path: Path) -> None:
+    base = models.load(saved["base"], torch.float32)
+    made = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    made.save_pretrained(tmp_path)
+    factors = sum(p.numel() for name, p in made.named_parameters() if "lora_" in name)
+    assert adapter_parameters(tmp_path, models.load(saved["base"], torch.float32)) == factors
+    found = plan(saved["base"], [tmp_path], "ties", CARD, tokens=1)
+    assert found.ingredients == found.model + 4 * factors
+
+
+def test_this_machine_is_measured() -> None:
+    found = measure("cpu", torch.float32)
+    assert min(found.memory, found.bandwidth, found.operations) > 1e6
+
+
+def test_what_cannot_be_planned_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no config of a model at"):
+        plan(tmp_path, [], "ties", CARD, tokens=1)
+    with pytest.raises(ValueError, match="merge method must be one of"):
+        plan(saved["base"], [], "mean", CARD, tokens=1)
