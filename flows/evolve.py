@@ -131,7 +131,8 @@ class Log:
         evaluation = self.fitness(recipe)
         name = self.phenotype(recipe)
         tokens = 0 if name in self.recipes else self.tokens
-        self.rows.append({**place, "phenotype": name, **_scores(evaluation), "tokens": tokens, **genes})
+        scores = {**_scores(evaluation), "margin": evaluation.margin}
+        self.rows.append({**place, "phenotype": name, **scores, "tokens": tokens, **genes})
         self.recipes.setdefault(name, recipe)
         self.cost += evaluation.cost
         return evaluation.fitness
@@ -142,9 +143,9 @@ class Log:
         write_json(OUT / "recipes.json", {name: recipe.to_dict() for name, recipe in self.recipes.items()})
 
     def leaders(self, count: int) -> list[tuple[str, Recipe]]:
-        """The `count` distinct candidates of the highest estimates, the earlier of equals first."""
+        """The `count` distinct candidates of the highest estimates, of equals those of the highest margins."""
         table = pd.DataFrame(self.rows).drop_duplicates("phenotype").dropna(subset="estimate")
-        names = table.sort_values("estimate", ascending=False, kind="stable")["phenotype"].head(count)
+        names = table.sort_values(["estimate", "margin"], ascending=False, kind="stable")["phenotype"].head(count)
         return [(name, self.recipes[name]) for name in names]
 
     def verify(self, leaders: dict[str, Recipe], verifier: Fitness) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from merge3.merging import LiveMerger
 from merge3.recipe import Recipe
 from merge3.store import Answer, Store
 
+TIE = 0.02  # accuracy that the margins of all questions are worth: less than one more right answer
 BROKEN: Answer = ()  # what the store keeps of an item that a model with non-finite likelihoods was asked
 
 
@@ -77,7 +78,11 @@ class Asker:
 
     def correct(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
         """1 where the right option scores above every other, else 0."""
-        return answering.correct(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
+        return (self.margins(items, answers) > 0).astype(float)
+
+    def margins(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
+        """The lead of each right option over the best other, in nats."""
+        return answering.margins(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
 
     def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
         """The recipe's answers to `items`; the store is asked first, and keeps what is new."""
@@ -119,15 +124,20 @@ class Asker:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A candidate's estimated score; None where its model is broken. `cost` is what was spent now."""
+    """A candidate's estimated score; None where its model is broken. `cost` is what was spent now.
+
+    `margin` is in [-1, 1]: how far the right options lead, over all questions. Among candidates that give the same
+    answers the one that is surer of them is fitter: twenty questions alone cannot tell good merges apart.
+    """
 
     estimate: Estimate | None
     cost: Cost
+    margin: float = 0.0
 
     @property
     def fitness(self) -> float:
-        """The estimate, or -inf for a broken model."""
-        return self.estimate.score if self.estimate else -np.inf
+        """The estimate, and a little for the margin; -inf for a broken model."""
+        return self.estimate.score + TIE * self.margin if self.estimate else -np.inf
 
 
 class Fitness:
@@ -145,5 +155,6 @@ class Fitness:
         asked = self.asker.ask(recipe, self.questions)
         if asked.answers is None:
             return Evaluation(None, asked.cost)
-        correct = self.asker.correct(self.questions, asked.answers)
-        return Evaluation(self.estimator(correct, self.known), asked.cost)
+        margins = self.asker.margins(self.questions, asked.answers)
+        correct = (margins > 0).astype(float)
+        return Evaluation(self.estimator(correct, self.known), asked.cost, float(np.tanh(margins).mean()))

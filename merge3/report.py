@@ -31,7 +31,16 @@ from merge3.recipe import AVERAGE
 BASE = "base"
 WINNER = "winner"
 SIGNIFICANT = 0.05
-PLACE = ("generation", "candidate", "phenotype", "estimate", "low", "high", "tokens")  # of a history; the rest is genes
+PLACE = (
+    "generation",
+    "candidate",
+    "phenotype",
+    "estimate",
+    "low",
+    "high",
+    "margin",
+    "tokens",
+)  # of a history; the rest is genes
 POINTS = 1000  # candidates that a plot shows; a page stays below 300 kB
 NAMED_GENES = 40  # with more genes than these a heat map does not name them
 NONE = "–"

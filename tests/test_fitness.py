@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from merge3 import answering
 from merge3.estimate import ESTIMATORS, Known
-from merge3.fitness import Asker, Fitness
+from merge3.fitness import TIE, Asker, Fitness
 from merge3.irt import ItemParameters
 from merge3.items import Item
 from merge3.ledger import Cost, flops
@@ -122,7 +122,9 @@ def test_fitness_is_the_estimate_of_the_subsets_answers(
     fitness = Fitness(it, ITEMS, ESTIMATORS["mean"], known)
     chosen = [ITEMS[i] for i in (1, 4, 6)]
     expected = it.correct(chosen, it.ask(RECIPE, chosen).answers).mean()
-    assert fitness(RECIPE).fitness == pytest.approx(expected)
+    margins = it.margins(chosen, it.ask(RECIPE, chosen).answers or [])
+    assert fitness(RECIPE).estimate.score == pytest.approx(expected)
+    assert fitness(RECIPE).fitness == pytest.approx(expected + TIE * np.tanh(margins).mean())
     assert fitness(RECIPE) == fitness(RECIPE)
 
 

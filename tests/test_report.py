@@ -55,7 +55,13 @@ def history_of(genes, generations=16, population=12):
             estimate = 0.3 + 0.28 * (1 - np.exp(-generation / 4)) + rng.normal(0, 0.05)
             place = {"generation": generation, "candidate": candidate}
             place["phenotype"] = f"{generation:02d}{candidate:02d}".ljust(64, "e")
-            place |= {"estimate": estimate, "low": estimate - 0.06, "high": estimate + 0.06, "tokens": 1620}
+            place |= {
+                "estimate": estimate,
+                "low": estimate - 0.06,
+                "high": estimate + 0.06,
+                "margin": 0.5,
+                "tokens": 1620,
+            }
             rows.append(place | dict(zip(genes, rng.beta(2, 2, len(genes)), strict=True)))
     return pd.DataFrame(rows)
 
