@@ -99,8 +99,9 @@ def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, devic
         config.layer_types = [kind for layers in merge.stack for kind in kinds[layers.first : layers.last]]
     live: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     weights = {name: models.weights_of(model) for name, model in parts.items()}
+    lowest = weights[merge.stack[0].expert]
     for name, parameter in models.weights_of(live).items():
-        expert, there = _origin(name, merge.stack, models.weights_of(first))
+        expert, there = _origin(name, merge.stack, lowest)
         found = weights[expert].get(there)
         if found is None or found.shape != parameter.shape:
             shape = "none" if found is None else f"one of shape {tuple(found.shape)}"

@@ -81,11 +81,7 @@ def to_yaml(merge: Merge) -> str:
 
 
 def to_mergekit(merge: Merge) -> str:
-    """The form of a merge that mergekit reads.
-
-    Raises:
-        ValueError: mergekit cannot say it.
-    """
+    """The form of a merge that mergekit reads."""
     return _dump(mergekit.write(merge))
 
 

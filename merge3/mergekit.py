@@ -58,11 +58,7 @@ def read(values: Mapping[str, Any]) -> Merge:
 
 
 def write(merge: Merge) -> dict[str, Any]:
-    """The fields of a mergekit file.
-
-    Raises:
-        ValueError: mergekit cannot say it: slerp of two experts that are not the base, or masks of a stated seed.
-    """
+    """The fields of a mergekit file. The seed of masks has none there: mergekit draws its own."""
     recipe, method = merge.recipe, merge.recipe.method
     traits, options = TRAITS[method], dict(recipe.all_options)
     around = bool(options.pop(AROUND, 1.0))

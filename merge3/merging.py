@@ -57,11 +57,10 @@ class LiveMerger:
         self.fingerprints = fingerprints
         self._parameters = weights_of(model)
         self.layers = 1 + max((layer for layer in map(layer_of, self._parameters) if layer is not None), default=0)
-        changed = sorted({name for expert in experts.values() for name in expert})
-        self.changed = changed
+        self.changed = sorted({name for expert in experts.values() for name in expert})
         """The parameters in which some expert differs from the base."""
         self._base = base
-        self._ingredients = [self._gather(name) for name in changed]
+        self._ingredients = [self._gather(name) for name in self.changed]
 
     def _gather(self, name: str) -> Ingredients:
         stored = self._parameters[name].clone() if self._base is None else self._base[name]

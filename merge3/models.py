@@ -76,6 +76,11 @@ def runtime_name(device: str) -> str:
     return f"{kind}{detail}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+def is_adapter(source: str | Path) -> bool:
+    """Whether a local folder holds an adapter, by its config."""
+    return (Path(source) / ADAPTER_CONFIG).exists()
+
+
 def is_gguf(source: str | Path) -> bool:
     """Whether a model is named as one GGUF file."""
     return str(source).endswith(".gguf")
@@ -186,7 +191,7 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Chan
         IncompatibleModels: the expert's architecture, vocabulary, or a tensor's name or shape differs from the base's.
         FileNotFoundError: there is no such model.
     """
-    if (Path(source) / ADAPTER_CONFIG).exists():
+    if is_adapter(source):
         return _adapter(Path(source), base)
     _check_config(source, config)
     expert = weights_of(load(source, stored_dtype(source)))

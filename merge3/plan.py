@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from merge3.models import ADAPTER_CONFIG
+from merge3.models import ADAPTER_CONFIG, is_adapter
 from merge3.recipe import TRAITS
 
 GIGABYTE = 1e9
-BYTES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 RANKED = ("della", "della_linear")  # methods that keep a rank beside each draw
 ROOM = 0.1  # of a device, left for its own needs
 
@@ -92,7 +91,7 @@ def plan(
     count = sum(parameter.numel() for parameter in model.parameters())
     full = [expert for expert in experts if not is_adapter(expert)]
     factors = sum(adapter_parameters(Path(expert), model) for expert in experts if is_adapter(expert))
-    width = BYTES[dtype]
+    width = dtype.itemsize
     ingredients = count * width * (1 + len(full)) + 4 * factors
     mask = (2 if method in RANKED else 1) * count * len(experts) if TRAITS[method].masks else 0
     text = config.get_text_config()
@@ -108,11 +107,6 @@ def plan(
         answering_seconds=2 * count * tokens / machine.operations,
         memory=machine.memory,
     )
-
-
-def is_adapter(source: str | Path) -> bool:
-    """Whether a local folder holds an adapter, by its config."""
-    return (Path(source) / ADAPTER_CONFIG).exists()
 
 
 def adapter_parameters(folder: Path, model: torch.nn.Module) -> int:
