@@ -64,14 +64,24 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
         return names[dtype]
     if dtype != "auto":
         raise ValueError(f"dtype must be one of {['auto', *names]}, got {dtype!r}")
-    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else torch.cpu._is_amx_tile_supported()
+    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _bfloat16_unit() is not None
     return torch.bfloat16 if native else torch.float32
+
+
+def _bfloat16_unit() -> str | None:
+    """What multiplies bfloat16 in this processor; None where nothing does, and float32 is the faster."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX512_BF16" if torch.cpu._is_avx512_bf16_supported() else None
 
 
 def runtime_name(device: str) -> str:
     """The device, its threads and torch's version: what answers can differ by in their last bits."""
     kind = torch.device(device).type
-    name = {"cuda": torch.cuda.get_device_name, "cpu": lambda _: torch.backends.cpu.get_cpu_capability()}
+    name = {
+        "cuda": torch.cuda.get_device_name,
+        "cpu": lambda _: " ".join(filter(None, (torch.backends.cpu.get_cpu_capability(), _bfloat16_unit()))),
+    }
     detail = f" {name[kind](device)}" if kind in name else ""
     return f"{kind}{detail}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 

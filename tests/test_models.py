@@ -266,9 +266,26 @@ def test_a_tokenizer_is_written_alike_wherever_it_came_from(
 
 def test_dtypes_have_names() -> None:
     assert models.resolve_dtype("float32", "cpu") is torch.float32
-    assert models.resolve_dtype("auto", "cpu") in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match="got 'int4'"):
         models.resolve_dtype("int4", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx", "dtype", "unit"),
+    [
+        (True, True, torch.bfloat16, " AMX,"),
+        (False, True, torch.bfloat16, " AVX512_BF16,"),
+        (False, False, torch.float32, None),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx: bool, dtype: torch.dtype, unit: str | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert models.resolve_dtype("auto", "cpu") is dtype
+    name = models.runtime_name("cpu")  # whose answers differ in their last bits
+    assert unit in name if unit else "AMX" not in name and "BF16" not in name
 
 
 def test_the_manifest_is_read_as_written(tmp_path: Path) -> None:
