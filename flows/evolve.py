@@ -167,10 +167,12 @@ class Log:
 def generation(search: Search, genome: Genome, log: Log, advance: Callable[[int], None]) -> None:
     """Ask for a generation, evaluate it, tell it."""
     number, values = search.generation, []
-    for candidate, genotype in enumerate(search.ask()):
+    asked = [(genotype, genome.decode(genotype)) for genotype in search.ask()]
+    log.fitness.expect([recipe for _, recipe in asked])
+    for candidate, (genotype, recipe) in enumerate(asked):
         place = {"generation": number, "candidate": candidate}
         genes = dict(zip(genome.names, genotype.tolist(), strict=True))
-        values.append(log.evaluate(genome.decode(genotype), place, genes))
+        values.append(log.evaluate(recipe, place, genes))
         advance(1)
     search.tell(values)
 

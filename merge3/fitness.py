@@ -19,7 +19,7 @@ from merge3 import answering
 from merge3.estimate import Estimate, Estimator, Known
 from merge3.items import Item
 from merge3.ledger import Cost, flops
-from merge3.merging import LiveMerger
+from merge3.merging import LiveMerger, Weights
 from merge3.recipe import Recipe
 from merge3.store import Answer, Store
 
@@ -64,6 +64,8 @@ class Asker:
         self.scoring = scoring
         self._checked = False  # whether packed options were held against single ones
         self._applied: str | None = None  # phenotype that the live model holds
+        self._expected: dict[str, Recipe] = {}  # phenotypes that will be asked soon
+        self._made: dict[str, Weights] = {}  # and those of them that are merged
 
     def cost(self, items: Sequence[Item]) -> Cost:
         """What a model's answers to `items` take, if none is kept."""
@@ -97,15 +99,36 @@ class Asker:
             return Asked(None, cost, len(new))
         return Asked([kept[item.content_hash] for item in items], cost, len(new))
 
+    def expect(self, recipes: Sequence[Recipe], items: Sequence[Item]) -> None:
+        """Say which recipes will be asked `items` next: those that are not answered are then merged together."""
+        self._expected, self._made = {}, {}
+        for recipe in recipes:
+            kept = self.store.get(self.key(recipe))
+            known = BROKEN in kept.values() or all(item.content_hash in kept for item in items)
+            if not known and not recipe.scales and recipe.experts == recipes[0].experts:
+                self._expected[recipe.phenotype(self.merger.fingerprints)] = recipe
+
+    def _become(self, recipe: Recipe) -> None:
+        """Make the live model the recipe's."""
+        phenotype = recipe.phenotype(self.merger.fingerprints)
+        if phenotype == self._applied:
+            return
+        self._applied = None  # until it is whole
+        if phenotype in self._expected:
+            waiting = [phenotype, *(name for name in self._expected if name != phenotype)][: self.merger.together]
+            made = self.merger.make([self._expected.pop(name) for name in waiting])
+            self._made = dict(zip(waiting, made, strict=True))
+        if phenotype in self._made:
+            self.merger.hold(self._made[phenotype])
+        else:
+            self.merger.apply(recipe)
+        self._applied = phenotype
+
     def _ask(
         self, recipe: Recipe, key: Mapping[str, Any], items: Sequence[Item], on_batch: Callable[[int], None]
     ) -> tuple[dict[str, Answer], Cost]:
         begin = perf_counter()
-        phenotype = recipe.phenotype(self.merger.fingerprints)
-        if phenotype != self._applied:
-            self._applied = None
-            self.merger.apply(recipe)
-            self._applied = phenotype
+        self._become(recipe)
         merged = perf_counter()
         if not self._checked:
             answering.check_packing(self.merger.model, self.tokenizer, items[0])
@@ -149,6 +172,10 @@ class Fitness:
         self.questions = [items[i] for i in known.subset]
         self.estimator = estimator
         self.known = known
+
+    def expect(self, recipes: Sequence[Recipe]) -> None:
+        """Say which recipes come next: they are merged together, see `Asker.expect`."""
+        self.asker.expect(recipes, self.questions)
 
     def __call__(self, recipe: Recipe) -> Evaluation:
         """Ask and estimate; the same recipe gives the same estimate however often."""

@@ -47,7 +47,6 @@ class Ingredients:
         self._gram: dict[tuple[str, ...], np.ndarray] = {}
         self._order: dict[str, dict[int, float]] = {}
         self._ranks: dict[str, Tensor] = {}
-        self._stacked: dict[tuple[str, ...], LowRank] = {}
         self._draws: dict[str, tuple[int, Tensor]] = {}
 
     def rows(self, expert: str, start: int, stop: int) -> Float[Tensor, "rows columns"]:
@@ -61,14 +60,6 @@ class Ingredients:
     def difference(self, expert: str) -> Float[Tensor, "rows columns"]:
         """An expert's whole difference from the base."""
         return self.rows(expert, 0, len(matrix(self.base)))
-
-    def stacked(self, experts: tuple[str, ...]) -> LowRank:
-        """The low-rank differences of experts side by side, in their order: scaled columns of `up` give any sum."""
-        if experts not in self._stacked:
-            sources = [source for e in experts if isinstance(source := self.experts.get(e), LowRank)]
-            up, down = (torch.cat([getattr(s, side) for s in sources], dim) for side, dim in (("up", 1), ("down", 0)))
-            self._stacked[experts] = LowRank(up, down)
-        return self._stacked[experts]
 
     def gram(self, experts: Sequence[str]) -> Float[np.ndarray, "vectors vectors"]:
         """Inner products of the base and of the experts' differences from it, the base first, in float64."""

@@ -82,17 +82,30 @@ Instruction = Combination | Vote
 
 
 def apply(
-    instruction: Instruction, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
+    instructions: Sequence[Instruction],
+    parameter: Ingredients,
+    experts: Sequence[str],
+    outs: Sequence[Tensor],
+    start: int,
+    stop: int,
 ) -> None:
-    """Write rows `start` to `stop` of the merged parameter into those of `out`, on the device of the ingredients."""
-    tensors = [parameter.base, out, *(s for s in parameter.experts.values() if isinstance(s, Tensor))]
+    """Write rows `start` to `stop` of the merged parameter, one of each instruction, into those of its `out`.
+
+    Several merges cost little more than one: base and experts are read once for all. What a merge becomes does not
+    depend on the others.
+    """
+    tensors = [parameter.base, *outs, *(s for s in parameter.experts.values() if isinstance(s, Tensor))]
     usual = all(t.dtype in (torch.float32, torch.bfloat16) and t.is_contiguous() for t in tensors)
-    compiled = usual and out.device.type == "cpu"
-    if isinstance(instruction, Combination):
-        (combine_compiled if compiled else combine)(instruction, parameter, experts, out, start, stop)
-    else:
-        plain = not compiled or instruction.spread > 0
-        (vote if plain else vote_compiled)(instruction, parameter, experts, out, start, stop)
+    compiled = usual and parameter.base.device.type == "cpu"
+    sums = [(i, out) for i, out in zip(instructions, outs, strict=True) if isinstance(i, Combination)]
+    if sums and compiled:
+        combine_compiled([i for i, _ in sums], parameter, experts, [out for _, out in sums], start, stop)
+    for instruction, out in zip(instructions, outs, strict=True):
+        if isinstance(instruction, Vote):
+            plain = not compiled or instruction.spread > 0
+            (vote if plain else vote_compiled)(instruction, parameter, experts, out, start, stop)
+        elif not compiled:
+            combine(instruction, parameter, experts, out, start, stop)
 
 
 # --- in torch
@@ -102,17 +115,14 @@ def combine(
     instruction: Combination, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
 ) -> None:
     """A `Combination` in torch operations."""
-    terms = _terms(instruction, parameter, experts, start, stop)
-    merged: Tensor | None = None
-    for tensor, weight in terms.full:
-        if weight:
-            term = tensor.float() * weight
-            merged = term if merged is None else merged.add_(term)
-    if terms.up is not None and terms.down is not None:
-        added = terms.up @ terms.down
-        merged = added if merged is None else merged.add_(added)
+    sources, weights = _terms(instruction, parameter, experts)
     target = matrix(out)[start:stop]
-    target.copy_(torch.zeros_like(target) if merged is None else merged)
+    merged = torch.zeros(target.shape, device=parameter.base.device)
+    for source, weight in zip(sources, weights, strict=True):
+        if weight:
+            term = source.rows(start, stop) if isinstance(source, LowRank) else matrix(source)[start:stop].float()
+            merged.add_(term * weight)
+    target.copy_(merged)
 
 
 def vote(instruction: Vote, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int) -> None:
@@ -143,36 +153,24 @@ def vote(instruction: Vote, parameter: Ingredients, experts: Sequence[str], out:
     matrix(out)[start:stop].copy_(base + added * instruction.scale)
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """What a combination adds up for some rows: tensors with their weights, and one low-rank product."""
-
-    full: list[tuple[Tensor, float]]
-    up: Tensor | None
-    down: Tensor | None
-
-
-def _terms(instruction: Combination, parameter: Ingredients, experts: Sequence[str], start: int, stop: int) -> _Terms:
-    """The base and the full experts, and all low-rank differences as one.
+def _terms(
+    instruction: Combination, parameter: Ingredients, experts: Sequence[str]
+) -> tuple[list[Source], list[float]]:
+    """The base and the experts that differ from it here, and the weight of each.
 
     An expert that equals the base here, or is a difference from it, adds its weight to the base's.
     """
-    weight, full, scales = instruction.base, list[tuple[Tensor, float]](), list[float]()
+    base, sources, weights = instruction.base, list[Source](), list[float]()
     for expert, w in zip(experts, instruction.weights, strict=True):
         source = parameter.experts.get(expert)
-        if isinstance(source, Tensor):
-            full.append((matrix(source)[start:stop], w))
-            continue
-        weight += w
+        if not isinstance(source, Tensor):
+            base += w
         if source is not None:
-            scales += [w] * len(source.down)
-    if abs(weight) < 1e-12:  # what is left of 1 - .3 - .7 + .3 + .7
-        weight = 0.0
-    full.insert(0, (matrix(parameter.base)[start:stop], weight))
-    if not any(scales):
-        return _Terms(full, None, None)
-    stacked = parameter.stacked(tuple(experts))
-    return _Terms(full, stacked.up[start:stop] * stacked.up.new_tensor(scales), stacked.down)
+            sources.append(source)
+            weights.append(w)
+    if abs(base) < 1e-12:  # what is left of 1 - .3 - .7 + .3 + .7
+        base = 0.0
+    return [parameter.base, *sources], [base, *weights]
 
 
 def _kept(difference: Tensor, keep: Keep, start: int, stop: int) -> Tensor:
@@ -192,23 +190,29 @@ def _kept(difference: Tensor, keep: Keep, start: int, stop: int) -> Tensor:
 
 
 def combine_compiled(
-    instruction: Combination, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
+    instructions: Sequence[Combination],
+    parameter: Ingredients,
+    experts: Sequence[str],
+    outs: Sequence[Tensor],
+    start: int,
+    stop: int,
 ) -> None:
-    """A `Combination` by the compiled kernel; float32 and bfloat16, on the CPU."""
-    terms = _terms(instruction, parameter, experts, start, stop)
-    weights = np.array([w for _, w in terms.full], np.float32)
-    tensors = [tensor for tensor, _ in terms.full]
-    addresses, widths = _addresses(tensors), _widths(tensors)
-    target = matrix(out)[start:stop]
-    into, width, run = target.data_ptr(), _width(target), _compiled().combine
-    if terms.up is None or terms.down is None:
-        run(addresses, widths, weights, 0, into, width, target.numel())
-        return
-    rows, columns = target.shape
-    for first, last in blocks(rows, columns):  # little is done here: threads take turns in Python
-        added = torch.mm(terms.up[first:last], terms.down, out=_scratch(0, last - first, columns))
-        before, count = first * columns, (last - first) * columns
-        run(addresses + before * widths, widths, weights, added.data_ptr(), into + before * width, width, count)
+    """`Combination`s by the compiled kernel; float32 and bfloat16, on the CPU."""
+    terms = [_terms(instruction, parameter, experts) for instruction in instructions]
+    weights = np.array([weights for _, weights in terms], np.float32)
+    used = np.flatnonzero(weights.any(axis=0))  # what weighs nothing in any merge is not read
+    sources = [terms[0][0][i] for i in used]
+    targets = [matrix(out)[start:stop] for out in outs]
+    rows, columns = targets[0].shape
+    read = [matrix(source.up if isinstance(source, LowRank) else source)[start:stop] for source in sources]
+    downs = [source.down if isinstance(source, LowRank) else None for source in sources]
+    if not any(isinstance(source, LowRank) for source in sources):
+        rows, columns = 1, rows * columns  # one long row: fewer, fuller strips
+    _compiled().combine(
+        *(_addresses(read), _widths(read), _addresses(downs)),
+        np.array([0 if down is None else len(down) for down in downs], np.int64),
+        *(np.ascontiguousarray(weights[:, used]), _addresses(targets), _widths(targets), rows, columns),
+    )
 
 
 def vote_compiled(
@@ -286,7 +290,7 @@ def _compiled() -> _Compiled:
     """The compiled kernels: made at first use (seconds), kept for the process, never written to disk.
 
     Arrays come as addresses, so that one compilation serves any number of experts. Rows of 2 bytes are bfloat16, of 4
-    float32. Terms are added in their order, without fused multiply-adds.
+    float32. Terms are added in their order; only low-rank products use fused multiply-adds.
     """
     njit = numba.njit(error_model="numpy", nogil=True)
     zero, one = np.float32(0), np.float32(1)
@@ -333,26 +337,52 @@ def _compiled() -> _Compiled:
         for j in range(out.size):
             out[j] += w * x[j]
 
+    @numba.njit(error_model="numpy", nogil=True, fastmath={"contract"})
+    def product(up, down, stride, out):
+        """One row of a low-rank difference: the sum of `up.size` rows, four at a time."""
+        out[:] = zero
+        whole = up.size // 4 * 4
+        for k in range(0, whole, 4):
+            a = numba.carray(pointer(down + 4 * stride * k), out.size, np.float32)
+            b = numba.carray(pointer(down + 4 * stride * (k + 1)), out.size, np.float32)
+            c = numba.carray(pointer(down + 4 * stride * (k + 2)), out.size, np.float32)
+            d = numba.carray(pointer(down + 4 * stride * (k + 3)), out.size, np.float32)
+            for j in range(out.size):
+                out[j] += up[k] * a[j] + up[k + 1] * b[j] + up[k + 2] * c[j] + up[k + 3] * d[j]
+        for k in range(whole, up.size):
+            a = numba.carray(pointer(down + 4 * stride * k), out.size, np.float32)
+            for j in range(out.size):
+                out[j] += up[k] * a[j]
+
     @njit
-    def combine(sources, widths, weights, extra, target, width, count):
-        table = np.empty((2, STRIP), np.float32)
-        for first in range(0, count, STRIP):
-            size = min(STRIP, count - first)
-            merged, x = table[0, :size], table[1, :size]
-            empty = True
-            for e in range(sources.size):
-                if weights[e] != 0:
-                    widen(sources[e], widths[e], first, x.view(np.uint32))
+    def combine(sources, widths, downs, ranks, weights, targets, target_widths, rows, columns):
+        table = np.empty((sources.size + 1, STRIP), np.float32)
+        height, width = max(1, STRIP // columns), min(STRIP, columns)  # of a strip: some rows, or a part of one
+        for row in range(0, rows, height):
+            for column in range(0, columns, width):
+                first = row * columns + column
+                high, wide = min(height, rows - row), min(width, columns - column)
+                size = high * wide
+                for s in range(sources.size):
+                    if ranks[s] == 0:
+                        widen(sources[s], widths[s], first, table[s, :size].view(np.uint32))
+                        continue
+                    for i in range(high):
+                        up = numba.carray(pointer(sources[s] + 4 * (row + i) * ranks[s]), ranks[s], np.float32)
+                        product(up, downs[s] + 4 * column, columns, table[s, i * wide : (i + 1) * wide])
+                merged = table[sources.size, :size]
+                for m in range(targets.size):
+                    empty = True
+                    for s in range(sources.size):
+                        if weights[m, s] != 0:
+                            if empty:
+                                scale(weights[m, s], table[s, :size], merged)
+                            else:
+                                add(weights[m, s], table[s, :size], merged)
+                            empty = False
                     if empty:
-                        scale(weights[e], x, merged)
-                    else:
-                        add(weights[e], x, merged)
-                    empty = False
-            if empty:
-                merged[:] = zero
-            if extra != 0:
-                add(one, numba.carray(pointer(extra + 4 * first), size, np.float32), merged)
-            narrow(merged.view(np.uint32), target, width, first)
+                        merged[:] = zero
+                    narrow(merged.view(np.uint32), targets[m], target_widths[m], first)
 
     @njit
     def subtract(x, base):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from threading import Barrier
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,8 +25,10 @@ from merge3.models import Changes, weights_of
 from merge3.recipe import Recipe, check, layer_of
 
 PIECE = 2**21  # elements that a thread merges at a time
+SPARE = 0.5  # of the free memory, at most, for merges that are made together
 
-Task = tuple[Instruction, Ingredients, Tensor]  # what to do, with what, and where to put it
+Weights = dict[str, Tensor]  # parameter name -> values
+Task = tuple[Sequence[Instruction], Ingredients, Sequence[Tensor]]  # what to do, with what, and where to put it
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -55,15 +58,17 @@ class LiveMerger:
         self.model = model
         self.experts = experts
         self.fingerprints = fingerprints
-        self._parameters = weights_of(model)
-        self.layers = 1 + max((layer for layer in map(layer_of, self._parameters) if layer is not None), default=0)
+        self._parameters = dict(model.named_parameters())
+        self._own = weights_of(model)  # where single merges are written
+        self.layers = 1 + max((layer for layer in map(layer_of, self._own) if layer is not None), default=0)
         self.changed = sorted({name for expert in experts.values() for name in expert})
         """The parameters in which some expert differs from the base."""
         self._base = base
         self._ingredients = [self._gather(name) for name in self.changed]
+        self._spare: list[Weights] = []
 
     def _gather(self, name: str) -> Ingredients:
-        stored = self._parameters[name].clone() if self._base is None else self._base[name]
+        stored = self._own[name].clone() if self._base is None else self._base[name]
         sources = {expert: changes[name] for expert, changes in self.experts.items() if name in changes}
         for owner, source in {"the base": stored, **sources}.items():
             parts = (source.up, source.down) if isinstance(source, LowRank) else (source,)
@@ -71,7 +76,6 @@ class LiveMerger:
                 raise ValueError(f"{name!r} of {owner} holds NaN or infinite weights: it cannot be merged")
         return Ingredients(name, stored, sources, self.fingerprints)
 
-    @torch.inference_mode()
     def apply(self, recipe: Recipe) -> None:
         """Write the merge into the model's parameters.
 
@@ -79,21 +83,66 @@ class LiveMerger:
             ValueError: see `recipe.check`; or an expert of the recipe is not loaded.
         """
         check(recipe)
-        if unknown := [expert for expert in recipe.experts if expert not in self.experts]:
-            raise ValueError(f"recipe names expert {unknown[0]!r}; loaded are {sorted(self.experts)}")
-        if recipe.scales and len(self._ingredients) < len(self._parameters):  # from now on all are written
+        if recipe.scales and len(self._ingredients) < len(self._own):  # from now on all are written
             known = {parameter.name for parameter in self._ingredients}
-            self._ingredients += [self._gather(name) for name in self._parameters if name not in known]
-        instructions = in_threads(partial(self._instruct, recipe), self._ingredients)
-        near, far = list[Task](), list[Task]()
-        for instruction, parameter in zip(instructions, self._ingredients, strict=True):
-            live = self._parameters[parameter.name]
-            (near if live.device == parameter.base.device else far).append((instruction, parameter, live))
-        _merge(recipe.experts, near)
-        for instruction, parameter, live in far:  # merged where the ingredients are, a parameter at a time
-            merged = torch.empty_like(live, device=parameter.base.device)
-            _merge(recipe.experts, [(instruction, parameter, merged)])
-            live.copy_(merged)
+            self._ingredients += [self._gather(name) for name in self._own if name not in known]
+        self.hold(self._own)
+        self._write([recipe], [self._own])
+
+    @property
+    def together(self) -> int:
+        """How many merges `make` can hold, in half of the free memory; off the CPU, where it gains nothing, 1."""
+        if any(weights.device.type != "cpu" for weights in self._own.values()):
+            return 1
+        size = sum(self._own[name].nbytes for name in self.changed)
+        return max(1, len(self._spare) + int(SPARE * psutil.virtual_memory().available / max(size, 1)))
+
+    def make(self, recipes: Sequence[Recipe]) -> list[Weights]:
+        """The weights of several merges, made in one pass over base and experts, for the model to `hold`.
+
+        Each is what `apply` makes, bit for bit. They are good until the next call.
+
+        Raises:
+            ValueError: as `apply`; or a recipe scales parameters that all experts share.
+        """
+        for recipe in recipes:
+            check(recipe)
+        if scaling := [recipe.method for recipe in recipes if recipe.scales]:
+            raise ValueError(f"{scaling[0]} without normalisation changes every parameter: merge it alone")
+        for _ in range(len(self._spare), len(recipes)):
+            self._spare.append({name: torch.empty_like(self._own[name]) for name in self.changed})
+        made = self._spare[: len(recipes)]
+        for spare in made:
+            for parameter in self._ingredients[len(self.changed) :]:  # since a recipe scaled them
+                spare.setdefault(parameter.name, torch.empty_like(self._own[parameter.name]))
+        self._write(recipes, made)
+        return made
+
+    def hold(self, weights: Weights) -> None:
+        """Make the model the merge that `make` returned."""
+        for name, values in weights.items():
+            self._parameters[name].data = values
+
+    @torch.inference_mode()
+    def _write(self, recipes: Sequence[Recipe], outs: Sequence[Weights]) -> None:
+        for recipe in recipes:
+            if unknown := [expert for expert in recipe.experts if expert not in self.experts]:
+                raise ValueError(f"recipe names expert {unknown[0]!r}; loaded are {sorted(self.experts)}")
+            if recipe.experts != recipes[0].experts:
+                raise ValueError(f"expected recipes of {list(recipes[0].experts)}, got {list(recipe.experts)}")
+        experts = recipes[0].experts
+        instructions = in_threads(lambda p: [self._instruct(recipe, p) for recipe in recipes], self._ingredients)
+        near = list[Task]()
+        for parameter, orders in zip(self._ingredients, instructions, strict=True):
+            live = [weights[parameter.name] for weights in outs]
+            if live[0].device == parameter.base.device:
+                near.append((orders, parameter, live))
+                continue
+            merged = torch.empty_like(live[0], device=parameter.base.device)
+            for order, target in zip(orders, live, strict=True):  # merged where the ingredients are, one at a time
+                _merge(experts, [([order], parameter, [merged])])
+                target.copy_(merged)
+        _merge(experts, near)
 
     def _instruct(self, recipe: Recipe, parameter: Ingredients) -> Instruction:
         """What the method does with one parameter."""
@@ -104,11 +153,11 @@ class LiveMerger:
 def _merge(experts: tuple[str, ...], tasks: Sequence[Task]) -> None:
     """Follow the instructions, in pieces of rows that threads share; on another device than the CPU all at once."""
     pieces = []
-    for instruction, parameter, out in tasks:
-        rows, columns = matrix(out).shape
-        step = max(1, PIECE // columns) if out.device.type == "cpu" else rows
+    for instructions, parameter, outs in tasks:
+        rows, columns = matrix(outs[0]).shape
+        step = max(1, PIECE // columns) if outs[0].device.type == "cpu" else rows
         for start in range(0, rows, step):
-            pieces.append((instruction, parameter, experts, out, start, min(start + step, rows)))
+            pieces.append((instructions, parameter, experts, outs, start, min(start + step, rows)))
     in_threads(lambda piece: kernels.apply(*piece), pieces)
 
 

@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from merge3.store import digest
 
-VERSION = 2  # of the arithmetic in `kernels`; a change that alters weights raises it
+VERSION = 3  # of the arithmetic in `kernels`; a change that alters weights raises it
 
 GROUPS = ("attention", "mlp", "rest")
 ANY = "*"  # the part of a model that is all of it
@@ -68,6 +69,7 @@ TRAITS: Mapping[str, Traits] = {
 }
 
 
+@cache
 def group_of(tensor: str) -> str:
     """The group of a parameter: `attention`, `mlp` or `rest` (embeddings, norms, head)."""
     if _ATTENTION.search(tensor):
@@ -75,6 +77,7 @@ def group_of(tensor: str) -> str:
     return "mlp" if _MLP.search(tensor) else "rest"
 
 
+@cache
 def layer_of(tensor: str) -> int | None:
     """The layer that a parameter belongs to, from 0; None for embeddings, the final norm and the head."""
     match = _LAYER.search(tensor)

@@ -77,6 +77,20 @@ def test_answers_are_those_of_the_merged_model(
     assert answers == answering.loglikelihoods(merger.model, tokenizer, ITEMS, 512)[0]
 
 
+def test_what_is_expected_is_answered_as_if_it_were_not(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    recipes = [constant("task_arithmetic", {"a": weight, "b": 0.3}) for weight in (0.1, 0.2, 0.3)]
+    plain = asker(merger, tokenizer, tmp_path / "plain")
+    answers = [plain.ask(recipe, ITEMS).answers for recipe in recipes]
+    it = asker(merger, tokenizer, tmp_path / "together")
+    it.expect([*recipes[:2], constant("linear", {"a": 1.0}, options={"normalize": 0.0}), recipes[0]], ITEMS)
+    for n in (1, 2, 0, 1):  # in another order, with a stranger between, and again
+        assert it.ask(recipes[n], ITEMS).answers == answers[n]
+    it.expect(recipes, ITEMS)
+    assert [it.ask(recipe, ITEMS).new for recipe in recipes] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("change", ["runtime", "dtype", "base"])
 def test_another_identity_is_another_model(
     merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, change: str

@@ -9,7 +9,7 @@ import torch
 from conftest import CONFIGS, build, fine_tune
 from transformers import PreTrainedModel
 
-from merge3.ingredients import Ingredients
+from merge3.ingredients import Ingredients, LowRank
 from merge3.merging import LiveMerger, finite, in_threads
 from merge3.methods import METHODS
 from merge3.models import weights_of
@@ -124,6 +124,47 @@ def test_any_number_of_threads_makes_the_same_model(method: str) -> None:
     for name in made[0]:
         assert torch.equal(made[0][name], made[1][name])
         assert torch.equal(made[0][name], made[2][name])
+
+
+def low_rank(merger: LiveMerger, name: str) -> LowRank:
+    """A random difference of rank 6 for a parameter."""
+    out, inner = weights_of(merger.model)[name].shape
+    generator = torch.Generator().manual_seed(0)
+    return LowRank(torch.randn(out, 6, generator=generator), torch.randn(6, inner, generator=generator))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])  # the last by torch's operations
+def test_merges_made_together_are_those_made_alone(dtype: torch.dtype) -> None:
+    first, base, _ = live("llama", dtype)
+    name = "model.layers.1.mlp.gate_proj.weight"
+    experts = {**first.experts, "c": {name: low_rank(first, name)}}
+    merger = LiveMerger(build(CONFIGS["llama"], seed=1).to(dtype), experts, PRINTS, weights_of(base))
+    mixtures = [(0.3, 0.5, 0.2), (0.0, 0.0, 0.0), (1.0, 0.0, 0.7), (0.0, 0.0, 1.0)]
+    recipes = [constant("task_arithmetic", dict(zip("abc", weights, strict=True))) for weights in mixtures]
+    recipes.insert(2, constant("ties", dict.fromkeys("abc", 1.0), density=0.4))
+    alone = []
+    for recipe in recipes:
+        merger.apply(recipe)
+        alone.append({name: value.clone() for name, value in weights_of(merger.model).items()})
+    assert merger.together >= len(recipes)
+    for order in (recipes, recipes[::-1], recipes[1:3]):
+        for recipe, weights in zip(order, merger.make(order), strict=True):
+            merger.hold(weights)
+            expected = alone[recipes.index(recipe)]
+            assert all(torch.equal(value, expected[name]) for name, value in weights_of(merger.model).items())
+            assert merger.model.lm_head.weight.data_ptr() == merger.model.model.embed_tokens.weight.data_ptr()
+    merger.apply(recipes[0])
+    assert all(torch.equal(value, alone[0][name]) for name, value in weights_of(merger.model).items())
+
+
+def test_what_cannot_be_merged_together_is_refused() -> None:
+    merger = live("llama")[0]
+    with pytest.raises(ValueError, match="linear without normalisation changes every parameter: merge it alone"):
+        merger.make([constant("linear", {"a": 1.0}, options={"normalize": 0.0})])
+    with pytest.raises(ValueError, match=r"expected recipes of \['a'\], got \['b'\]"):
+        merger.make([constant("linear", {"a": 1.0}), constant("linear", {"b": 1.0})])
+    base = weights_of(build(CONFIGS["llama"], seed=1))
+    assert LiveMerger(build(CONFIGS["llama"], seed=1).to("meta"), merger.experts, PRINTS, base).together == 1
 
 
 def test_a_model_elsewhere_is_fed_a_parameter_at_a_time() -> None:

@@ -46,7 +46,7 @@ def merge(
     coefficients = Coefficients(tuple(weights), densities, {**TRAITS[method].options, **options})
     instruction = METHODS[method](parameter, names, coefficients, 7)
     out = torch.empty_like(base)
-    kernels.apply(instruction, parameter, names, out, 0, base.shape[0] if base.dim() > 1 else 1)
+    kernels.apply([instruction], parameter, names, [out], 0, base.shape[0] if base.dim() > 1 else 1)
     return out
 
 
@@ -302,7 +302,8 @@ def test_permuting_experts_with_their_weights_changes_nothing(
             tuple(weights[i] for i in order), tuple(densities[i] for i in order), TRAITS[method].options
         )
         permuted = torch.empty_like(base)
-        kernels.apply(METHODS[method](parameter, names, given_, 7), parameter, names, permuted, 0, len(base))
+        instruction = METHODS[method](parameter, names, given_, 7)
+        kernels.apply([instruction], parameter, names, [permuted], 0, len(base))
     else:
         shuffled = [tuple(values[i] for i in order) for values in (weights, experts, densities)]
         permuted = merge(method, shuffled[0], base, shuffled[1], shuffled[2])
@@ -337,7 +338,7 @@ def test_the_two_kernels_agree(method: str, dtype: torch.dtype, low_rank: bool) 
     instruction = METHODS[method](parameter, names, coefficients, 3)
     compiled, plain = torch.full_like(base, torch.nan), torch.full_like(base, torch.nan)
     for start, stop in ((0, 17), (17, 50)):
-        kernels.apply(instruction, parameter, names, compiled, start, stop)
+        kernels.apply([instruction], parameter, names, [compiled], start, stop)
         kernel = kernels.combine if isinstance(instruction, kernels.Combination) else kernels.vote
         kernel(instruction, parameter, names, plain, start, stop)  # type: ignore[arg-type]
     # float32 sums differ in their last bit, by fused multiply-adds; bfloat16 then by a rounding, rarely
@@ -359,7 +360,7 @@ def test_bfloat16_is_the_float32_result_rounded_for_every_element(method: str) -
     instruction = METHODS[method](parameter, names, coefficients, 0)
     assert isinstance(instruction, kernels.Combination)
     out = torch.empty_like(base)
-    kernels.apply(instruction, parameter, names, out, 0, len(base))
+    kernels.apply([instruction], parameter, names, [out], 0, len(base))
     exact = torch.zeros(base.shape)
     for tensor, weight in zip([base, *experts], (instruction.base, *instruction.weights), strict=True):
         exact = exact + tensor.float() * np.float32(weight)
