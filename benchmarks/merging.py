@@ -5,7 +5,8 @@
 Makes an environment with mergekit in `.bench/` (once), a model of 208 M parameters shaped as Qwen2 in bfloat16 with two
 experts, and merges by every method of both, side by side: mergekit in a process of its own, timed within it (planning,
 merging, writing); ours in the live model, the first candidate apart, since it also pays for what later ones share. The
-floor is a copy of as many bytes as base, experts and result have, in the same minute.
+floor is a copy of as many bytes as base, experts and result have, in the same minute. In a search the candidates of a
+generation are merged together: the share of one of twelve is measured too.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent / ".bench" / "mergekit"
 MERGEKIT = "0.1.5"
 ROUNDS = 7
+GENERATION = 12
 DENSITIES = (0.5, 0.37, 0.62, 0.5, 0.45, 0.7, 0.55, 0.31)  # another for every candidate, as in a search
 
 # at most so many times the floor, at least so many times faster than mergekit, as the project set itself
@@ -110,7 +112,14 @@ def ours(folder: Path, method: str, found: Any) -> None:
         floors.append(perf_counter() - begin)
     copied = 2 * source.numel() * source.element_size()
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - copied
-    found.put({"first": seconds[0], "later": statistics.median(seconds[1:]), "floor": min(floors), "peak": peak})
+    generation = [recipe_of(method, 0.3 + 0.03 * number) for number in range(GENERATION)]
+    shares = []
+    for _ in range(4):
+        begin = perf_counter()
+        merger.make(generation)
+        shares.append((perf_counter() - begin) / GENERATION)
+    figures = {"first": seconds[0], "later": statistics.median(seconds[1:]), "together": statistics.median(shares[1:])}
+    found.put({**figures, "floor": min(floors), "peak": peak})
 
 
 def measured_ours(folder: Path, method: str) -> dict[str, float]:
@@ -151,6 +160,7 @@ def main() -> None:
             floors, faster = TARGETS.get(method, (None, None))
             figures += [
                 Figure(f"{method}: time / floor", mine["later"] / mine["floor"], "ratio", floors, below=True),
+                Figure(f"{method}: time / floor, {GENERATION} together", mine["together"] / mine["floor"], "ratio"),
                 Figure(f"{method}: mergekit's time / ours", theirs["seconds"] / mine["later"], "ratio", faster),
                 Figure(
                     f"{method}: mergekit's time / our first candidate's", theirs["seconds"] / mine["first"], "ratio"
