@@ -55,7 +55,7 @@ def read(benchmark: dict[str, Any], seed: int) -> dict[str, list[Item]]:
     """Search and test items of a benchmark.
 
     Raises:
-        ValueError: a key is missing or unknown, or both or neither of test_split and test_share is given.
+        ValueError: a key is missing, unknown or without use, or both or neither of test_split and test_share is given.
     """
     where = ("name", "split", "test_split", "test_share", "shots_split")
     own = section("prepare.benchmark", benchmark, ("source",), (*where, *(field.name for field in fields(Form))))
@@ -63,6 +63,11 @@ def read(benchmark: dict[str, Any], seed: int) -> dict[str, list[Item]]:
         raise ValueError("prepare.benchmark needs either test_split or test_share")
     source, name = own["source"], own.get("name")
     if "prompt" not in own:
+        if more := sorted(set(own) - {"source", "test_share"}):
+            raise ValueError(
+                f"prepare.benchmark.{more[0]} needs a prompt template; without one {source} is a file of items, "
+                "which takes test_share alone"
+            )
         return split(items.read(Path(source)), own["test_share"], seed)
     form = Form(**{key: value for key, value in own.items() if key not in ("source", *where)})
     shown = rows(source, name, own["shots_split"]) if "shots_split" in own else []

@@ -227,6 +227,18 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         ("population", {"weights": [0.5]}, "population", "population.weights must be two numbers"),
         ("experts", {"models": {"base": "m"}}, "experts", "not 'base'|no model at"),
         ("prepare", {"benchmark": {"source": "items.jsonl"}}, "prepare", "either test_split or test_share"),
+        (
+            "prepare",
+            {"benchmark": {"source": "items.jsonl", "test_split": "x"}},
+            "prepare",
+            "test_split needs a prompt",
+        ),
+        (
+            "prepare",
+            {"benchmark": {"source": "items.jsonl", "test_share": 0.3, "options": "choices"}},
+            "prepare",
+            "options needs a prompt template",
+        ),
         ("runtime", {"protable": True}, "respond", "runtime must have the keys"),
         ("runtime", {"device": "gpu"}, "respond", "device 'gpu' cannot be used here"),
         ("studies", {"tiny": {"expert": ["first"], "groups": ["x"]}}, "extract", "studies.tiny must have the keys"),
