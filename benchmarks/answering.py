@@ -3,16 +3,17 @@
     python benchmarks/answering.py [--items 300] [--shot-items 300] [--replies 100] [--dtype bfloat16]
 
 Needs the demonstration's base and items (the stages base and prepare). Makes an environment with lm-eval in `.bench/`
-(once); its process loads the model once and is asked in turns with ours, so that both meet the same noise; a time is that of
-answering alone, tokenization included, loading not. lm-eval's batch size is the fastest of `BATCHES` on the first items.
+(once); its process loads the model once and is asked in turns with ours, so that both meet the same noise; a time is
+that of answering alone, tokenization included, loading not. lm-eval's batch size is the fastest of `BATCHES` on the
+first items.
 
 - the demonstration's items: four options that share beginnings; and the same with options that share no token
 - the first again after five solved examples, the same for all items
 - short free-text answers to the first: up to a line's end, at most 32 tokens
 
-A pick is the likeliest option by the sum of log-likelihoods. The share of the peak is our operations a second (2 a weight and
-token) over those of a matrix product of the model's shapes in the same minute. Fewer items than the defaults are said in
-the figures' names.
+A pick is the likeliest option by the sum of log-likelihoods. The share of the peak is our operations a second (2 a
+weight and token) over those of a matrix product of the model's shapes in the same minute. The figures' names say how
+many items there were.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def environment() -> Path:
         print(f"installing lm-eval {LM_EVAL} into {ENVIRONMENT}", file=sys.stderr)
         venv.create(ENVIRONMENT, with_pip=True, clear=True)
         torch_version = torch.__version__.split("+")[0]
-        pins = [f"torch=={torch_version}", f"transformers=={transformers.__version__}", f"lm_eval=={LM_EVAL}"]
+        pins = [f"torch=={torch_version}", f"transformers=={transformers.__version__}", f"lm_eval[hf]=={LM_EVAL}"]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
         (ENVIRONMENT / "ready").touch()
     return python

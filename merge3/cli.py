@@ -167,7 +167,11 @@ def run_respond(options: argparse.Namespace) -> None:
         failed = grading.failures(scores, reasons)
         scored = scores[~np.isnan(scores)]
         accuracy = f"{scored.mean():.1%} of {len(scored)} items" if len(scored) else "no item scored"
-        rate = f"{work.tokens:,} tokens, {work.tokens / seconds:,.0f} a second" if new else "all of them kept"
+        rate = (
+            f"{work.tokens:,} tokens, {(work.tokens + work.checks) / seconds:,.0f} a second"
+            if new
+            else "all of them kept"
+        )
         print(f"{name}: {accuracy} ({rate}; {work.near_ties} near-ties)")
         for reason, count in failed.items():
             print(f"{name}: {count} of {len(asked)} items not scored ({count / len(asked):.1%}): {reason}")

@@ -165,12 +165,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_never_graded(
     try:
         found, same_work = loglikelihoods(llama, tokenizer, ITEMS, 4096)
         assert max(sizes) > room >= sizes[-1]
+        assert sum(size > room for size in sizes) <= 2  # what follows is cut as well, before it fails
         room = 0
         with pytest.raises(torch.OutOfMemoryError):
             loglikelihoods(llama, tokenizer, ITEMS, 4096)
     finally:
         hook.remove()
-    assert same_work == work
+    assert (same_work.tokens, same_work.positions) == (work.tokens, work.positions)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
@@ -222,16 +223,39 @@ def test_grades_do_not_depend_on_batch_or_order(
         assert np.argmax(answer) == np.argmax(alone[place])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_near_tie_is_decided_alone(
-    dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+def test_on_a_cpu_in_bfloat16_likelihoods_are_the_same_to_the_bit_in_any_batch(
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    made = build(CONFIGS["llama"], seed=1).to(dtype)
-    monkeypatch.setitem(answering.TOLERANCE, dtype, 1e6)  # every item is one
+    made = build(CONFIGS["llama"], seed=1).to(torch.bfloat16)
+    asked = [replace(item, prompt=PREFIX + item.prompt) for item in ITEMS]
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in asked]
+    for batch_tokens in (100, 4096):
+        assert loglikelihoods(made, tokenizer, asked[::-1], batch_tokens)[0][::-1] == alone
+
+
+def test_where_they_are_not_near_ties_are_decided_alone(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(CONFIGS["llama"], seed=1)
     alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
-    found, work = loglikelihoods(made, tokenizer, ITEMS[::-1], 4096)
+
+    def move(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """A device whose sums depend on the batch's shape, much."""
+        return logits + (0.0 if len(logits) < 40 else 3.0) * torch.sin(logits * 1e3)
+
+    hook = made.get_output_embeddings().register_forward_hook(move)
+    try:
+        moved, work = loglikelihoods(made, tokenizer, ITEMS, 4096)
+        assert work.near_ties < len(ITEMS)
+        assert moved != alone
+        monkeypatch.setitem(answering.TOLERANCE, torch.float32, 1e6)  # whatever moved so much is a near-tie
+        found, work = loglikelihoods(made, tokenizer, ITEMS[::-1], 4096)
+    finally:
+        hook.remove()
     assert found[::-1] == alone  # to the bit
-    assert work.near_ties == len(ITEMS)
+    assert work.near_ties == len(ITEMS) - 1  # the shortest was asked alone in the first place
+    assert work.tokens == sum(len(tokenize(item, tokenizer).tokens) for item in ITEMS)
+    assert work.checks > 0
 
 
 @given(st.lists(st.floats(-50, 0), min_size=2, max_size=5), st.floats(1e-4, 2), st.randoms())
@@ -250,7 +274,7 @@ def test_a_common_beginning_is_computed_once(model: PreTrainedModel, tokenizer: 
     answers, work = loglikelihoods(model, tokenizer, asked, 4096)
     for item, answer in zip(asked, answers, strict=True):
         np.testing.assert_allclose(answer, slow(model, tokenizer, item), rtol=0, atol=2e-4)
-    assert work == answering.planned(asked, tokenizer)
+    assert replace(work, checks=0) == answering.planned(asked, tokenizer)
     assert work.tokens == sum(len(tokenize(i, tokenizer).tokens) for i in ITEMS) + len(PREFIX)
 
 
