@@ -60,6 +60,23 @@ class Work:
         return Work(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
+@dataclass
+class Scores:
+    """What trees were scored.
+
+    Attributes:
+        values: the log-likelihood of each option of each tree; None where it was not asked, others being not finite.
+        greedy: whether each option is what the model would have written itself.
+        moved: trees that were in a batch in which the shortest tree's answer was not, to the bit, what it is alone.
+        work: what it took.
+    """
+
+    values: list[tuple[float, ...] | None]
+    greedy: list[tuple[bool, ...]]
+    moved: set[int]
+    work: Work
+
+
 SCORINGS = ("sum", "characters", "tokens")
 
 
@@ -313,16 +330,35 @@ def loglikelihoods(
         if isinstance(tree, Tree):
             trees[index] = tree
     on_batch(len(items) - len(trees))
-    found, moved, work = score(model, tokenizer, list(trees.values()), batch_tokens, on_batch, packed)
-    for place, (index, values) in enumerate(zip(trees, found, strict=True)):
-        item, tree = items[index], trees[index]
+    chosen = list(trees.values())
+    spans = [spans_of(items[index], tree) for index, tree in trees.items()]
+    found = settled(model, tokenizer, chosen, spans, batch_tokens, on_batch, packed)
+    for index, values in zip(trees, found.values, strict=True):
         if values is not None and not np.isfinite(values).all():
-            raise BrokenModel(f"log-likelihoods of item {item.id!r} are {values}", work)
+            raise BrokenModel(f"log-likelihoods of item {items[index].id!r} are {values}", found.work)
         answers[index] = values
-        if place in moved and near_tie(values or (), spans_of(item, tree), TOLERANCE.get(model.dtype, 0.0)):
-            (answers[index],), _, more = score(model, tokenizer, [tree], 1, packed=packed)
-            work += Work(near_ties=1, checks=more.tokens)
-    return [() if answer is None else answer for answer in answers], work
+    return [() if answer is None else answer for answer in answers], found.work
+
+
+def settled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    trees: Sequence[Tree],
+    spans: Sequence[Sequence[Sequence[int]]],
+    batch_tokens: int,
+    on_batch: Callable[[int], None] = lambda items: None,
+    packed: bool = True,
+) -> Scores:
+    """`score`, and where batches moved the answers, the near-ties by `spans` decided alone (see `near_tie`)."""
+    found = score(model, tokenizer, trees, batch_tokens, on_batch, packed)
+    if any(values is not None and not np.isfinite(values).all() for values in found.values):
+        return found
+    for place in sorted(found.moved):
+        if near_tie(found.values[place] or (), spans[place], TOLERANCE.get(model.dtype, 0.0)):
+            again = score(model, tokenizer, [trees[place]], 1, packed=packed)
+            found.values[place], found.greedy[place] = again.values[0], again.greedy[0]
+            found.work += Work(near_ties=1, checks=again.work.tokens)
+    return found
 
 
 def spans_of(item: Item, tree: Tree) -> tuple[tuple[int, ...], ...]:
@@ -364,7 +400,7 @@ def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: I
     other = replace(tree, tokens=tokens)
     changes = []  # the smaller of two, since a rare hiccup of bfloat16 hardware is not the model's doing
     for _ in range(2):
-        before, after = ((score(model, tokenizer, [one], 1)[0][0] or (np.nan,))[-1] for one in (tree, other))
+        before, after = ((score(model, tokenizer, [one], 1).values[0] or (np.nan,))[-1] for one in (tree, other))
         changes.append(abs(after - before))
     return not min(changes) >= 0.1  # NaN is no difference: the answers will tell
 
@@ -377,37 +413,32 @@ def score(
     batch_tokens: int,
     on_batch: Callable[[int], None] = lambda items: None,
     packed: bool = True,
-) -> tuple[list[tuple[float, ...] | None], set[int], Work]:
-    """The log-likelihood of every option of every tree; None where it was not asked, after others were not finite.
-
-    The set is of the trees that were in a batch in which the shortest tree's answer was not, to the bit, what it is
-    alone.
-    """
-    answers: list[tuple[float, ...] | None] = [None] * len(trees)
+) -> Scores:
+    """The log-likelihood of every option of every tree."""
+    scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     if not trees:
-        return answers, set(), Work()
+        return scores
     packed = packed and max(len(tree.tokens) for tree in trees) <= window(model)
     padding = tokenizer.pad_token_id or 0
-    queue, moved = batches(trees, batch_tokens), set[int]()
+    queue = batches(trees, batch_tokens)
     shortest = queue[-1].pop()  # asked first: a broken model is found by it
-    values, rows = _ask(model, [trees[shortest]], padding, None, 0, packed)
-    work = _work(rows, 0)
-    answers[shortest] = values[0]
+    values, greedy, rows = _ask(model, [trees[shortest]], padding, None, 0, packed)
+    scores.values[shortest], scores.greedy[shortest], scores.work = values[0], greedy[0], _work(rows, 0)
     on_batch(1)
     if len(trees) == 1 or not np.isfinite(values[0]).all():
-        return answers, moved, work
+        return scores
     shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed else 0
     memory = None
     if shared:
         memory = remember(model, trees[shortest].tokens[:shared], padding)
-        work += Work(checks=shared)  # which the shortest was read with before
+        scores.work += Work(checks=shared)  # which the shortest was read with before
         rest = [index for index in range(len(trees)) if index != shortest]
         queue = [[rest[place] for place in batch] for batch in batches([trees[i] for i in rest], batch_tokens, shared)]
     queue = [batch for batch in queue if batch]
     while queue:
         batch = queue.pop(0)
         try:
-            values, rows = _ask(model, [trees[i] for i in (*batch, shortest)], padding, memory, shared, packed)
+            values, greedy, rows = _ask(model, [trees[i] for i in (*batch, shortest)], padding, memory, shared, packed)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -415,21 +446,21 @@ def score(
             queue = [part[i : i + half] for part in (batch, *queue) for i in range(0, len(part), half)]
             continue
         again = 1 if packed else len(trees[shortest].reads)  # rows of the shortest item
-        work += _work(rows[:-again], shared) + Work(checks=_work(rows[-again:], shared).tokens)
-        for index, value in zip(batch, values, strict=False):
-            answers[index] = value
-        if values[-1] != answers[shortest]:
-            moved |= {*batch}
+        scores.work += _work(rows[:-again], shared) + Work(checks=_work(rows[-again:], shared).tokens)
+        for index, value, own in zip(batch, values, greedy, strict=False):
+            scores.values[index], scores.greedy[index] = value, own
+        if values[-1] != scores.values[shortest]:
+            scores.moved |= {*batch}
         on_batch(len(batch))
         if not all(np.isfinite(value).all() for value in values):
             break
-    return answers, moved, work
+    return scores
 
 
 def _ask(
     model: PreTrainedModel, trees: Sequence[Tree], padding: int, memory: Prefix | None, shared: int, packed: bool
-) -> tuple[list[tuple[float, ...]], list[Tree]]:
-    """The answers of one batch, and its rows."""
+) -> tuple[list[tuple[float, ...]], list[tuple[bool, ...]], list[Tree]]:
+    """The log-likelihoods of one batch, what is greedy, and its rows."""
     rows = list(trees) if packed else [line for tree in trees for line in tree.lines()]
     inputs = _inputs(rows, padding, model.dtype, shared) if packed else _line_inputs(rows, padding)
     at = [row for row, tree in enumerate(rows) for _ in range(tree.read_positions)]
@@ -442,15 +473,19 @@ def _ask(
     read, tokens = torch.tensor(pairs, device=logits.device).T
     totals = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, HEAD_ROWS)]).double()
     values = (logits[read, tokens].double() - totals[read]).tolist()
+    likeliest = (logits.argmax(-1)[read] == tokens).tolist()
     options, start = [], 0
     for path in (path for tree in rows for path in tree.reads):
-        options.append(float(np.sum(values[start : start + len(path)])))
-        start += len(path)
-    found, start = [], 0
+        end = start + len(path)
+        options.append((float(np.sum(values[start:end])), all(likeliest[start:end])))
+        start = end
+    found, greedy, start = list[tuple[float, ...]](), list[tuple[bool, ...]](), 0
     for tree in trees:
-        found.append(tuple(options[start : start + len(tree.reads)]))
-        start += len(tree.reads)
-    return found, rows
+        own = options[start : start + len(tree.reads)]
+        found.append(tuple(value for value, _ in own))
+        greedy.append(tuple(best for _, best in own))
+        start += len(own)
+    return found, greedy, rows
 
 
 def _work(rows: Sequence[Tree], shared: int) -> Work:

@@ -61,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
     respond.add_argument(
         "--model", action="append", required=True, metavar="M", help="folder, GGUF file or hub id; may be repeated"
     )
-    respond.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
+    respond.add_argument("--items", type=Path, help="a .jsonl or .parquet file of items")
+    respond.add_argument("--task", action="append", help="instead: a task of lm-eval, by name; may be repeated")
+    respond.add_argument("--include-path", type=Path, help="a folder with more of lm-eval's tasks")
+    respond.add_argument("--metric", help="of a task (default: acc_norm, else acc, else exact_match)")
+    respond.add_argument("--filter", help="of a task's answers, where it has several")
     respond.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
     respond.add_argument("--answers", type=Path, help="every raw answer as well, as JSON lines")
     respond.add_argument("--store", type=Path, help="a folder that keeps raw answers: what is in it is not asked again")
@@ -128,14 +132,19 @@ def run_respond(options: argparse.Namespace) -> None:
     """`merge3 respond`.
 
     Raises:
-        ValueError: two models are called alike, or one is broken.
+        ValueError: two models are called alike, or one is broken, or there are neither items nor tasks, or both.
     """
+    if (options.items is None) == (options.task is None):
+        raise ValueError("give either --items or --task")
     names = [source.rstrip("/").split("/")[-1] for source in options.model]
     if len(set(names)) < len(names):
         raise ValueError(f"models are named by the last part of their paths, which must differ: got {names}")
-    asked = items.read(options.items)
     check_device(options.device)
     dtype = resolve_dtype(options.dtype, options.device)
+    if options.task is not None:
+        run_tasks(options, names, dtype)
+        return
+    asked = items.read(options.items)
     store = None if options.store is None else Store(options.store)
     rows, lines = [], []
     for name, source in zip(names, options.model, strict=True):
@@ -178,6 +187,32 @@ def run_respond(options: argparse.Namespace) -> None:
     responses.write(options.out, responses.table(names, [item.id for item in asked], np.stack(rows)))
     if options.answers:
         options.answers.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def run_tasks(options: argparse.Namespace, names: Sequence[str], dtype: torch.dtype) -> None:
+    """`merge3 respond --task`: lm-eval makes the requests and grades.
+
+    Raises:
+        ValueError: lm-eval is not installed.
+    """
+    try:
+        from merge3.harness import Answerer, evaluate
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    rows = {}
+    for name, source in zip(names, options.model, strict=True):
+        folder = weights_folder(source)
+        answerer = Answerer(load(folder, dtype, options.device), load_tokenizer(folder), options.batch_tokens)
+        begin = perf_counter()
+        rows[name] = evaluate(answerer, options.task, options.include_path, options.metric, options.filter)
+        seconds, scores = perf_counter() - begin, np.array(list(rows[name].values()))
+        scored = scores[~np.isnan(scores)]
+        accuracy = f"{scored.mean():.1%} of {len(scored)} items" if len(scored) else "no item scored"
+        print(f"{name}: {accuracy} ({answerer.work.tokens:,} tokens, {answerer.work.tokens / seconds:,.0f} a second)")
+        if cut := len(scores) - len(scored):
+            print(f"{name}: {cut} of {len(scores)} items not scored ({cut / len(scores):.1%}): {grading.TRUNCATED}")
+    table = responses.check(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"))
+    responses.write(options.out, table)
 
 
 def shown(item: items.Item, answer: Answer, score: float, reason: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
                 raise ValueError(
                     f"{path}: item {item!r} is another text than for the models before: another version of the task"
                 )
-            row[item] = _score(sample, metric, path)
+            row[item] = score_of(sample, metric, path)
     return responses.check(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"), str(folder))
 
 
@@ -100,7 +100,12 @@ def _filtered(samples: Sequence[dict[str, Any]], filtering: str | None, path: Pa
     return [sample for sample in samples if str(sample.get("filter", "none")) == wanted]
 
 
-def _score(sample: Mapping[str, Any], metric: str | None, path: Path) -> float:
+def score_of(sample: Mapping[str, Any], metric: str | None, path: Path | str) -> float:
+    """The score of one sample of lm-eval, 0 or 1; NaN where it has none.
+
+    Raises:
+        ValueError: it has no such metric, or its value is another. `path` is named in the message.
+    """
     names = [name for name in ((metric,) if metric else METRICS) if name in sample]
     if not names:
         known = sorted(key for key, value in sample.items() if isinstance(value, int | float) and key != "doc_id")
