@@ -2,8 +2,8 @@
 
 Templates see the fields of a row, as in lm-eval. Options are a template each, or one expression that gives a list; the
 answer is an index, a letter or the text of an option. Without options the answer is the text, or a list of texts, that
-is right, and items are free-text. Few-shot examples are rows answered rightly, before the question; with a chat template
-they are turns of the conversation. A template is applied here, once, to whole texts; nothing wraps a prompt again.
+is right, and items are free-text. Few-shot examples are rows answered rightly, before the question; with a chat
+template they are turns of the conversation. A template is applied here, once, to whole texts, and never again after.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Responses that others measured become a response table: matrices, and the samples that lm-eval logs.
+"""Responses that others measured become a response table: matrices, samples that lm-eval logs, a leaderboard's details.
 
-A leaderboard's details (datasets of the same samples) are read alike, as the Parquet or JSON-lines files that they are.
+The Open LLM Leaderboard's details are datasets of files: in its second version (`<org>__<model>-details`) the samples
+that lm-eval logged, in its first (`details_<org>__<model>`) a Parquet file a task, `details_harness|arc:challenge|25_
+<date>.parquet`, whose rows have `metrics`, a struct of scores, and `hashes` of what was asked, or the metrics as columns.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,15 @@ import pandas as pd
 
 from merge3 import responses
 
-SAMPLES = "samples_*.jsonl"
+SAMPLES = ("samples_*.jsonl", "samples_*.json", "details_*.parquet")
+DATED = re.compile(r"\d{4}-\d{2}-\d{2}T.*")
 MISSING = ("", "NA", "NaN", "nan")  # cells of a CSV file that were not scored
-METRICS = ("acc_norm", "acc", "exact_match")  # the first that a task's samples have is taken where none is named
+METRICS = (
+    "acc_norm",
+    "acc",
+    "exact_match",
+    "prompt_level_strict_acc",
+)  # the first that a task has, where none is named
 
 
 def matrix(path: Path) -> pd.DataFrame:
@@ -42,9 +51,9 @@ def matrix(path: Path) -> pd.DataFrame:
 
 
 def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = None) -> pd.DataFrame:
-    """The response table of what `lm_eval --log_samples --output_path folder` wrote for one model or many.
+    """The response table of what `lm_eval --log_samples --output_path folder` wrote, or of a leaderboard's details.
 
-    A model is a folder that holds `samples_<task>_<date>.jsonl`; of several runs of a task the last counts. An item is
+    A model is a folder that holds `samples_<task>_<date>.jsonl` or `details_<task>_<date>.parquet`; of several runs of a task the last counts. An item is
     `<task>:<doc_id>`; items that a model was not asked are NaN.
 
     Args:
@@ -58,11 +67,17 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
             none is named, or two models were asked another text under one id.
     """
     files: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.rglob(SAMPLES)):
-        task = path.name.removeprefix("samples_").rsplit("_", 1)[0]
-        files[str(path.parent.relative_to(folder)), task] = path  # names end in their date: the last one stays
+    found = (path for pattern in SAMPLES for path in folder.rglob(pattern))
+    for path in sorted(found, key=lambda path: path.name):
+        task = path.name.split("_", 1)[1].rsplit("_", 1)[0]
+        parent = path.parent
+        while parent != folder and DATED.fullmatch(parent.name):  # the first leaderboard has a folder a run
+            parent = parent.parent
+        files[str(parent.relative_to(folder)), task] = path  # names end in their date: the last one stays
     if not files:
-        raise FileNotFoundError(f"no {SAMPLES} under {folder}: run lm_eval with --log_samples --output_path {folder}")
+        raise FileNotFoundError(
+            f"no {', '.join(SAMPLES)} under {folder}: run lm_eval with --log_samples --output_path {folder}"
+        )
     texts: dict[str, Any] = {}
     rows: dict[str, dict[str, float]] = {}
     for (model, task), path in files.items():
@@ -79,6 +94,9 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows = pd.read_parquet(path).to_dict("records")
+        return [{**row, **_struct(row, "metrics"), **_asked(row), "doc_id": n} for n, row in enumerate(rows)]
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         try:
@@ -87,6 +105,16 @@ def _samples(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number + 1}: no sample of lm-eval: {error}") from error
     return found
+
+
+def _struct(row: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    value = row.get(name)
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _asked(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """What names the text of a row of the first leaderboard: the hash of the question, or the question itself."""
+    return {"doc_hash": _struct(row, "hashes").get("hash_example", row.get("example"))}
 
 
 def _filtered(samples: Sequence[dict[str, Any]], filtering: str | None, path: Path) -> Iterable[dict[str, Any]]:

@@ -124,7 +124,8 @@ class Store:
             self._write(path, key, kept | dict(answers))
 
     def _read(self, path: Path, key: Mapping[str, Any]) -> dict[str, Answer]:
-        header, *lines = path.read_bytes().decode(errors="replace").splitlines() or [""]
+        text = path.read_bytes().decode(errors="replace")
+        header, *lines = text.removesuffix("\n").split("\n")  # not at every line end that Unicode knows
         if header == canonical(key):
             entries = [_parse(line) for line in lines]
             damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]

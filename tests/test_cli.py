@@ -87,7 +87,7 @@ def test_every_raw_answer_can_be_read(
     free = FreeText(stop=("\0",), max_tokens=4, extract="text")
     asked = [
         Item("right", "1 + 1 = ", ("2", "3"), 0),
-        Item("empty", "1 + 1 = ", ("", "3"), 0),
+        Item("empty", "1 + 1 =", ("", "3"), 0),
         Item("written", "2 + 2 =", expected=("4",), free=free),
     ]
     items.write(tmp_path / "items.parquet", asked)
