@@ -1,9 +1,9 @@
 """Responses that others measured become a response table: matrices, samples that lm-eval logs, a leaderboard's details.
 
 The Open LLM Leaderboard's details are datasets of files: in its second version (`<org>__<model>-details`) the samples
-that lm-eval logged, in its first (`details_<org>__<model>`) a Parquet file a task,
-`details_harness|arc:challenge|25_<date>.parquet`, whose rows have `metrics`, a struct of scores, and `hashes` of what was
-asked, or the metrics as columns.
+that lm-eval logged, in its first (`details_<org>__<model>`) a Parquet file a task, named
+`details_harness|arc:challenge|25_<date>.parquet`, whose rows have `metrics`, a struct of scores, and `hashes` of what
+was asked, or the metrics as columns.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def matrix(path: Path) -> pd.DataFrame:
 def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = None) -> pd.DataFrame:
     """The response table of what `lm_eval --log_samples --output_path folder` wrote, or of a leaderboard's details.
 
-    A model is a folder that holds `samples_<task>_<date>.jsonl` or `details_<task>_<date>.parquet`; of several runs of a
-    task the last counts. An item is `<task>:<doc_id>`; items that a model was not asked are NaN.
+    A model is a folder that holds `samples_<task>_<date>.jsonl` or `details_<task>_<date>.parquet`; of several runs of
+    a task the last counts. An item is `<task>:<doc_id>`; items that a model was not asked are NaN.
 
     Args:
         folder: the output path.
