@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import grading
 from merge3.items import Item
@@ -256,7 +256,7 @@ def logits_at(
     inputs: dict[str, torch.Tensor],
     rows: Sequence[int],
     columns: Sequence[int],
-    memory: Prefix | None = None,
+    memory: Cache | None = None,
 ) -> Float[torch.Tensor, "positions vocabulary"]:
     """Logits at the given places alone: the head, a fifth of a small model, is spared everywhere else."""
     at = (torch.tensor(rows, device=model.device), torch.tensor(columns, device=model.device))

@@ -4,15 +4,18 @@ Prompts of like length are read together, what all begin with once for all; then
 ended leave the batch. A row ends at the end-of-text token, at a stop text, when more could not change its answer, or,
 truncated, at its limit.
 
-Batch shape decides nothing, as in `merge3.answering`: a token keeps its column whatever stands beside it. Where a
-leading logit is ahead by less than `TOLERANCE` on a device whose numbers move with the batch's shape (see `steady`),
-the whole reply is written again, alone.
+Batch shape decides nothing, as in `merge3.answering`: a token keeps its column whatever stands beside it. The reply to
+the shortest prompt is written alone, and again in every batch: where it, or the lead of its tokens, moved by a bit,
+replies of that batch with a token whose logit was ahead by less than `TOLERANCE` are written again, alone.
+
+Models with layers that are not attention, and texts beyond a sliding window, are left to transformers' own generation,
+a reply at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +31,7 @@ from merge3.answering import (
     common,
     context_length,
     encode,
+    logits_at,
     remember,
     window,
 )
@@ -95,18 +99,17 @@ def generate(
     items: Sequence[Item],
     batch_tokens: int,
     on_batch: Callable[[int], None] = lambda items: None,
-    tolerance: float | None = None,
+    packed: bool = True,
 ) -> tuple[list[Answer], Work]:
     """The reply to every free-text item, and the work it took.
 
-    `tolerance` is the lead of a logit below which a reply is written again alone; None takes 0 where the device's
-    numbers do not depend on the batch's shape, as `steady` finds by these prompts, else that of the dtype.
+    Without `packed`, or beyond a sliding window, every reply is written by itself.
 
     Raises:
         BrokenModel: a logit is not finite.
         torch.OutOfMemoryError: a single item does not fit; batches that do not are halved.
     """
-    holds = min(context_length(model), window(model))
+    holds = context_length(model)
     answers: list[Answer | None] = [None] * len(items)
     rows = []
     for index, item in enumerate(items):
@@ -114,46 +117,96 @@ def generate(
             raise ValueError(f"item {item.id!r} has options: it is no free-text item")
         prompt = tuple(encode(item.prompt, tokenizer)) or (beginning(tokenizer),)
         needed = len(prompt) + item.free.max_tokens
+        packed = packed and needed <= window(model)
         if needed > holds:
             answers[index] = Failure(f"{needed} tokens with the reply; the model's context holds {holds:.0f}")
         else:
             rows.append(_Row(index, item, prompt))
     on_batch(len(items) - len(rows))
+    work = Work()
+    for row, more in _written(model, tokenizer, rows, batch_tokens, on_batch, packed):
+        answers[row.index] = Reply(row.text, "length" if row.end == "length" else "stop", len(row.written))
+        work += more
+    return [Failure("not asked") if answer is None else answer for answer in answers], work
+
+
+def _written(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[_Row],
+    batch_tokens: int,
+    on_batch: Callable[[int], None],
+    packed: bool,
+) -> Iterator[tuple[_Row, Work]]:
+    """Every row with its reply, and what it took since the row before."""
     if not rows:
-        return [Failure("not asked") if answer is None else answer for answer in answers], Work()
-    padding = tokenizer.pad_token_id or 0
-    if tolerance is None:
-        tolerance = 0.0 if steady(model, [row.prompt for row in rows], padding) else TOLERANCE.get(model.dtype, 0.0)
+        return
+    padding, ends = tokenizer.pad_token_id or 0, ending(model, tokenizer)
+    ordered = sorted(rows, key=lambda row: (-len(row.prompt), row.prompt, row.item.content_hash))
+    shortest = ordered.pop()  # first: a broken model is found by it
+    if not packed:
+        for row in (shortest, *reversed(ordered)):
+            yield row, _write_by_transformers(model, tokenizer, row, padding, ends)
+            on_batch(1)
+        return
+    work = _write(model, tokenizer, [shortest], padding, ends, None, 0)
+    yield shortest, work
+    on_batch(1)
+    if not ordered:
+        return
     shared = common([row.prompt for row in rows])
-    memory = remember(model, rows[0].prompt[:shared], padding) if shared else None
-    work = Work(shared)
-    trees = [Tree(len(row.prompt), row.prompt, (), ()) for row in rows]
+    memory = remember(model, shortest.prompt[:shared], padding) if shared else None
+    work = Work(checks=shared)
+    trees = [Tree(len(row.prompt), row.prompt, (), ()) for row in ordered]
     queue = batches(trees, batch_tokens, shared)
-    if len(rows) > 1:  # as in answering: a broken model is found by the shortest prompt
-        shortest = queue[-1].pop()
-        queue = [[shortest], *(batch for batch in queue if batch)]
-    ends = ending(model, tokenizer)
     while queue:
         batch = queue.pop(0)
-        fresh = [_Row(rows[i].index, rows[i].item, rows[i].prompt) for i in batch]
+        fresh = [replace(ordered[place], written=[]) for place in batch]
+        again = replace(shortest, written=[], text="", end="", lead=float("inf"))
         try:
-            work += _write(model, tokenizer, fresh, padding, ends, memory, shared)
+            work += _write(model, tokenizer, [*fresh, again], padding, ends, memory, shared)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             half = len(batch) // 2
             queue = [part[i : i + half] for part in (batch, *queue) for i in range(0, len(part), half)]
             continue
-        except BrokenModel as error:
-            raise BrokenModel(str(error), work + error.work) from None
+        moved = (again.written, again.lead) != (shortest.written, shortest.lead)
         for row in fresh:
-            if row.lead < tolerance and len(rows) > 1:
-                row = _Row(row.index, row.item, row.prompt)
-                more = _write(model, tokenizer, [row], padding, ends, None, 0)
-                work += Work(more.tokens, more.positions, 1)
-            answers[row.index] = Reply(row.text, "length" if row.end == "length" else "stop", len(row.written))
+            if moved and row.lead < TOLERANCE.get(model.dtype, 0.0):
+                alone = _Row(row.index, row.item, row.prompt)
+                taken = _write(model, tokenizer, [alone], padding, ends, None, 0)
+                work += Work(near_ties=1, checks=taken.tokens)
+                row = alone
+            yield row, work
+            work = Work()
         on_batch(len(batch))
-    return [Failure("not asked") if answer is None else answer for answer in answers], work
+
+
+def _write_by_transformers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: _Row, padding: int, ends: set[int]
+) -> Work:
+    """Write one reply by transformers' greedy generation, whose cache knows every kind of layer."""
+    ids = torch.tensor([row.prompt], device=model.device)
+    logits = logits_at(model, {"input_ids": ids}, [0], [len(row.prompt) - 1])
+    if not torch.isfinite(logits).all():
+        raise BrokenModel(f"logits after item {row.item.id!r} are not finite", Work(len(row.prompt), 1))
+    limit = row.item.free.max_tokens if row.item.free else 0
+    out = model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=limit,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        pad_token_id=padding,
+        eos_token_id=sorted(ends) or None,
+    )
+    tokens = out[0, len(row.prompt) :].tolist()
+    for token in tokens:
+        if not row.end:
+            row.take(token, float("inf"), ends, tokenizer)
+    return Work(len(row.prompt) + len(tokens), len(tokens))
 
 
 def _write(
@@ -202,8 +255,9 @@ def _read(
     slots.at(places, width)
     seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()[shared:]
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill_(~seen, torch.finfo(model.dtype).min)
-    last = torch.tensor([len(prompt) - 1 - shared for prompt in prompts], device=device)
-    return _pass(model, ids, places, mask.expand(len(prompts), 1, -1, -1), slots, last)
+    inputs = {"input_ids": ids, "position_ids": places, "attention_mask": mask.expand(len(prompts), 1, -1, -1)}
+    last = [len(prompt) - 1 - shared for prompt in prompts]
+    return logits_at(model, inputs, range(len(prompts)), last, slots)
 
 
 def _step(model: PreTrainedModel, slots: Slots, rows: Sequence[_Row], padding: int) -> torch.Tensor:
@@ -215,42 +269,5 @@ def _step(model: PreTrainedModel, slots: Slots, rows: Sequence[_Row], padding: i
     slots.at(places, width)
     seen = torch.arange(width, device=device) <= places
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill_(~seen, torch.finfo(model.dtype).min)
-    return _pass(model, ids, places, mask[:, None, None], slots, torch.zeros(len(rows), dtype=torch.long))
-
-
-def _pass(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    places: torch.Tensor,
-    mask: torch.Tensor,
-    slots: Slots,
-    last: torch.Tensor,
-) -> torch.Tensor:
-    """The logits at column `last` of each row."""
-    at = (torch.arange(len(ids), device=ids.device), last.to(ids.device))
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][at],))
-    try:
-        outputs = model(input_ids=ids, position_ids=places, attention_mask=mask, past_key_values=slots, use_cache=True)
-    finally:
-        hook.remove()
-    logits: torch.Tensor = outputs.logits
-    return logits
-
-
-@torch.inference_mode()
-def steady(model: PreTrainedModel, prompts: Sequence[Sequence[int]], padding: int) -> bool:
-    """Whether a row's logits are the same to the bit alone and beside others: on this device, in this dtype.
-
-    Asked of the shortest prompt, in batches of 1, 2, 5 and 9 rows, one of them beside longer prompts.
-    """
-    ordered = sorted(prompts, key=lambda prompt: (len(prompt), prompt))
-    first = ordered[0]
-    layers = model.config.get_text_config().num_hidden_layers
-
-    def asked(beside: Sequence[Sequence[int]]) -> torch.Tensor:
-        rows = [first, *beside]
-        return _read(model, Slots(layers, max(map(len, rows)), None, len(rows)), rows, padding, 0)[0]
-
-    alone = asked([])
-    return all(torch.equal(alone, asked(beside)) for beside in ([first], [first] * 4, [first] * 8, [ordered[-1]]))
+    inputs = {"input_ids": ids, "position_ids": places, "attention_mask": mask[:, None, None]}
+    return logits_at(model, inputs, range(len(rows)), [0] * len(rows), slots)

@@ -114,7 +114,9 @@ class Answerer(LM):  # type: ignore[misc]
             stop = (until,) if isinstance(until, str) else tuple(until)
             free = FreeText(stop, settings.get("max_gen_toks", MOST_TOKENS), "text")
             asked.append(Item(str(number), context, expected=("",), free=free))
-        found, work = generation.generate(self.model, self.tokenizer, asked, self.batch_tokens, self.on_batch)
+        found, work = generation.generate(
+            self.model, self.tokenizer, asked, self.batch_tokens, self.on_batch, self.packed
+        )
         self.work += work
         texts = []
         for request, answer in zip(requests, found, strict=True):

@@ -41,7 +41,9 @@ def respond(
             answers[index] = answer
     if free:
         try:
-            found, more = generation.generate(model, tokenizer, [items[i] for i in free], batch_tokens, on_batch)
+            found, more = generation.generate(
+                model, tokenizer, [items[i] for i in free], batch_tokens, on_batch, packed
+            )
         except BrokenModel as error:
             raise BrokenModel(str(error), work + error.work) from None
         for index, answer in zip(free, found, strict=True):
@@ -51,9 +53,8 @@ def respond(
 
 
 def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> bool:
-    """Whether options may be packed, by the first item that has some; see `answering.packable`."""
-    first = next((item for item in items if item.options), None)
-    return first is None or answering.packable(model, tokenizer, first)
+    """Whether the model is all attention, by the first prompt with two options; see `answering.packable`."""
+    return answering.packable(model, tokenizer, Item("probe", items[0].prompt, (" yes it is", " no it is"), 0))
 
 
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
