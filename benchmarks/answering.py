@@ -1,75 +1,209 @@
-"""Packed token trees against one sequence an option, on the demonstration's base and test items.
+"""Answers against lm-eval's HF backend: same machine, same run, same model, items and dtype, its best batch size.
 
-    python benchmarks/answering.py
+    python benchmarks/answering.py [--items 300] [--shot-items 300] [--replies 100] [--dtype bfloat16]
 
-Both ways answer the same items in one run, in turns; the figure is the ratio of their times. The plain way is batched
-too, with the same token budget, and reads the logits at every position, as harnesses do.
+Needs the demonstration's base and items (the stages base and prepare). Makes an environment with lm-eval in `.bench/`
+(once); its process loads the model once and is asked in turns with ours, so that both meet the same noise; a time is
+that of answering alone, tokenization included, loading not. lm-eval's batch size is the fastest of `BATCHES` on the
+first items.
+
+- the demonstration's items: four options that share beginnings; and the same with options that share no token
+- the first again after five solved examples, the same for all items
+- short free-text answers to the first: up to a line's end, at most 32 tokens
+
+A pick is the likeliest option by the sum of log-likelihoods. The share of the peak is our operations a second (2 a
+weight and token) over those of a matrix product of the model's shapes in the same minute. The figures' names say how
+many items there were.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import json
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from figures import Figure, publish
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import items, models
-from merge3.answering import loglikelihoods
-from merge3.items import Item
+from merge3.answering import TOLERANCE, Work, loglikelihoods
+from merge3.generation import generate
+from merge3.items import FreeText, Item
+from merge3.ledger import flops
 
-ITEMS, ROUNDS, BATCH_TOKENS = 96, 5, 4096
+HERE = Path(__file__).parent
+ENVIRONMENT = HERE.parent / ".bench" / "lm_eval"
+LM_EVAL = "0.4.13"
+BATCHES = (4, 16, 64)
+TRIED = 16  # items on which lm-eval's batch size is chosen
+BATCH_TOKENS = 2048
+SHOTS = 5
+LEADS = ("Exactly", "Perhaps", "About", "Nearly")  # makes options that share no token
+FREE = FreeText(stop=("\n",), max_tokens=32, extract="text")
 
 
-@torch.inference_mode()
-def plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: list[Item]) -> list[list[float]]:
-    """A sequence an option, right-padded batches sorted by length."""
-    rows = [
-        (i, o, tokenizer.encode(item.prompt + option), len(tokenizer.encode(item.prompt.rstrip())))
-        for i, item in enumerate(asked)
-        for o, option in enumerate(item.options)
+def environment() -> Path:
+    """The Python of an environment with lm-eval, made if it is not there."""
+    python = ENVIRONMENT / "bin" / "python"
+    if not (ENVIRONMENT / "ready").exists():
+        print(f"installing lm-eval {LM_EVAL} into {ENVIRONMENT}", file=sys.stderr)
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)
+        torch_version = torch.__version__.split("+")[0]
+        pins = [f"torch=={torch_version}", f"transformers=={transformers.__version__}", f"lm_eval[hf]=={LM_EVAL}"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
+        (ENVIRONMENT / "ready").touch()
+    return python
+
+
+class Peer:
+    """lm-eval's process."""
+
+    def __init__(self, python: Path, model: str, dtype: str) -> None:
+        script = HERE / "peers" / "lm_eval_answers.py"
+        self.process = subprocess.Popen(
+            [python, script, model, dtype, str(torch.get_num_threads())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, kind: str, requests: Sequence[Any], batch: int) -> tuple[list[Any], float]:
+        """The answers and the seconds."""
+        if self.process.stdin is None or self.process.stdout is None:
+            raise RuntimeError("lm-eval's process has no pipes")
+        self.process.stdin.write(json.dumps({"kind": kind, "requests": requests, "batch": batch}) + "\n")
+        self.process.stdin.flush()
+        found = json.loads(self.process.stdout.readline())
+        return found["answers"], found["seconds"]
+
+    def best_batch(self, kind: str, requests: Sequence[Any]) -> int:
+        """The fastest of `BATCHES`."""
+        self.ask(kind, requests[:4], 4)  # warm
+        return min(BATCHES, key=lambda batch: self.ask(kind, requests, batch)[1])
+
+
+def pairs(asked: Sequence[Item]) -> list[tuple[str, str]]:
+    """lm-eval's requests: a context and a continuation for each option."""
+    return [(item.prompt, option) for item in asked for option in item.options]
+
+
+def peak(dtype: torch.dtype) -> float:
+    """Operations a second of a matrix product of the model's shape, the best of 20."""
+    left, right = torch.randn(2048, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+    times = []
+    for _ in range(20):
+        begin = perf_counter()
+        torch.nn.functional.linear(left, right)
+        times.append(perf_counter() - begin)
+    return 2 * 2048 * 576 * 1536 / min(times)
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and the seconds."""
+    begin = perf_counter()
+    found = call()
+    return found, perf_counter() - begin
+
+
+def choices(
+    name: str,
+    asked: Sequence[Item],
+    peer: Peer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: float,
+) -> list[Figure]:
+    """Figures of one set of items with options; disagreements are printed."""
+    requests, options = pairs(asked), len(asked[0].options)
+    batch = peer.best_batch("loglikelihood", requests[: TRIED * options])
+    theirs, seconds, ours, spent, work = [], 0.0, [], 0.0, Work()
+    half = -(-len(asked) // 2)
+    for part in (asked[:half], asked[half:]):  # in turns
+        found, taken = peer.ask("loglikelihood", pairs(part), batch)
+        theirs, seconds = theirs + found, seconds + taken
+        (values, done), taken = timed(lambda part=part: loglikelihoods(model, tokenizer, part, BATCH_TOKENS))
+        ours, spent, work = ours + values, spent + taken, work + done
+    table = np.array([value for value, _ in theirs]).reshape(len(asked), options)
+    mine = np.array(ours)
+    agree = table.argmax(1) == mine.argmax(1)
+    leads = np.sort(table, 1)[:, -1] - np.sort(table, 1)[:, -2]
+    for place in np.flatnonzero(~agree):
+        print(f"{name}: {asked[place].id}: lm-eval {table[place].round(3)}, ours {mine[place].round(3)}")
+    ties = leads[~agree] < TOLERANCE[model.dtype]
+    label = f"{name}, {len(asked)} items"
+    return [
+        Figure(f"{label}: lm-eval's time (batches of {batch}) / ours", seconds / spent, "ratio", target),
+        Figure(f"{label}: picks that agree", float(agree.mean()), "share", 0.995),
+        Figure(f"{label}: disagreements", float((~agree).sum()), "items"),
+        Figure(f"{label}: of them no near-tie", float((~ties).sum()), "items", 0.0, below=True),
+        Figure(f"{label}: greatest difference of a log-likelihood", float(np.abs(table - mine).max()), "nats"),
+        Figure(f"{label}: share of the matrix-product peak", flops(model, work) / spent / peak(model.dtype), "share"),
     ]
-    rows.sort(key=lambda row: -len(row[2]))
-    scores = [[0.0] * len(item.options) for item in asked]
-    while rows:
-        count = max(1, BATCH_TOKENS // len(rows[0][2]))
-        batch, rows = rows[:count], rows[count:]
-        width = len(batch[0][2])
-        ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for _, _, ids, _ in batch])
-        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for _, _, ids, _ in batch])
-        logs = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-        for row, (i, o, option, start) in enumerate(batch):
-            scores[i][o] = sum(float(logs[row, p - 1, option[p]]) for p in range(start, len(option)))
-    return scores
+
+
+def replies(
+    asked: Sequence[Item], peer: Peer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[Figure]:
+    """Figures of free-text answers."""
+    free = [Item(item.id, item.prompt.rstrip(), expected=("?",), free=FREE) for item in asked]
+    arguments = {"until": list(FREE.stop), "max_gen_toks": FREE.max_tokens, "do_sample": False}
+    requests = [(item.prompt, arguments) for item in free]
+    batch = peer.best_batch("generate_until", requests[:TRIED])
+    theirs, seconds = peer.ask("generate_until", requests, batch)
+    (ours, work), spent = timed(lambda: generate(model, tokenizer, free, BATCH_TOKENS))
+    agree = [mine.text == text for mine, text in zip(ours, theirs, strict=True)]
+    for item, mine, text, same in zip(free, ours, theirs, agree, strict=True):
+        if not same:
+            print(f"replies: {item.id}: lm-eval {text!r}, ours {mine.text!r}")
+    label = f"short replies, {len(free)} items"
+    return [
+        Figure(f"{label}: lm-eval's time (batches of {batch}) / ours", seconds / spent, "ratio", 1.5),
+        Figure(f"{label}: texts that agree", float(np.mean(agree)), "share", 0.995),
+        Figure(f"{label}: share of the matrix-product peak", flops(model, work) / spent / peak(model.dtype), "share"),
+    ]
 
 
 def main() -> None:
     """Measure, print a table, write the results."""
-    model = models.load(Path("data/base"), models.resolve_dtype("auto", "cpu"))
+    parser = argparse.ArgumentParser()
+    for name, count in (("items", 300), ("shot-items", 300), ("replies", 100)):
+        parser.add_argument(f"--{name}", type=int, default=count)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    sizes = parser.parse_args()
+    torch.set_num_threads(sizes.threads)
+    python = environment()
+    model = models.load(Path("data/base"), models.resolve_dtype(sizes.dtype, "cpu"))
     tokenizer = models.load_tokenizer("data/base")
-    asked = items.read(Path("data/prepare/test.parquet"))
-    asked = asked[:: len(asked) // ITEMS][:ITEMS]
-    ratios, packed_rates = [], []
-    for _ in range(ROUNDS):
-        begin = perf_counter()
-        slow = plain(model, tokenizer, asked)
-        middle = perf_counter()
-        fast, work = loglikelihoods(model, tokenizer, asked, BATCH_TOKENS)
-        end = perf_counter()
-        ratios.append((middle - begin) / (end - middle))
-        packed_rates.append(work.tokens / (end - middle))
-    agreeing = np.mean([np.argmax(a) == np.argmax(b) for a, b in zip(slow, fast, strict=True)])
-    publish(
-        "answering",
-        [
-            Figure("time of one sequence an option / time of packed trees", statistics.median(ratios), "ratio", 2.0),
-            Figure("answers that agree", float(agreeing), "share", 0.97),
-            Figure("packed tokens a second", statistics.median(packed_rates), "tokens/s"),
-        ],
-    )
+    every = items.read(Path("data/prepare/test.parquet"))
+    examples, rest = every[:SHOTS], every[SHOTS:]
+    count = max(sizes.items, sizes.shot_items, sizes.replies)
+    chosen = [rest[place] for place in np.linspace(0, len(rest) - 1, count).round().astype(int)]
+    apart = [
+        replace(item, options=tuple(f"{lead} {option}" for lead, option in zip(LEADS, item.options, strict=True)))
+        for item in chosen
+    ]
+    shots = "".join(f"{item.prompt}{item.options[item.answer]}\n\n" for item in examples)
+    after = [replace(item, prompt=shots + item.prompt) for item in chosen]
+    peer = Peer(python, "data/base", sizes.dtype)
+    loglikelihoods(model, tokenizer, chosen[:4], BATCH_TOKENS)  # warm
+    figures = [
+        *choices("options that share beginnings", chosen[: sizes.items], peer, model, tokenizer, 1.5),
+        *choices("options that share no token", apart[: sizes.items], peer, model, tokenizer, 2.0),
+        *replies(chosen[: sizes.replies], peer, model, tokenizer),
+        *choices(f"after {SHOTS} examples", after[: sizes.shot_items], peer, model, tokenizer, 6.0),
+    ]
+    publish("answering", figures)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pandas as pd
 from flows.stage import DATA, progress, say, section
 from merge3 import models, responses
 from merge3.fitness import Asker
+from merge3.grading import failures
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.merging import LiveMerger
@@ -72,7 +73,8 @@ def answer_all(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The response table of named recipes on items, and a ledger: what it takes, and what this run spent.
 
-    Says beforehand what it may cost. Where a recipe's model is broken, its row is NaN, and that is said.
+    Says beforehand what it may cost. Where a recipe's model is broken, its row is NaN, and so is an answer that failed
+    or was cut off; both are said, with their reasons.
     """
     distinct = len({recipe.phenotype(asker.merger.fingerprints) for recipe in recipes.values()})
     cost = asker.cost(items)
@@ -87,6 +89,9 @@ def answer_all(
                 say(f"{name} is not scored: its likelihoods are not finite")
                 rows.append(np.full(len(items), np.nan))
             else:
-                rows.append(asker.correct(items, asked.answers))
+                scores, reasons = asker.grades(items, asked.answers)
+                rows.append(scores)
+                for reason, count in failures(scores, reasons).items():
+                    say(f"{name}: {count} of {len(items)} items not scored ({count / len(items):.1%}): {reason}")
     table = responses.table(list(recipes), [item.id for item in items], np.stack(rows))
     return table, {"tokens": distinct * cost.tokens, "flops": distinct * cost.flops, "this_run": total.to_dict()}

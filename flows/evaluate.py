@@ -47,13 +47,20 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     recipes = named | {name: Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
     asker = open_asker(runtime, OUT / "answers", experts)
     answered, ledger = answer_all("evaluate", asker, recipes, tests)
-    if broken := answered.index[answered.isna().any(axis=1)].tolist():
-        raise ValueError(f"{broken[0]!r} has no finite likelihoods on the test items")
+    if broken := answered.index[answered.isna().all(axis=1)].tolist():
+        raise ValueError(f"{broken[0]!r} has no answer on the test items that could be scored")
     respond = read_json(RESPOND / "ledger.json")["test"]["runtime"]
     if respond != asker.identity:
         say(f"the experts answered the test items elsewhere ({respond}): differences of a few items mean nothing")
     asked_before = responses.columns(responses.read(RESPOND / "test.parquet"), list(answered.columns))
     table = pd.concat([answered.loc[list(named)], asked_before.loc[["base", *experts]]])
+    whole = (table.notna().all(axis=0) & answered.notna().all(axis=0)).to_numpy()
+    if not whole.all():
+        say(f"{(~whole).sum()} of {len(tests)} test items are left out: not every model's answer could be scored")
+        if not whole.any():
+            raise ValueError("no test item was answered by every model: see the reasons above")
+        table, answered = table.loc[:, whole], answered.loc[:, whole]
+        tests = [item for item, kept in zip(tests, whole, strict=True) if kept]
     OUT.mkdir(parents=True, exist_ok=True)
     responses.write(OUT / "responses.parquet", table)
     scored = scores(table, tests, seed)

@@ -33,7 +33,7 @@ def study_of(study: str, studies: dict[str, Any]) -> tuple[list[str], list[str]]
 
 
 def study_items(groups: list[str], split: str = "search") -> list[Item]:
-    """The items of the study's groups.
+    """The items of the study's groups; of the search's, those that the base and every expert have an answer to.
 
     Raises:
         ValueError: a group has no item.
@@ -41,7 +41,12 @@ def study_items(groups: list[str], split: str = "search") -> list[Item]:
     found = items.read(PREPARE / f"{split}.parquet")
     if missing := [group for group in groups if group not in {item.group for item in found}]:
         raise ValueError(f"no {split} item has group {missing[0]!r}; groups are {sorted({i.group for i in found})}")
-    return [item for item in found if item.group in groups]
+    found = [item for item in found if item.group in groups]
+    if split != "search":
+        return found
+    table = responses.columns(responses.read(RESPOND / "search.parquet"), [item.id for item in found])
+    whole = table.notna().all(axis=0)
+    return [item for item in found if whole[item.id]]
 
 
 def parameters(found: list[Item]) -> ItemParameters:
@@ -65,12 +70,15 @@ def expert_answers(experts: list[str], found: list[Item]) -> np.ndarray:
 def relatives(study: str, found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
     """Full answers of the population's merges of this study: those of the item fit, and the held-out ones.
 
-    Where a population was imported, there are no relatives to fit, and its held-out models stand for them.
+    Where a population was imported, there are no relatives to fit, and its held-out models stand for them. Merges with
+    an answer missing are left out.
     """
     table = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
     members = pd.read_csv(
         POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str}, index_col="model"
     ).loc[table.index]
+    whole = table.notna().all(axis=1).to_numpy()
+    table, members = table[whole], members[whole]
     ours = (members["study"] == study).to_numpy()
     held_out = members["held_out"].to_numpy()
     return table[ours & ~held_out].to_numpy(), table[held_out & (ours if ours.any() else True)].to_numpy()

@@ -16,6 +16,7 @@ from merge3.benchmark import Form, rows, to_items
 from merge3.items import Item
 
 OUT = DATA / "prepare"
+TASK = "lm-eval:"  # a benchmark's source that is one of lm-eval's tasks of multiple choice, by name
 
 
 @flow
@@ -62,6 +63,10 @@ def read(benchmark: dict[str, Any], seed: int) -> dict[str, list[Item]]:
     if ("test_split" in own) == ("test_share" in own):
         raise ValueError("prepare.benchmark needs either test_split or test_share")
     source, name = own["source"], own.get("name")
+    if source.startswith(TASK):
+        from merge3.harness import items_of  # an optional extra
+
+        return split(items_of(source.removeprefix(TASK)), own["test_share"], seed)
     if "prompt" not in own:
         if more := sorted(set(own) - {"source", "test_share"}):
             raise ValueError(

@@ -19,7 +19,7 @@ def respond(runtime: dict[str, Any]) -> None:
     """Write data/respond/search.parquet and test.parquet (models x items), and what they cost.
 
     Raises:
-        ValueError: the base or an expert is broken.
+        ValueError: the base or an expert is broken, or no model's answer to an item could be scored.
 
     The test answers are read by the stage evaluate alone.
     """
@@ -29,8 +29,10 @@ def respond(runtime: dict[str, Any]) -> None:
     ledger = {}
     for split in ("search", "test"):
         table, ledger[split] = answer_all(f"respond {split}", asker, recipes, items.read(PREPARE / f"{split}.parquet"))
-        if broken := table.index[table.isna().any(axis=1)].tolist():
-            raise ValueError(f"{broken[0]!r} has no finite likelihoods: it cannot be merged")
+        if broken := table.index[table.isna().all(axis=1)].tolist():
+            raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged")
+        if silent := table.columns[table.isna().all(axis=0)].tolist():
+            raise ValueError(f"item {silent[0]!r} ({len(silent)} in all) was answered by no model: leave it out")
         ledger[split]["runtime"] = asker.identity
         responses.write(OUT / f"{split}.parquet", table)
     write_json(OUT / "ledger.json", ledger)

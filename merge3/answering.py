@@ -1,8 +1,18 @@
 """Answering: the likelihood that a model gives each option of each item; the likeliest option is its answer.
 
 A prompt and its options are one tree of tokens, packed into one sequence: the prompt is computed once, and so is
-every beginning that options share. Logits are read only where an option's next token hangs. A model whose likelihoods
-are not finite is broken, which is an error and never a wrong answer.
+every beginning that options share. A beginning that all items share (examples, a system prompt) is computed once for
+all. Logits are read only where an option's next token hangs. Models for which that is not exact (layers that are not
+attention, items beyond a sliding window) are asked a sequence an option instead.
+
+**Batch shape decides nothing.** Rows are padded at their end, to whole vectors, so that every token keeps its column:
+where a matrix product's row does not depend on the other rows, as in bfloat16 on a CPU (and often in float32),
+likelihoods are the same to the bit in any batch. Whether they are is seen in every batch: the shortest item is asked
+alone, and again in each. Where it moved, a *near-tie* of that batch, an item whose best two options are closer than
+`TOLERANCE` by any of the `SCORINGS`, is asked again, alone and without a shared beginning, and that decides.
+
+A model whose likelihoods are not finite is broken, which is an error and never a wrong answer; it is found by the
+shortest item, asked first. What cannot be asked (too long, an option without tokens) is a failure with its reason.
 """
 
 from __future__ import annotations
@@ -13,24 +23,58 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from merge3 import grading
 from merge3.items import Item
-from merge3.store import Answer
+from merge3.memory import Prefix, rounded
+from merge3.store import Answer, Failure
 
 PROTOCOL = {
     "scoring": "sum of option log-likelihoods",
     "tokens": "joint, trailing space to the option",
-    "version": 1,
+    "version": 2,
 }
+
+# Nats by which the difference of two log-likelihoods may move where sums are made in another order: seen were .37 in
+# bfloat16 and 1e-4 in float32, a sequence an option against packed trees, on the demonstration's base.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+SHARED = 24  # tokens from which on a common beginning is worth a pass of its own
+HEAD_ROWS = 64  # rows of logits normalised at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Work:
-    """What answering cost: tokens that went through the model, and positions whose logits were read."""
+    """What answering took: tokens of the questions that went through the model, and positions whose logits were read.
 
-    tokens: int
-    positions: int
+    `near_ties` counts the items that were asked again, `checks` the tokens of that and of the shortest item's
+    repetitions; they come on top, so that `tokens` depends on the questions alone.
+    """
+
+    tokens: int = 0
+    positions: int = 0
+    near_ties: int = 0
+    checks: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass
+class Scores:
+    """What trees were scored.
+
+    Attributes:
+        values: the log-likelihood of each option of each tree; None where it was not asked, others being not finite.
+        greedy: whether each option is what the model would have written itself.
+        moved: trees that were in a batch in which the shortest tree's answer was not, to the bit, what it is alone.
+        work: what it took.
+    """
+
+    values: list[tuple[float, ...] | None]
+    greedy: list[tuple[bool, ...]]
+    moved: set[int]
+    work: Work
 
 
 SCORINGS = ("sum", "characters", "tokens")
@@ -63,25 +107,80 @@ class Tree:
         """The last prompt token and every inner node."""
         return len(self.tokens) - self.prompt + 1
 
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest option with the prompt, which is what a model's context must hold."""
+        return self.prompt + max(map(len, self.reads), default=1) - 1
 
-def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree:
-    """The token tree of an item.
+    def lines(self) -> list[Tree]:
+        """The same options as trees of one option each."""
+        found = []
+        for path in self.reads:
+            tail = tuple(token for _, token in path)
+            start = self.prompt - 1
+            found.append(
+                Tree(
+                    self.prompt,
+                    (*self.tokens[: self.prompt], *tail[:-1]),
+                    tuple(range(start, start + len(tail) - 1)),
+                    (tuple((start + place, token) for place, token in enumerate(tail)),),
+                )
+            )
+        return found
 
-    Prompt and option are tokenized together, the prompt's trailing space belonging to the option, as lm-eval does.
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of a text; a beginning-of-text token that it has already, from a chat template, is not put there again."""
+    begins = tokenizer.bos_token
+    tokens: list[int] = tokenizer.encode(text, add_special_tokens=not (begins and text.startswith(begins)))
+    return tokens
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that stands for an empty prompt, as in lm-eval: beginning of text, else end of text.
 
     Raises:
-        ValueError: the prompt has no token, or an option adds none.
+        ValueError: the tokenizer has neither.
     """
-    prompt = tokenizer.encode(item.prompt.rstrip())
-    if not prompt:
-        raise ValueError(f"item {item.id!r}: its prompt has no token: {item.prompt!r}")
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError("an empty prompt needs a tokenizer with a beginning-of-text or end-of-text token")
+
+
+def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree | Failure:
+    """The token tree of an item; a failure where two options are the same tokens, or one adds none to the prompt.
+
+    Prompt and option are tokenized together and parted after as many tokens as the prompt has alone, the prompt's
+    trailing space belonging to the option, exactly as lm-eval does. Where a token would merge across that border,
+    the prompt keeps its own tokens, and the option is what follows so many tokens of the whole.
+    """
+    context = item.prompt.rstrip()
+    prompt = encode(context, tokenizer)
+    wholes = [encode(item.prompt + option, tokenizer) for option in item.options]
+    owns = [whole[len(prompt) :] for whole in wholes]
+    if (
+        not context
+    ):  # nothing to condition on: lm-eval's one token, which is not put before an option that begins with it
+        first = beginning(tokenizer)
+        plain: list[list[int]] = [
+            tokenizer.encode(item.prompt + option, add_special_tokens=False) for option in item.options
+        ]
+        prompt, owns = [first], [own[1:] if own[:1] == [first] else own for own in plain]
+    for option, own in zip(item.options, owns, strict=True):
+        if not own:
+            return Failure(f"option {option!r} adds no token to the prompt")
+    if len(set(map(tuple, owns))) < len(owns):
+        return Failure("two options are the same tokens")
+    return tree_of(prompt, owns)
+
+
+def tree_of(prompt: Sequence[int], options: Sequence[Sequence[int]]) -> Tree:
+    """The tree of a prompt's tokens and those of each option."""
     tokens, parents = list(prompt), list[int]()
     reads = []
     children: dict[tuple[int, int], int] = {}  # (parent position, token) -> position
-    for option in item.options:
-        own = tokenizer.encode(item.prompt + option)[len(prompt) :]
-        if not own:
-            raise ValueError(f"item {item.id!r}: option {option!r} adds no token to the prompt")
+    for own in options:
         position, path = len(prompt) - 1, []
         for token in own[:-1]:
             path.append((position, token))
@@ -94,51 +193,113 @@ def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree:
     return Tree(len(prompt), tuple(tokens), tuple(parents), tuple(reads))
 
 
-def batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
-    """Indices of trees, longest first, in batches of at most `batch_tokens` padded tokens (or one tree)."""
-    order = sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), i))
+def common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with, the last token of none among them; 0 below `SHARED`."""
+    if len(prompts) < 2:
+        return 0
+    arrays = [np.array(prompt[: min(map(len, prompts)) - 1]) for prompt in prompts]
+    shared = int(np.logical_and.accumulate((np.stack(arrays) == arrays[0]).all(axis=0)).sum())
+    return shared if shared >= SHARED else 0
+
+
+def batches(trees: Sequence[Tree], batch_tokens: int, shared: int = 0) -> list[list[int]]:
+    """Indices of trees, longest first, in batches of at most `batch_tokens` padded tokens (or one tree).
+
+    `shared` tokens at the beginning of each are not computed with it.
+    """
+    order = sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), trees[i].tokens, i))
     result: list[list[int]] = []
     for index in order:
-        if result and (len(result[-1]) + 1) * len(trees[result[-1][0]].tokens) <= batch_tokens:
+        width = _width(len(trees[result[-1][0]].tokens), shared) if result else 0
+        if result and (len(result[-1]) + 1) * width <= batch_tokens:
             result[-1].append(index)
         else:
             result.append([index])
     return result
 
 
-def _inputs(trees: Sequence[Tree], padding: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Left-padded tensors in which a token sees itself, the prompt before it, and its ancestors in the tree."""
-    width = max(len(tree.tokens) for tree in trees)
-    ids = torch.full((len(trees), width), padding)
-    places = torch.zeros(len(trees), width, dtype=torch.long)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+def _width(tokens: int, shared: int) -> int:
+    """Columns of a batch whose longest row has so many tokens: with the shared ones they are whole vectors."""
+    return rounded(tokens) - shared
+
+
+def _inputs(trees: Sequence[Tree], padding: int, dtype: torch.dtype, shared: int) -> dict[str, torch.Tensor]:
+    """Right-padded tensors in which a token sees itself, the prompt before it, and its ancestors in the tree."""
+    columns = rounded(max(len(tree.tokens) for tree in trees))
+    ids = np.full((len(trees), columns), padding)
+    places = np.zeros((len(trees), columns), dtype=np.int64)
+    sees = np.zeros((len(trees), columns, columns), dtype=bool)
+    sees[:] = np.tri(columns, dtype=bool)  # what follows the prompt is set below; padding sees what it likes
     for row, tree in enumerate(trees):
-        start = width - len(tree.tokens)
-        after = start + tree.prompt
-        ids[row, start:] = torch.tensor(tree.tokens)
-        places[row, start:after] = torch.arange(tree.prompt)
-        sees[row, start:after, start:after] = torch.ones(tree.prompt, tree.prompt, dtype=torch.bool).tril()
-        for node, parent in enumerate(tree.parents):
-            sees[row, after + node] |= sees[row, start + parent]
-            places[row, after + node] = places[row, start + parent] + 1
-    mask = torch.zeros(len(trees), 1, width, width, dtype=dtype)
-    mask.masked_fill_(~sees.unsqueeze(1), torch.finfo(dtype).min)
-    return {"input_ids": ids, "position_ids": places, "attention_mask": mask}
+        ids[row, : len(tree.tokens)] = tree.tokens
+        places[row, : tree.prompt] = np.arange(tree.prompt)
+        sees[row, tree.prompt : len(tree.tokens), tree.prompt :] = False
+        for node, parent in enumerate(tree.parents, start=tree.prompt):
+            if parent >= tree.prompt:
+                sees[row, node] |= sees[row, parent]
+            sees[row, node, node] = True
+            places[row, node] = places[row, parent] + 1
+    visible = torch.from_numpy(sees[:, None, shared:])
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+    given = {"input_ids": ids, "position_ids": places}
+    return {name: torch.from_numpy(value[:, shared:]) for name, value in given.items()} | {"attention_mask": mask}
 
 
-def _logits(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], rows: list[int], columns: list[int]
+def _line_inputs(lines: Sequence[Tree], padding: int) -> dict[str, torch.Tensor]:
+    """Right-padded tensors of plain sequences; no mask is needed, since what follows a token is not seen by it."""
+    width = rounded(max(len(line.tokens) for line in lines))
+    return {"input_ids": torch.tensor([[*line.tokens, *[padding] * (width - len(line.tokens))] for line in lines])}
+
+
+def logits_at(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    rows: Sequence[int],
+    columns: Sequence[int],
+    memory: Cache | None = None,
 ) -> Float[torch.Tensor, "positions vocabulary"]:
     """Logits at the given places alone: the head, a fifth of a small model, is spared everywhere else."""
     at = (torch.tensor(rows, device=model.device), torch.tensor(columns, device=model.device))
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][at],))
+    given = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     try:
-        outputs = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, use_cache=False)
+        outputs = model(**given, past_key_values=memory, use_cache=memory is not None)
     finally:
         hook.remove()
-    logits: torch.Tensor = outputs.logits.float()
+    logits: torch.Tensor = outputs.logits
     return logits
+
+
+@torch.inference_mode()
+def remember(model: PreTrainedModel, tokens: Sequence[int], padding: int) -> Prefix:
+    """The keys and values of a beginning that several rows share."""
+    memory = Prefix(model.config.get_text_config().num_hidden_layers)
+    tree = Tree(len(tokens), tuple(tokens), (), ())
+    logits_at(model, _inputs([tree], padding, model.dtype, 0), [0], [0], memory)
+    memory.cut(len(tokens))
+    return memory
+
+
+def context_length(model: PreTrainedModel) -> float:
+    """Tokens that the model's positions reach; infinite where its config does not say."""
+    return float(getattr(model.config.get_text_config(), "max_position_embeddings", None) or np.inf)
+
+
+def window(model: PreTrainedModel) -> float:
+    """Tokens that a layer looks back at; infinite where no layer has a sliding window."""
+    config = model.config.get_text_config()
+    if getattr(config, "use_sliding_window", True) is False:
+        return np.inf
+    return float(getattr(config, "sliding_window", None) or np.inf)
+
+
+def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
+    """What items with options take; a common beginning counts once."""
+    trees = [tree for tree in (tokenize(item, tokenizer) for item in items) if isinstance(tree, Tree)]
+    shared = common([tree.tokens[: tree.prompt] for tree in trees])
+    own = sum(len(tree.tokens) - shared for tree in trees)
+    return Work(own + shared, sum(tree.read_positions for tree in trees))
 
 
 def loglikelihoods(
@@ -147,41 +308,91 @@ def loglikelihoods(
     items: Sequence[Item],
     batch_tokens: int,
     on_batch: Callable[[int], None] = lambda items: None,
+    packed: bool = True,
 ) -> tuple[list[Answer], Work]:
     """The log-likelihood of every option of every item, in nats, and the work it took.
 
-    `on_batch` is told how many items a finished batch held.
+    `on_batch` is told how many items a finished batch held. Without `packed` every option is a sequence of its own,
+    as for items that are longer than the model's sliding window.
 
     Raises:
         BrokenModel: a log-likelihood is not finite; the batch in which it occurs is the last that is asked.
-        ValueError: an item is longer than the model's sliding window.
         torch.OutOfMemoryError: a single item does not fit; batches that do not are halved, and never graded.
     """
-    trees = [tokenize(item, tokenizer) for item in items]
-    window = getattr(model.config.get_text_config(), "sliding_window", None) or np.inf
-    if (longest := max((len(tree.tokens) for tree in trees), default=0)) > window:
-        raise ValueError(f"an item has {longest} tokens with its options; this model's sliding window is {window}")
-    answers = _score(model, tokenizer, trees, batch_tokens, on_batch)
-    asked = [tree for tree, answer in zip(trees, answers, strict=True) if answer is not None]
-    work = Work(sum(len(t.tokens) for t in asked), sum(t.read_positions for t in asked))
-    found = []
-    for item, answer in zip(items, answers, strict=True):
-        if answer is not None and not np.isfinite(answer).all():
-            raise BrokenModel(f"log-likelihoods of item {item.id!r} are {answer}", work)
-        found.append(answer or ())
-    return found, work
+    answers: list[Answer | None] = []
+    trees: dict[int, Tree] = {}
+    holds = context_length(model)
+    for index, item in enumerate(items):
+        tree = tokenize(item, tokenizer)
+        if isinstance(tree, Tree) and tree.depth > holds:
+            tree = Failure(f"{tree.depth} tokens with its longest option; the model's context holds {holds:.0f}")
+        answers.append(tree if isinstance(tree, Failure) else None)
+        if isinstance(tree, Tree):
+            trees[index] = tree
+    on_batch(len(items) - len(trees))
+    chosen = list(trees.values())
+    spans = [spans_of(items[index], tree) for index, tree in trees.items()]
+    found = settled(model, tokenizer, chosen, spans, batch_tokens, on_batch, packed)
+    for index, values in zip(trees, found.values, strict=True):
+        if values is not None and not np.isfinite(values).all():
+            raise BrokenModel(f"log-likelihoods of item {items[index].id!r} are {values}", found.work)
+        answers[index] = values
+    return [() if answer is None else answer for answer in answers], found.work
 
 
-def check_packing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> None:
-    """Refuse a model in which an option's likelihood depends on its siblings in the tree, as in recurrent layers.
+def settled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    trees: Sequence[Tree],
+    spans: Sequence[Sequence[Sequence[int]]],
+    batch_tokens: int,
+    on_batch: Callable[[int], None] = lambda items: None,
+    packed: bool = True,
+) -> Scores:
+    """`score`, and where batches moved the answers, the near-ties by `spans` decided alone (see `near_tie`)."""
+    found = score(model, tokenizer, trees, batch_tokens, on_batch, packed)
+    if any(values is not None and not np.isfinite(values).all() for values in found.values):
+        return found
+    for place in sorted(found.moved):
+        if near_tie(found.values[place] or (), spans[place], TOLERANCE.get(model.dtype, 0.0)):
+            again = score(model, tokenizer, [trees[place]], 1, packed=packed)
+            found.values[place], found.greedy[place] = again.values[0], again.greedy[0]
+            found.work += Work(near_ties=1, checks=again.work.tokens)
+    return found
+
+
+def spans_of(item: Item, tree: Tree) -> tuple[tuple[int, ...], ...]:
+    """What each option's log-likelihood is divided by, for each of `SCORINGS`."""
+    return (
+        (1,) * len(item.options),
+        tuple(max(1, len(option)) for option in item.options),
+        tuple(len(path) for path in tree.reads),
+    )
+
+
+def near_tie(values: Sequence[float], spans: Sequence[Sequence[int]], tolerance: float) -> bool:
+    """Whether the best option leads another by less than `tolerance`, by any way of dividing log-likelihoods.
+
+    Each log-likelihood may have moved by half the tolerance, hence a score by that over its divisor.
+    """
+    for over in spans:
+        scores = [value / length for value, length in zip(values, over, strict=True)]
+        best = int(np.argmax(scores))
+        for other, value in enumerate(scores):
+            if other != best and scores[best] - value < tolerance / 2 * (1 / over[best] + 1 / over[other]):
+                return True
+    return False
+
+
+def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> bool:
+    """Whether an option's likelihood does not depend on its siblings in the tree, as it does in recurrent layers.
 
     The tokens that only other options use are replaced: attention that heeds the mask gives the last option the same
-    likelihood. (Nothing can be told by an item whose options have a token each.)
-
-    Raises:
-        ValueError: the likelihood changed by a tenth of a nat or more.
+    likelihood, to a tenth of a nat. (Nothing can be told by an item whose options have a token each.)
     """
     tree = tokenize(item, tokenizer)
+    if isinstance(tree, Failure) or len(tree.tokens) > window(model):
+        return not isinstance(tree, Tree)
     own = {position for position, _ in tree.reads[-1]}
     tokens = tuple(
         token if at < tree.prompt or at in own else (token + 1) % len(tokenizer) for at, token in enumerate(tree.tokens)
@@ -189,57 +400,100 @@ def check_packing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, it
     other = replace(tree, tokens=tokens)
     changes = []  # the smaller of two, since a rare hiccup of bfloat16 hardware is not the model's doing
     for _ in range(2):
-        before, after = ((_score(model, tokenizer, [one], 1)[0] or (np.nan,))[-1] for one in (tree, other))
+        before, after = ((score(model, tokenizer, [one], 1).values[0] or (np.nan,))[-1] for one in (tree, other))
         changes.append(abs(after - before))
-    if min(changes) >= 0.1:  # NaN is no difference: the answers will tell
-        raise ValueError(
-            f"{type(model).__name__} cannot be asked by packed options (one moves another by {min(changes):.2f} nats): "
-            "its layers are not all attention"
-        )
+    return not min(changes) >= 0.1  # NaN is no difference: the answers will tell
 
 
 @torch.inference_mode()
-def _score(
+def score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     trees: Sequence[Tree],
     batch_tokens: int,
     on_batch: Callable[[int], None] = lambda items: None,
-) -> list[Answer | None]:
-    """The log-likelihood of every option of every tree; None where it was not asked, after others were not finite."""
-    answers: list[Answer | None] = [None] * len(trees)
+    packed: bool = True,
+) -> Scores:
+    """The log-likelihood of every option of every tree."""
+    scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
+    if not trees:
+        return scores
+    packed = packed and max(len(tree.tokens) for tree in trees) <= window(model)
+    padding = tokenizer.pad_token_id or 0
     queue = batches(trees, batch_tokens)
+    shortest = queue[-1].pop()  # asked first: a broken model is found by it
+    values, greedy, rows = _ask(model, [trees[shortest]], padding, None, 0, packed)
+    scores.values[shortest], scores.greedy[shortest], scores.work = values[0], greedy[0], _work(rows, 0)
+    on_batch(1)
+    if len(trees) == 1 or not np.isfinite(values[0]).all():
+        return scores
+    shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed else 0
+    memory = None
+    if shared:
+        memory = remember(model, trees[shortest].tokens[:shared], padding)
+        scores.work += Work(checks=shared)  # which the shortest was read with before
+        rest = [index for index in range(len(trees)) if index != shortest]
+        queue = [[rest[place] for place in batch] for batch in batches([trees[i] for i in rest], batch_tokens, shared)]
+    queue = [batch for batch in queue if batch]
     while queue:
         batch = queue.pop(0)
-        chosen = [trees[i] for i in batch]
-        inputs = _inputs(chosen, tokenizer.pad_token_id, model.dtype)
-        width = inputs["input_ids"].shape[1]
-        rows = [row for row, tree in enumerate(chosen) for _ in range(tree.read_positions)]
-        columns = [column for tree in chosen for column in range(width - tree.read_positions, width)]
         try:
-            logits = _logits(model, inputs, rows, columns)
+            values, greedy, rows = _ask(model, [trees[i] for i in (*batch, shortest)], padding, memory, shared, packed)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            queue[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            half = len(batch) // 2  # what follows is no shorter a batch: it is cut as well, before it fails
+            queue = [part[i : i + half] for part in (batch, *queue) for i in range(0, len(part), half)]
             continue
-        totals = logits.logsumexp(-1).double()
-        first = 0  # the read positions of a tree stand together, the last prompt token first
-        for index, tree in zip(batch, chosen, strict=True):
-            pairs = [(first + position - tree.prompt + 1, token) for path in tree.reads for position, token in path]
-            read, tokens = torch.tensor(pairs, device=logits.device).T
-            values = logits[read, tokens].double() - totals[read]
-            parts = torch.split(values, [len(path) for path in tree.reads])
-            answers[index] = tuple(float(part.sum()) for part in parts)
-            first += tree.read_positions
+        again = 1 if packed else len(trees[shortest].reads)  # rows of the shortest item
+        scores.work += _work(rows[:-again], shared) + Work(checks=_work(rows[-again:], shared).tokens)
+        for index, value, own in zip(batch, values, greedy, strict=False):
+            scores.values[index], scores.greedy[index] = value, own
+        if values[-1] != scores.values[shortest]:
+            scores.moved |= {*batch}
         on_batch(len(batch))
-        if not all(np.isfinite(answers[index] or ()).all() for index in batch):
+        if not all(np.isfinite(value).all() for value in values):
             break
-    return answers
+    return scores
+
+
+def _ask(
+    model: PreTrainedModel, trees: Sequence[Tree], padding: int, memory: Prefix | None, shared: int, packed: bool
+) -> tuple[list[tuple[float, ...]], list[tuple[bool, ...]], list[Tree]]:
+    """The log-likelihoods of one batch, what is greedy, and its rows."""
+    rows = list(trees) if packed else [line for tree in trees for line in tree.lines()]
+    inputs = _inputs(rows, padding, model.dtype, shared) if packed else _line_inputs(rows, padding)
+    at = [row for row, tree in enumerate(rows) for _ in range(tree.read_positions)]
+    columns = [column - shared for tree in rows for column in range(tree.prompt - 1, len(tree.tokens))]
+    logits = logits_at(model, inputs, at, columns, memory)
+    first, pairs = 0, []  # the read positions of a row stand together, the last prompt token first
+    for tree in rows:
+        pairs += [(first + position - tree.prompt + 1, token) for path in tree.reads for position, token in path]
+        first += tree.read_positions
+    read, tokens = torch.tensor(pairs, device=logits.device).T
+    totals = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, HEAD_ROWS)]).double()
+    values = (logits[read, tokens].double() - totals[read]).tolist()
+    likeliest = (logits.argmax(-1)[read] == tokens).tolist()
+    options, start = [], 0
+    for path in (path for tree in rows for path in tree.reads):
+        end = start + len(path)
+        options.append((float(np.sum(values[start:end])), all(likeliest[start:end])))
+        start = end
+    found, greedy, start = list[tuple[float, ...]](), list[tuple[bool, ...]](), 0
+    for tree in trees:
+        own = options[start : start + len(tree.reads)]
+        found.append(tuple(value for value, _ in own))
+        greedy.append(tuple(best for _, best in own))
+        start += len(own)
+    return found, greedy, rows
+
+
+def _work(rows: Sequence[Tree], shared: int) -> Work:
+    return Work(sum(len(row.tokens) - shared for row in rows), sum(row.read_positions for row in rows))
 
 
 def lengths(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, scoring: str) -> list[tuple[int, ...]]:
-    """What each option's log-likelihood is divided by.
+    """What each option's log-likelihood is divided by; nothing for a free-text item.
 
     1 (`sum`, lm-eval's acc), its `characters` (lm-eval's acc_norm), or its `tokens`.
 
@@ -249,25 +503,25 @@ def lengths(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, scoring: 
     if scoring == "sum":
         return [(1,) * len(item.options) for item in items]
     if scoring == "characters":
-        return [tuple(len(option) for option in item.options) for item in items]
+        return [tuple(max(1, len(option)) for option in item.options) for item in items]
     if scoring == "tokens":
-        return [tuple(len(path) for path in tokenize(item, tokenizer).reads) for item in items]
+        trees = [tokenize(item, tokenizer) if item.options else Failure("free text") for item in items]
+        return [() if isinstance(tree, Failure) else tuple(map(len, tree.reads)) for tree in trees]
     raise ValueError(f"scoring must be one of {list(SCORINGS)}, got {scoring!r}")
 
 
 def correct(
     items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
 ) -> Float[np.ndarray, " items"]:
-    """1 where the right option scores above every other, else 0: a tie is not an answer."""
-    return np.array([float(margin > 0) for margin in margins(items, answers, divisors)])
+    """1 where the right option scores above every other (or the reply is right), else 0; NaN where it is not scored."""
+    return grading.grades(items, answers, divisors)[0]
 
 
 def margins(
     items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
 ) -> Float[np.ndarray, " items"]:
-    """Log-likelihood of the right option less that of the best other, in nats; each over its divisor, see `lengths`."""
-    found = []
-    for item, answer, over in zip(items, answers, divisors, strict=True):
-        scores = [value / length for value, length in zip(answer, over, strict=True)]
-        found.append(scores[item.answer] - max(v for o, v in enumerate(scores) if o != item.answer))
-    return np.array(found)
+    """Log-likelihood of the right option less that of the best other, in nats; each over its divisor, see `lengths`.
+
+    For free-text items 1 and -1; NaN where an item is not scored.
+    """
+    return np.array([grading.margin(*three) for three in zip(items, answers, divisors, strict=True)], dtype=float)

@@ -1,7 +1,9 @@
 """A benchmark in any form becomes items: rows of a file or of a `datasets` dataset, through Jinja templates.
 
 Templates see the fields of a row, as in lm-eval. Options are a template each, or one expression that gives a list; the
-answer is an index, a letter or the text of an option. Few-shot examples are rows answered rightly, before the question.
+answer is an index, a letter or the text of an option. Without options the answer is the text, or a list of texts, that
+is right, and items are free-text. Few-shot examples are rows answered rightly, before the question; with a chat
+template they are turns of the conversation. A template is applied here, once, to whole texts, and never again after.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import pandas as pd
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from merge3.items import Item
+from merge3.items import Item, free_text
+from merge3.models import load_tokenizer, weights_folder
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILES: Mapping[str, Any] = {
@@ -34,18 +37,24 @@ class Form:
 
     Attributes:
         prompt: template of the question, up to where an option follows.
-        options: templates of the options, or one expression whose value is their list (`choices.text`).
-        answer: expression of the right option: its index, its letter (or what `labels` holds) or its text.
+        options: templates of the options, or one expression whose value is their list (`choices.text`); None for
+            free-text items.
+        answer: expression of the right option: its index, its letter (or what `labels` holds) or its text; of
+            free-text items, the text that is right, or a list of such.
         delimiter: what stands between prompt and option.
         labels: expression of the list that the answer is looked up in, where that is not A, B, C ...
         id: expression of the item's id; the row's number where None.
         group: expression of the group that scores are reported by, or None.
         description: text before everything.
         shots: how many of the example rows stand before the question.
+        free: of free-text items, how they are asked and graded, see `items.FreeText`.
+        chat: a model folder or hub id whose tokenizer's chat template puts the question as a user's turn, and the
+            examples as turns before it; the delimiter is left out, as by lm-eval.
+        system: the system's turn (with `chat`), else text before everything.
     """
 
     prompt: str
-    options: str | Sequence[str]
+    options: str | Sequence[str] | None
     answer: str
     delimiter: str = " "
     labels: str | None = None
@@ -53,6 +62,9 @@ class Form:
     group: str | None = None
     description: str = ""
     shots: int = 0
+    free: Mapping[str, Any] | None = None
+    chat: str | None = None
+    system: str = ""
 
 
 def rows(source: str, name: str | None = None, split: str | None = None) -> list[dict[str, Any]]:
@@ -131,19 +143,53 @@ def to_items(
     return found
 
 
+class Chat:
+    """A tokenizer's chat template, applied to a conversation that has none yet."""
+
+    def __init__(self, source: str) -> None:
+        """`source` is a model folder or hub id.
+
+        Raises:
+            ValueError: its tokenizer has no chat template.
+        """
+        self.tokenizer = load_tokenizer(weights_folder(source))
+        if not self.tokenizer.chat_template:
+            raise ValueError(f"{source}: its tokenizer has no chat template; leave `chat` out, or name another model")
+        self.marks = [str(token) for token in self.tokenizer.all_special_tokens]
+
+    def __call__(self, system: str, questions: Sequence[str], answers: Sequence[str]) -> str:
+        """The conversation up to where the last question's answer begins.
+
+        Raises:
+            ValueError: a text holds one of the template's special tokens: it is wrapped already.
+        """
+        for text in (system, *questions, *answers):
+            if found := [mark for mark in self.marks if mark in text]:
+                raise ValueError(f"a text holds {found[0]!r} already: a chat template is applied once")
+        turns = [{"role": "system", "content": system}] if system else []
+        for question, answer in zip(questions, answers, strict=False):
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        turns.append({"role": "user", "content": questions[-1]})
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
 class _Writer:
     """The templates of a form, compiled once."""
 
     def __init__(self, form: Form) -> None:
         self.form = form
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-        listed = not isinstance(form.options, str)
+        if form.options is not None and form.free is not None:
+            raise ValueError("a benchmark has either options or free: what is free has no options")
+        self._free = free_text(form.free or {}, "free") if form.options is None else None
+        self._chat = None if form.chat is None else Chat(form.chat)
+        texts = None if isinstance(form.options, str) else form.options
         try:
             self._prompt = environment.from_string(form.prompt)
-            self._options = [environment.from_string(text) for text in form.options] if listed else []
+            self._options = [environment.from_string(text) for text in texts or ()]
             expressions = {"answer": form.answer, "labels": form.labels, "id": form.id, "group": form.group}
-            if not listed:
-                expressions["options"] = str(form.options)
+            if isinstance(form.options, str):
+                expressions["options"] = form.options
             self._expressions = {
                 key: environment.compile_expression(text, undefined_to_none=False)
                 for key, text in expressions.items()
@@ -154,19 +200,35 @@ class _Writer:
 
     def item(self, row: Mapping[str, Any], number: int, examples: Sequence[Mapping[str, Any]]) -> Item:
         """The item of a row."""
-        shots = "".join(f"{prompt}{options[answer]}\n\n" for prompt, options, answer in map(self._parts, examples))
-        prompt, options, answer = self._parts(row)
+        asked = [self._question(example) for example in (*examples, row)]
+        questions, answers = [question for question, _ in asked], [texts[0] for _, texts in asked[:-1]]
+        if self._chat is None:
+            shots = "".join(f"{q}{self.form.delimiter}{a}\n\n" for q, a in zip(questions, answers, strict=False))
+            prompt = f"{self.form.system}{self.form.description}{shots}{questions[-1]}{self.form.delimiter}"
+        else:
+            questions[0] = self.form.description + questions[0]
+            prompt = self._chat(self.form.system, questions, answers)
         identity = self._value("id", row)
-        return Item(
-            id=str(number if identity is None else identity),
-            prompt=f"{self.form.description}{shots}{prompt}",
-            options=tuple(options),
-            answer=answer,
-            group=str(self._value("group", row) or ""),
-        )
+        name, group = str(number if identity is None else identity), str(self._value("group", row) or "")
+        if self._free is not None:
+            return Item(name, prompt.rstrip(" "), group=group, expected=tuple(asked[-1][1]), free=self._free)
+        options, answer = self._choices(row)
+        return Item(name, prompt, tuple(options), answer, group)
 
-    def _parts(self, row: Mapping[str, Any]) -> tuple[str, list[str], int]:
-        """Prompt with its delimiter, options, and the index of the right one."""
+    def _question(self, row: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """The question, and the texts that are right."""
+        question = self._prompt.render(row)
+        if self._free is None:
+            options, answer = self._choices(row)
+            return question, [options[answer]]
+        found = self._value("answer", row)
+        texts = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+        if not texts or any(text is None or text != text or text == "" for text in texts):
+            raise ValueError("it has no answer")
+        return question, [str(text) for text in texts]
+
+    def _choices(self, row: Mapping[str, Any]) -> tuple[list[str], int]:
+        """The options, and the index of the right one."""
         if self._options:
             options: Any = [template.render(row) for template in self._options]
         else:
@@ -174,8 +236,7 @@ class _Writer:
         if isinstance(options, str) or not isinstance(options, Sequence) or len(options) < 2:
             raise ValueError(f"options must be a list of two or more, got {options!r}")
         texts = [str(option) for option in options]
-        answer = _index(self._value("answer", row), texts, self._value("labels", row))
-        return self._prompt.render(row) + self.form.delimiter, texts, answer
+        return texts, _index(self._value("answer", row), texts, self._value("labels", row))
 
     def _value(self, key: str, row: Mapping[str, Any]) -> Any:
         if key not in self._expressions:

@@ -1,25 +1,29 @@
-"""The command line: `merge3 merge`, `recipe`, `respond`, `import`, `plan`."""
+"""The command line: `merge3 merge`, `recipe`, `respond`, `answers`, `import`, `plan`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from merge3 import answering, export, imports, items, mergefile, responses
-from merge3.models import check_device, load, load_tokenizer, resolve_dtype, weights_folder
+from merge3 import answering, export, grading, imports, items, mergefile, responses
+from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, runtime_name, weights_folder
 from merge3.plan import GIGABYTE, Machine, Plan, measure, plan
+from merge3.respond import packable
+from merge3.respond import respond as ask
+from merge3.store import Answer, Reply, Store, digest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +61,14 @@ def parser() -> argparse.ArgumentParser:
     respond.add_argument(
         "--model", action="append", required=True, metavar="M", help="folder, GGUF file or hub id; may be repeated"
     )
-    respond.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
+    respond.add_argument("--items", type=Path, help="a .jsonl or .parquet file of items")
+    respond.add_argument("--task", action="append", help="instead: a task of lm-eval, by name; may be repeated")
+    respond.add_argument("--include-path", type=Path, help="a folder with more of lm-eval's tasks")
+    respond.add_argument("--metric", help="of a task (default: acc_norm, else acc, else exact_match)")
+    respond.add_argument("--filter", help="of a task's answers, where it has several")
     respond.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
-    respond.add_argument("--answers", type=Path, help="every log-likelihood as well, as JSON lines")
+    respond.add_argument("--answers", type=Path, help="every raw answer as well, as JSON lines")
+    respond.add_argument("--store", type=Path, help="a folder that keeps raw answers: what is in it is not asked again")
     respond.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
     respond.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     respond.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
@@ -70,6 +79,18 @@ def parser() -> argparse.ArgumentParser:
         help="of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)",
     )
     respond.set_defaults(run=run_respond)
+
+    told_answers = commands.add_parser("answers", help="show every raw answer that a store keeps")
+    told_answers.add_argument(
+        "store", type=Path, help="data/evolve/answers, for instance, or what respond --store wrote"
+    )
+    told_answers.add_argument("--items", type=Path, action="append", required=True, help="the items; may be repeated")
+    told_answers.add_argument("--model", help="only models whose name begins so")
+    told_answers.add_argument("--item", help="only the item of this id")
+    told_answers.add_argument("--failed", action="store_true", help="only answers that are not scored")
+    told_answers.add_argument("--json", action="store_true", help="JSON lines")
+    told_answers.add_argument("--scoring", choices=answering.SCORINGS[:2], default="sum", help="as for respond")
+    told_answers.set_defaults(run=run_answers)
 
     imported = commands.add_parser("import", help="make a response table of what others measured")
     imported.add_argument("source", type=Path, help="what lm_eval --log_samples wrote, or a .csv or .parquet matrix")
@@ -111,34 +132,147 @@ def run_respond(options: argparse.Namespace) -> None:
     """`merge3 respond`.
 
     Raises:
-        ValueError: two models are called alike, or one is broken.
+        ValueError: two models are called alike, or one is broken, or there are neither items nor tasks, or both.
     """
+    if (options.items is None) == (options.task is None):
+        raise ValueError("give either --items or --task")
     names = [source.rstrip("/").split("/")[-1] for source in options.model]
     if len(set(names)) < len(names):
         raise ValueError(f"models are named by the last part of their paths, which must differ: got {names}")
-    asked = items.read(options.items)
     check_device(options.device)
     dtype = resolve_dtype(options.dtype, options.device)
+    if options.task is not None:
+        run_tasks(options, names, dtype)
+        return
+    asked = items.read(options.items)
+    store = None if options.store is None else Store(options.store)
     rows, lines = [], []
     for name, source in zip(names, options.model, strict=True):
         folder = weights_folder(source)
         model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
-        answering.check_packing(model, tokenizer, asked[0])
-        begin = perf_counter()
-        with progress(name, len(asked)) as advance:
-            answers, work = answering.loglikelihoods(model, tokenizer, asked, options.batch_tokens, advance)
+        key = {
+            **{"model": name, "weights": fingerprint(folder), "dtype": str(dtype), "protocol": answering.PROTOCOL},
+            "runtime": f"{runtime_name(options.device)}, batches of {options.batch_tokens} tokens",
+        }
+        kept = store.get(key) if store else {}
+        new = [item for item in asked if item.content_hash not in kept]
+        begin, work = perf_counter(), answering.Work()
+        if new:
+            packed = packable(model, tokenizer, new)
+            with progress(name, len(new)) as advance:
+                found, work = ask(model, tokenizer, new, options.batch_tokens, advance, packed)
+            fresh = {item.content_hash: answer for item, answer in zip(new, found, strict=True)}
+            kept |= fresh
+            if store:
+                store.put(key, fresh)
         seconds = perf_counter() - begin
-        right = answering.correct(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
-        rows.append(right)
+        answers = [kept[item.content_hash] for item in asked]
+        scores, reasons = grading.grades(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
+        rows.append(scores)
         lines += [
-            json.dumps({"model": name, "item": item.id, "loglikelihoods": list(answer), "correct": bool(score)})
-            for item, answer, score in zip(asked, answers, right, strict=True)
+            {"model": name, **shown(item, answer, score, reason)}
+            for item, answer, score, reason in zip(asked, answers, scores, reasons, strict=True)
         ]
-        rate = f"{work.tokens:,} tokens, {work.tokens / seconds:,.0f} a second"
-        print(f"{name}: {right.mean():.1%} of {len(asked)} items ({rate})")
+        failed = grading.failures(scores, reasons)
+        scored = scores[~np.isnan(scores)]
+        accuracy = f"{scored.mean():.1%} of {len(scored)} items" if len(scored) else "no item scored"
+        rate = (
+            f"{work.tokens:,} tokens, {(work.tokens + work.checks) / seconds:,.0f} a second"
+            if new
+            else "all of them kept"
+        )
+        print(f"{name}: {accuracy} ({rate}; {work.near_ties} near-ties)")
+        for reason, count in failed.items():
+            print(f"{name}: {count} of {len(asked)} items not scored ({count / len(asked):.1%}): {reason}")
     responses.write(options.out, responses.table(names, [item.id for item in asked], np.stack(rows)))
     if options.answers:
-        options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        options.answers.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def run_tasks(options: argparse.Namespace, names: Sequence[str], dtype: torch.dtype) -> None:
+    """`merge3 respond --task`: lm-eval makes the requests and grades.
+
+    Raises:
+        ValueError: lm-eval is not installed.
+    """
+    try:
+        from merge3.harness import Answerer, evaluate
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    rows = {}
+    for name, source in zip(names, options.model, strict=True):
+        folder = weights_folder(source)
+        answerer = Answerer(load(folder, dtype, options.device), load_tokenizer(folder), options.batch_tokens)
+        begin = perf_counter()
+        rows[name] = evaluate(answerer, options.task, options.include_path, options.metric, options.filter)
+        seconds, scores = perf_counter() - begin, np.array(list(rows[name].values()))
+        scored = scores[~np.isnan(scores)]
+        accuracy = f"{scored.mean():.1%} of {len(scored)} items" if len(scored) else "no item scored"
+        print(f"{name}: {accuracy} ({answerer.work.tokens:,} tokens, {answerer.work.tokens / seconds:,.0f} a second)")
+        if cut := len(scores) - len(scored):
+            print(f"{name}: {cut} of {len(scores)} items not scored ({cut / len(scores):.1%}): {grading.TRUNCATED}")
+    table = responses.check(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"))
+    responses.write(options.out, table)
+
+
+def shown(item: items.Item, answer: Answer, score: float, reason: str) -> dict[str, Any]:
+    """One raw answer in plain values: NaN, which JSON lacks, is null."""
+    found: dict[str, Any] = {"item": item.id, "prompt": item.prompt}
+    if isinstance(answer, Reply):
+        found |= {"reply": answer.text, "end": answer.end, "tokens": answer.tokens, "expected": list(item.expected)}
+    else:
+        found |= {"options": list(item.options), "answer": item.answer}
+    if isinstance(answer, tuple):
+        found["loglikelihoods"] = list(answer)
+    return {**found, "correct": None if np.isnan(score) else bool(score), "reason": reason}
+
+
+def run_answers(options: argparse.Namespace) -> None:
+    """`merge3 answers`.
+
+    Raises:
+        ValueError: nothing is kept that fits what was asked for.
+    """
+    asked = {item.content_hash: item for path in options.items for item in items.read(path)}
+    store, lines = Store(options.store), []
+    for key in store.keys():  # noqa: SIM118 - no mapping
+        name = named(key)
+        if not name.startswith(options.model or ""):
+            continue
+        for content, answer in store.get(key).items():
+            item = asked.get(content)
+            if item is None or options.item not in (None, item.id):
+                continue
+            divisors = [max(1, len(o)) if options.scoring == "characters" else 1 for o in item.options]
+            score, reason = grading.grade(item, answer, divisors)
+            if np.isnan(score) or not options.failed:
+                lines.append({"model": name, **shown(item, answer, score, reason)})
+    if not lines:
+        raise ValueError(f"{options.store} keeps no such answer to these items")
+    for line in lines:
+        print(json.dumps(line, ensure_ascii=False) if options.json else prose(line))
+    failed = [line["reason"] for line in lines if line["correct"] is None]
+    truncated = failed.count(grading.TRUNCATED)
+    print(f"{len(lines)} answers, {len(failed)} not scored, {truncated} of them truncated", file=sys.stderr)
+
+
+def named(key: Mapping[str, Any]) -> str:
+    """What a model is called: its own name, or the phenotype of its merge, as in a search's history."""
+    return str(key["model"]) if "model" in key else digest(key.get("merge"))
+
+
+def prose(line: Mapping[str, Any]) -> str:
+    """One raw answer for a reader."""
+    grade = {True: "right", False: "wrong", None: "not scored"}[line["correct"]]
+    head = f"{line['model'][:12]}  {line['item']}  {grade}{': ' if line['reason'] else ''}{line['reason']}"
+    parts = [head, f"  {line['prompt']!r}"]
+    if "reply" in line:
+        parts.append(f"  {line['reply']!r} ({line['tokens']} tokens, {line['end']}); expected {line['expected']}")
+    values = line.get("loglikelihoods") or [None] * len(line.get("options", ()))
+    for place, (option, value) in enumerate(zip(line.get("options", ()), values, strict=True)):
+        mark = "*" if place == line["answer"] else " "
+        parts.append(f"  {mark} {'-' if value is None else format(value, '9.3f')}  {option!r}")
+    return "\n".join(parts)
 
 
 def run_import(options: argparse.Namespace) -> None:
@@ -153,7 +287,8 @@ def run_import(options: argparse.Namespace) -> None:
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar in a terminal, nothing elsewhere; yields a function that is told how many more are done."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(label, total=total)
         yield lambda step: bar.advance(task, step)
 

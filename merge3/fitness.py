@@ -7,15 +7,15 @@ into an estimate of its score on all items.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from transformers import PreTrainedTokenizerBase
 
-from merge3 import answering
+from merge3 import answering, grading, respond
 from merge3.estimate import Estimate, Estimator, Known
 from merge3.items import Item
 from merge3.ledger import Cost, flops
@@ -24,6 +24,7 @@ from merge3.recipe import Recipe
 from merge3.store import Answer, Store
 
 TIE = 0.02  # accuracy that the margins of all questions are worth: less than one more right answer
+MOST_FAILED = 0.5  # share of questions without an answer beyond which a candidate has no estimate
 BROKEN: Answer = ()  # what the store keeps of an item that a model with non-finite likelihoods was asked
 
 
@@ -62,15 +63,14 @@ class Asker:
         self.batch_tokens = batch_tokens
         answering.lengths([], tokenizer, scoring)  # is refused before anything is asked
         self.scoring = scoring
-        self._checked = False  # whether packed options were held against single ones
+        self._packed: bool | None = None  # whether options may be packed, once one was held against its siblings
         self._applied: str | None = None  # phenotype that the live model holds
         self._expected: dict[str, Recipe] = {}  # phenotypes that will be asked soon
         self._made: dict[str, Weights] = {}  # and those of them that are merged
 
     def cost(self, items: Sequence[Item]) -> Cost:
         """What a model's answers to `items` take, if none is kept."""
-        trees = [answering.tokenize(item, self.tokenizer) for item in items]
-        work = answering.Work(sum(len(t.tokens) for t in trees), sum(t.read_positions for t in trees))
+        work = respond.planned(items, self.tokenizer)
         return Cost(work.tokens, flops(self.merger.model, work))
 
     def key(self, recipe: Recipe) -> dict[str, Any]:
@@ -79,11 +79,15 @@ class Asker:
         return {**self.identity, "merge": merge, "protocol": answering.PROTOCOL}
 
     def correct(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
-        """1 where the right option scores above every other, else 0."""
-        return (self.margins(items, answers) > 0).astype(float)
+        """1 where the right option scores above every other or the reply is right, else 0; NaN: not scored."""
+        return self.grades(items, answers)[0]
+
+    def grades(self, items: Sequence[Item], answers: Sequence[Answer]) -> tuple[Float[np.ndarray, " items"], list[str]]:
+        """What `correct` gives, and why an answer is not right or not scored."""
+        return grading.grades(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
 
     def margins(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
-        """The lead of each right option over the best other, in nats."""
+        """The lead of each right option over the best other, in nats; see `answering.margins`."""
         return answering.margins(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
 
     def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
@@ -130,12 +134,11 @@ class Asker:
         begin = perf_counter()
         self._become(recipe)
         merged = perf_counter()
-        if not self._checked:
-            answering.check_packing(self.merger.model, self.tokenizer, items[0])
-            self._checked = True
+        if self._packed is None:
+            self._packed = respond.packable(self.merger.model, self.tokenizer, items)
         try:
-            found, work = answering.loglikelihoods(
-                self.merger.model, self.tokenizer, items, self.batch_tokens, on_batch
+            found, work = respond.respond(
+                self.merger.model, self.tokenizer, items, self.batch_tokens, on_batch, self._packed
             )
             answers = {item.content_hash: answer for item, answer in zip(items, found, strict=True)}
         except answering.BrokenModel as error:
@@ -147,7 +150,9 @@ class Asker:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A candidate's estimated score; None where its model is broken. `cost` is what was spent now.
+    """A candidate's estimated score; None where its model is broken, or left too many questions without an answer.
+
+    `cost` is what was spent now, `failed` how many questions were not scored (truncated replies, for instance).
 
     `margin` is in [-1, 1]: how far the right options lead, over all questions. Among candidates that give the same
     answers the one that is surer of them is fitter: twenty questions alone cannot tell good merges apart.
@@ -156,6 +161,7 @@ class Evaluation:
     estimate: Estimate | None
     cost: Cost
     margin: float = 0.0
+    failed: int = 0
 
     @property
     def fitness(self) -> float:
@@ -182,6 +188,17 @@ class Fitness:
         asked = self.asker.ask(recipe, self.questions)
         if asked.answers is None:
             return Evaluation(None, asked.cost)
-        margins = self.asker.margins(self.questions, asked.answers)
-        correct = (margins > 0).astype(float)
-        return Evaluation(self.estimator(correct, self.known), asked.cost, float(np.tanh(margins).mean()))
+        correct = self.asker.correct(self.questions, asked.answers)
+        scored = ~np.isnan(correct)
+        failed = int((~scored).sum())
+        if failed > MOST_FAILED * len(correct):
+            return Evaluation(None, asked.cost, 0.0, failed)
+        known = self.known if not failed else _answered(self.known, scored)
+        margins = self.asker.margins(self.questions, asked.answers)[scored]
+        return Evaluation(self.estimator(correct[scored], known), asked.cost, float(np.tanh(margins).mean()), failed)
+
+
+def _answered(known: Known, scored: Bool[np.ndarray, " questions"]) -> Known:
+    """What is known, with the subset of those questions alone; the weights keep their sum."""
+    weights = known.weights[scored]
+    return replace(known, subset=known.subset[scored], weights=weights * known.weights.sum() / weights.sum())

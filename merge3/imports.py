@@ -1,11 +1,15 @@
-"""Responses that others measured become a response table: matrices, and the samples that lm-eval logs.
+"""Responses that others measured become a response table: matrices, samples that lm-eval logs, a leaderboard's details.
 
-A leaderboard's details (datasets of the same samples) are read alike, as the Parquet or JSON-lines files that they are.
+The Open LLM Leaderboard's details are datasets of files: in its second version (`<org>__<model>-details`) the samples
+that lm-eval logged, in its first (`details_<org>__<model>`) a Parquet file a task, named
+`details_harness|arc:challenge|25_<date>.parquet`, whose rows have `metrics`, a struct of scores, and `hashes` of what
+was asked, or the metrics as columns.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,15 @@ import pandas as pd
 
 from merge3 import responses
 
-SAMPLES = "samples_*.jsonl"
+SAMPLES = ("samples_*.jsonl", "samples_*.json", "details_*.parquet")
+DATED = re.compile(r"\d{4}-\d{2}-\d{2}T.*")
 MISSING = ("", "NA", "NaN", "nan")  # cells of a CSV file that were not scored
-METRICS = ("acc_norm", "acc", "exact_match")  # the first that a task's samples have is taken where none is named
+METRICS = (
+    "acc_norm",
+    "acc",
+    "exact_match",
+    "prompt_level_strict_acc",
+)  # the first that a task has, where none is named
 
 
 def matrix(path: Path) -> pd.DataFrame:
@@ -42,10 +52,10 @@ def matrix(path: Path) -> pd.DataFrame:
 
 
 def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = None) -> pd.DataFrame:
-    """The response table of what `lm_eval --log_samples --output_path folder` wrote for one model or many.
+    """The response table of what `lm_eval --log_samples --output_path folder` wrote, or of a leaderboard's details.
 
-    A model is a folder that holds `samples_<task>_<date>.jsonl`; of several runs of a task the last counts. An item is
-    `<task>:<doc_id>`; items that a model was not asked are NaN.
+    A model is a folder that holds `samples_<task>_<date>.jsonl` or `details_<task>_<date>.parquet`; of several runs of
+    a task the last counts. An item is `<task>:<doc_id>`; items that a model was not asked are NaN.
 
     Args:
         folder: the output path.
@@ -58,11 +68,17 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
             none is named, or two models were asked another text under one id.
     """
     files: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.rglob(SAMPLES)):
-        task = path.name.removeprefix("samples_").rsplit("_", 1)[0]
-        files[str(path.parent.relative_to(folder)), task] = path  # names end in their date: the last one stays
+    found = (path for pattern in SAMPLES for path in folder.rglob(pattern))
+    for path in sorted(found, key=lambda path: path.name):
+        task = path.name.split("_", 1)[1].rsplit("_", 1)[0]
+        parent = path.parent
+        while parent != folder and DATED.fullmatch(parent.name):  # the first leaderboard has a folder a run
+            parent = parent.parent
+        files[str(parent.relative_to(folder)), task] = path  # names end in their date: the last one stays
     if not files:
-        raise FileNotFoundError(f"no {SAMPLES} under {folder}: run lm_eval with --log_samples --output_path {folder}")
+        raise FileNotFoundError(
+            f"no {', '.join(SAMPLES)} under {folder}: run lm_eval with --log_samples --output_path {folder}"
+        )
     texts: dict[str, Any] = {}
     rows: dict[str, dict[str, float]] = {}
     for (model, task), path in files.items():
@@ -74,19 +90,32 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
                 raise ValueError(
                     f"{path}: item {item!r} is another text than for the models before: another version of the task"
                 )
-            row[item] = _score(sample, metric, path)
+            row[item] = score_of(sample, metric, path)
     return responses.check(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"), str(folder))
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        rows = [{str(name): value for name, value in row.items()} for row in pd.read_parquet(path).to_dict("records")]
+        return [{**row, **_struct(row, "metrics"), **_asked(row), "doc_id": n} for n, row in enumerate(rows)]
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n")):
         try:
             sample = json.loads(line)
             found.append({"doc_id": sample["doc_id"], **sample})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number + 1}: no sample of lm-eval: {error}") from error
     return found
+
+
+def _struct(row: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    value = row.get(name)
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _asked(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """What names the text of a row of the first leaderboard: the hash of the question, or the question itself."""
+    return {"doc_hash": _struct(row, "hashes").get("hash_example", row.get("example"))}
 
 
 def _filtered(samples: Sequence[dict[str, Any]], filtering: str | None, path: Path) -> Iterable[dict[str, Any]]:
@@ -100,7 +129,12 @@ def _filtered(samples: Sequence[dict[str, Any]], filtering: str | None, path: Pa
     return [sample for sample in samples if str(sample.get("filter", "none")) == wanted]
 
 
-def _score(sample: Mapping[str, Any], metric: str | None, path: Path) -> float:
+def score_of(sample: Mapping[str, Any], metric: str | None, path: Path | str) -> float:
+    """The score of one sample of lm-eval, 0 or 1; NaN where it has none.
+
+    Raises:
+        ValueError: it has no such metric, or its value is another. `path` is named in the message.
+    """
     names = [name for name in ((metric,) if metric else METRICS) if name in sample]
     if not names:
         known = sorted(key for key, value in sample.items() if isinstance(value, int | float) and key != "doc_id")

@@ -1,4 +1,6 @@
-"""An item is one question of a benchmark with its options and the right one; this module loads and names them.
+"""An item is one question of a benchmark: with options and the right one, or with the texts that are right.
+
+This module loads and names items.
 
 Knows what an item is and how a table of them is read. Does not know models, answers or splits.
 """
@@ -8,31 +10,66 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 COLUMNS = ("id", "prompt", "options", "answer", "group", "form")
+FREE = ("expected", "free")  # columns of a table that has free-text items, which have no options
+NO_OPTION = -1  # their answer
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """How a free-text item is asked (`stop`, `max_tokens`) and graded (the rest, see `merge3.grading`).
+
+    Attributes:
+        stop: texts at whose first occurrence the reply ends; they are not part of it. The end-of-text token ends too.
+        max_tokens: a reply that has not ended after so many is truncated, which is a failure and not a wrong answer.
+        extract: the answer within the reply: `text`, `first_line`, `first_number`, `last_number`, or a regular
+            expression whose first group (or whole match) of the first match it is.
+        match: how the answer is compared with what is expected: `exact`, `numeric`, `contains`, or
+            `package.module:function`, a function of yours of (answer, expected) that says whether it is right.
+        language: code of the language that the reply must be in to be right (ISO 639-1, `fr`); any where empty.
+    """
+
+    stop: tuple[str, ...] = ("\n",)
+    max_tokens: int = 32
+    extract: str = "first_line"
+    match: str = "exact"
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or not all(self.stop):
+            raise ValueError(f"expected max_tokens of 1 or more and stop texts that are not empty, got {self}")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A multiple-choice question.
+    """A question with options, or a free-text one.
 
     `answer` is the index of the right option, `group` what scores are reported by (a language), `form` a second
-    label within the group (a kind of template); the empty string where there is none.
+    label within the group (a kind of template); the empty string where there is none. A free-text item has `free`, no
+    options, and the texts that are right in `expected`.
     """
 
     id: str
     prompt: str
-    options: tuple[str, ...]
-    answer: int
+    options: tuple[str, ...] = ()
+    answer: int = NO_OPTION
     group: str = ""
     form: str = ""
+    expected: tuple[str, ...] = ()
+    free: FreeText | None = None
 
     def __post_init__(self) -> None:
+        if self.free is not None:
+            if self.options or self.answer != NO_OPTION or not self.expected:
+                raise ValueError(f"item {self.id!r}: a free-text item has texts that are expected, and no options")
+            return
         if len(self.options) < 2:
             raise ValueError(f"item {self.id!r}: expected two options or more, got {len(self.options)}")
         if len(set(self.options)) < len(self.options):
@@ -45,32 +82,44 @@ class Item:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of what a model is asked: the prompt and the options in order, not the id or the answer."""
-        text = json.dumps([self.prompt, list(self.options)], ensure_ascii=False)
+        """SHA-256 of what a model is asked: prompt and options in order (or where a reply ends), not id or answer."""
+        asked: Any = list(self.options)
+        if self.free is not None:
+            asked = {"stop": list(self.free.stop), "max_tokens": self.free.max_tokens}
+        text = json.dumps([self.prompt, asked], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_frame(items: Sequence[Item]) -> pd.DataFrame:
-    """A table with one row an item and the columns `COLUMNS`."""
-    rows = [asdict(item) | {"options": list(item.options)} for item in items]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    """A table with one row an item and the columns `COLUMNS`, and `FREE` where an item is free-text (as JSON)."""
+    rows = [asdict(item) | {"options": list(item.options), "expected": list(item.expected)} for item in items]
+    for row in rows:
+        row["free"] = row["free"] and json.dumps(row["free"], ensure_ascii=False)
+    more = FREE if any(item.free for item in items) else ()
+    return pd.DataFrame(rows, columns=[*COLUMNS, *more])
 
 
 def from_frame(table: pd.DataFrame, source: str = "table") -> list[Item]:
     """Items from a table with the columns `COLUMNS`; `group` and `form` may be absent.
 
+    A row with `expected`, a text or a list, is a free-text item; its `free` is what differs from the defaults of
+    `FreeText`, as a mapping or JSON, and it needs neither options nor answer.
+
     Raises:
         ValueError: a column is missing, an answer is absent or no index, an id occurs twice, or no row is left.
             `source` names the table in the message.
     """
-    missing = [c for c in COLUMNS[:4] if c not in table.columns]
+    needed = COLUMNS[:2] if "expected" in table.columns else COLUMNS[:4]
+    missing = [c for c in needed if c not in table.columns]
     if missing:
         raise ValueError(
             f"{source}: missing column(s) {missing}; expected {list(COLUMNS)}, found {list(table.columns)}"
         )
     if table.empty:
         raise ValueError(f"{source}: expected at least one item, found none")
-    unanswered = table["id"][table["answer"].isna()].tolist()
+    open_ended = [_given(value) for value in table.get("expected", [None] * len(table))]
+    answers = table.get("answer", pd.Series(index=table.index, dtype=float))
+    unanswered = table["id"][answers.isna() & ~np.array(open_ended)].tolist()
     if unanswered:
         raise ValueError(
             f"{source}: {len(unanswered)} item(s) have no answer (first: {unanswered[0]!r}); "
@@ -83,7 +132,9 @@ def from_frame(table: pd.DataFrame, source: str = "table") -> list[Item]:
 
 
 def _item(row: Mapping[Hashable, Any], source: str) -> Item:
-    answer, options = row["answer"], row["options"]
+    if _given(row.get("expected")):
+        return _free_item(row, source)
+    answer, options = row.get("answer"), row.get("options")
     if isinstance(options, str) or not isinstance(options, Iterable):
         raise ValueError(f"{source}: item {row['id']!r}: options must be a list of strings, got {options!r}")
     missing = [name for name in ("id", "prompt") if not isinstance(row[name], str | int)]
@@ -101,6 +152,41 @@ def _item(row: Mapping[Hashable, Any], source: str) -> Item:
         group=_label(row.get("group")),
         form=_label(row.get("form")),
     )
+
+
+def _given(value: Any) -> bool:
+    """Whether a cell holds something: a text, or a list that is not empty."""
+    return len(list(value)) > 0 if isinstance(value, Iterable) else not (value is None or value != value)
+
+
+def _free_item(row: Mapping[Hashable, Any], source: str) -> Item:
+    expected, how = row["expected"], row.get("free")
+    if not isinstance(row["prompt"], str | int) or not isinstance(row["id"], str | int):
+        raise ValueError(f"{source}: item {row['id']!r}: prompt or id is missing or no text")
+    texts = [expected] if isinstance(expected, str) or not isinstance(expected, Iterable) else list(expected)
+    return Item(
+        id=str(row["id"]),
+        prompt=str(row["prompt"]),
+        group=_label(row.get("group")),
+        form=_label(row.get("form")),
+        expected=tuple(str(text) for text in texts),
+        free=free_text(json.loads(how) if isinstance(how, str) else how if isinstance(how, Mapping) else {}, source),
+    )
+
+
+def free_text(settings: Mapping[str, Any], source: str = "free") -> FreeText:
+    """`FreeText` from plain values.
+
+    Raises:
+        ValueError: a name is unknown, or a value out of its range. `source` is named in the message.
+    """
+    known = [field.name for field in fields(FreeText)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"{source}: a free-text item has no setting {unknown[0]!r}; it has {known}")
+    values = dict(settings)
+    if "stop" in values:
+        values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
+    return FreeText(**values)
 
 
 def _label(value: Any) -> str:

@@ -13,12 +13,30 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-Answer = tuple[float, ...]  # log-likelihood of each option, in nats
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model wrote: up to a stop text or the end-of-text token (`stop`), or cut off (`length`)."""
+
+    text: str
+    end: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No answer, and why."""
+
+    reason: str
+
+
+Answer = tuple[float, ...] | Reply | Failure  # the tuple: log-likelihood of each option, in nats
 
 
 class DamagedAnswers(UserWarning):
@@ -40,7 +58,7 @@ def digest(value: Any) -> str:
 
 
 def _line(item: str, answer: Answer) -> str:
-    entry = [item, list(answer)]
+    entry = [item, list(answer) if isinstance(answer, tuple) else asdict(answer)]
     return canonical([*entry, digest(entry)])
 
 
@@ -48,10 +66,13 @@ def _parse(line: str) -> tuple[str, Answer] | None:
     """Item and answer of a line; None where it is damaged."""
     try:
         item, values, checksum = json.loads(line)
-        intact = checksum == digest([item, values])
+        if checksum != digest([item, values]):
+            return None
+        if isinstance(values, dict):
+            return item, Failure(**values) if "reason" in values else Reply(**values)
+        return item, tuple(values)
     except (ValueError, TypeError):
         return None
-    return (item, tuple(values)) if intact else None
 
 
 class Store:
@@ -64,6 +85,19 @@ class Store:
         """The file that holds the answers under `key`."""
         name = digest(key)
         return self.root / name[:2] / f"{name}.jsonl"
+
+    def keys(self) -> list[dict[str, Any]]:
+        """The keys under which anything is kept, in the order of their files' names."""
+        found = []
+        for path in sorted(self.root.glob("*/*.jsonl")):
+            with path.open(encoding="utf-8", errors="replace") as file:
+                try:
+                    key = json.loads(file.readline())
+                except ValueError:
+                    continue  # whose answers these are cannot be known; `get` would set them aside
+            if isinstance(key, dict) and self.path(key) == path:
+                found.append(key)
+        return found
 
     def get(self, key: Mapping[str, Any]) -> dict[str, Answer]:
         """All intact answers under `key`, by item content hash; empty where nothing is kept.
@@ -90,7 +124,8 @@ class Store:
             self._write(path, key, kept | dict(answers))
 
     def _read(self, path: Path, key: Mapping[str, Any]) -> dict[str, Answer]:
-        header, *lines = path.read_bytes().decode(errors="replace").splitlines() or [""]
+        text = path.read_bytes().decode(errors="replace")
+        header, *lines = text.removesuffix("\n").split("\n")  # not at every line end that Unicode knows
         if header == canonical(key):
             entries = [_parse(line) for line in lines]
             damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]

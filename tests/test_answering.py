@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
+
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES, build
-from hypothesis import given
+from conftest import CONFIGS, SIZES, build
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models
+from transformers import (
+    Gemma3TextConfig,
+    Lfm2Config,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from merge3 import answering
 from merge3.answering import BrokenModel, Tree, batches, correct, lengths, loglikelihoods, margins, tokenize
 from merge3.items import Item
+from merge3.store import Failure
 
 ITEMS = [
     Item("a", "Question: 12 and 5?\nAnswer: ", ("12 + 5 = 17", "12 + 5 = 18", "12 - 5 = 7", "12 - 5 = 8"), 0),
@@ -82,21 +94,30 @@ def test_progress_is_told_every_item(llama: PreTrainedModel, tokenizer: PreTrain
     assert len(told) > 1
 
 
-def test_models_whose_layers_are_not_attention_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_models_whose_layers_are_not_attention_are_asked_an_option_a_sequence(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     layers = {"num_key_value_heads": 2, "vocab_size": 259, "layer_types": ["conv", "full_attention"]}
     convolutional = build(Lfm2Config(**SIZES, **layers), 1)
-    with pytest.raises(ValueError, match="cannot be asked by packed options"):
-        answering.check_packing(convolutional, tokenizer, ITEMS[0])
+    assert not answering.packable(convolutional, tokenizer, ITEMS[0])
+    answers, _ = loglikelihoods(convolutional, tokenizer, ITEMS, 300, packed=False)
+    for item, answer in zip(ITEMS, answers, strict=True):
+        np.testing.assert_allclose(answer, slow(convolutional, tokenizer, item), rtol=0, atol=2e-4)
 
 
-def test_models_of_attention_pass(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    answering.check_packing(model, tokenizer, ITEMS[0])
+def test_models_of_attention_are_asked_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert answering.packable(model, tokenizer, ITEMS[0])
 
 
-def test_items_beyond_a_sliding_window_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    config = MistralConfig(**SIZES, num_key_value_heads=2, vocab_size=259, sliding_window=20)
-    with pytest.raises(ValueError, match="sliding window is 20"):
-        loglikelihoods(build(config, 1), tokenizer, ITEMS, 4096)
+@pytest.mark.parametrize("config", [MistralConfig, Gemma3TextConfig])
+def test_items_beyond_a_sliding_window_are_asked_an_option_a_sequence(
+    config: type[MistralConfig], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    made = build(config(**SIZES, num_key_value_heads=2, vocab_size=259, sliding_window=20, head_dim=8), 1, 0.1)
+    for batch_tokens in (1, 4096):
+        answers, _ = loglikelihoods(made, tokenizer, ITEMS, batch_tokens)
+        for item, answer in zip(ITEMS, answers, strict=True):
+            np.testing.assert_allclose(answer, slow(made, tokenizer, item), rtol=0, atol=2e-4)
 
 
 def test_only_the_strictly_likeliest_option_is_an_answer() -> None:
@@ -122,11 +143,11 @@ def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, 
     try:
         weight.data.fill_(float("nan"))
         with pytest.raises(BrokenModel, match="log-likelihoods of item") as caught:
-            loglikelihoods(llama, tokenizer, ITEMS, 1)
+            loglikelihoods(llama, tokenizer, ITEMS, 4096)
     finally:
         weight.data.copy_(kept)
-    longest = max(len(tokenize(item, tokenizer).tokens) for item in ITEMS)
-    assert caught.value.work.tokens == longest  # the first batch, of one item, and no other
+    shortest = min(len(tokenize(item, tokenizer).tokens) for item in ITEMS)
+    assert caught.value.work.tokens == shortest  # the first batch, of one item, and no other
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_never_graded(
@@ -144,21 +165,187 @@ def test_a_batch_that_does_not_fit_is_halved_and_never_graded(
     try:
         found, same_work = loglikelihoods(llama, tokenizer, ITEMS, 4096)
         assert max(sizes) > room >= sizes[-1]
+        assert sum(size > room for size in sizes) <= 2  # what follows is cut as well, before it fails
         room = 0
         with pytest.raises(torch.OutOfMemoryError):
             loglikelihoods(llama, tokenizer, ITEMS, 4096)
     finally:
         hook.remove()
-    assert same_work == work
+    assert (same_work.tokens, same_work.positions) == (work.tokens, work.positions)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
-def test_prompts_and_options_without_tokens_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="prompt has no token"):
-        tokenize(Item("e", " ", ("x", "y"), 0), tokenizer)
-    with pytest.raises(ValueError, match="option '' adds no token"):
-        tokenize(Item("e", "p", ("", "y"), 0), tokenizer)
+def test_options_that_cannot_be_told_apart_are_failures_and_not_wrong(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    empty, good = Item("e", "p", ("", "y"), 0), Item("g", "q ", ("x", "y"), 0)
+    assert tokenize(empty, tokenizer) == Failure("option '' adds no token to the prompt")
+    answers, work = loglikelihoods(llama, tokenizer, [empty, good, empty], 4096)
+    assert [isinstance(answer, Failure) for answer in answers] == [True, False, True]
+    scores = correct([empty, good, empty], answers, [(1, 1)] * 3)
+    assert np.isnan(scores).tolist() == [True, False, True]
+    assert work.tokens == len(tokenize(good, tokenizer).tokens)
+
+
+def test_an_empty_prompt_is_conditioned_on_the_first_token(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tree = tokenize(Item("e", "", ("xy", "z"), 0), tokenizer)
+    assert tree.tokens[: tree.prompt] == (tokenizer.bos_token_id,)
+    assert [len(path) for path in tree.reads] == [2, 1]
+
+
+def test_items_longer_than_the_context_are_failures(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = build(CONFIGS["gpt2"], seed=1)  # 256 places
+    long = Item("l", "x" * 300, (" y", " z"), 0)
+    answers, _ = loglikelihoods(made, tokenizer, [long, ITEMS[1]], 4096)
+    assert answers[0] == Failure("301 tokens with its longest option; the model's context holds 256")
+    assert isinstance(answers[1], tuple)
+
+
+# --- batch shape
+
+
+PREFIX = "Read the question, then answer it.\n"
+
+
+@given(order=st.permutations(range(6)), batch_tokens=st.integers(1, 700), shared=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_grades_do_not_depend_on_batch_or_order(
+    order: list[int], batch_tokens: int, shared: bool, tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel
+) -> None:
+    asked = [replace(item, prompt=(PREFIX if shared else "") + item.prompt) for item in (*ITEMS, ITEMS[0], ITEMS[3])]
+    alone = [loglikelihoods(llama, tokenizer, [item], 1)[0][0] for item in asked]
+    found, _ = loglikelihoods(llama, tokenizer, [asked[i] for i in order], batch_tokens)
+    for place, answer in zip(order, found, strict=True):
+        np.testing.assert_allclose(answer, alone[place], rtol=0, atol=answering.TOLERANCE[torch.float32] / 10)
+        assert np.argmax(answer) == np.argmax(alone[place])
+
+
+def test_on_a_cpu_in_bfloat16_likelihoods_are_the_same_to_the_bit_in_any_batch(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    made = build(CONFIGS["llama"], seed=1).to(torch.bfloat16)
+    asked = [replace(item, prompt=PREFIX + item.prompt) for item in ITEMS]
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in asked]
+    for batch_tokens in (100, 4096):
+        assert loglikelihoods(made, tokenizer, asked[::-1], batch_tokens)[0][::-1] == alone
+
+
+def test_where_they_are_not_near_ties_are_decided_alone(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+
+    def move(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """A device whose sums depend on the batch's shape, much."""
+        return logits + (0.0 if len(logits) < 40 else 3.0) * torch.sin(logits * 1e3)
+
+    hook = made.get_output_embeddings().register_forward_hook(move)
+    try:
+        moved, work = loglikelihoods(made, tokenizer, ITEMS, 4096)
+        assert work.near_ties < len(ITEMS)
+        assert moved != alone
+        monkeypatch.setitem(answering.TOLERANCE, torch.float32, 1e6)  # whatever moved so much is a near-tie
+        found, work = loglikelihoods(made, tokenizer, ITEMS[::-1], 4096)
+    finally:
+        hook.remove()
+    assert found[::-1] == alone  # to the bit
+    assert work.near_ties == len(ITEMS) - 1  # the shortest was asked alone in the first place
+    assert work.tokens == sum(len(tokenize(item, tokenizer).tokens) for item in ITEMS)
+    assert work.checks > 0
+
+
+@given(st.lists(st.floats(-50, 0), min_size=2, max_size=5), st.floats(1e-4, 2), st.randoms())
+def test_no_movement_below_the_tolerance_flips_what_is_no_near_tie(
+    values: list[float], tolerance: float, random: Random
+) -> None:
+    spans = [(1,) * len(values), tuple(random.randint(1, 9) for _ in values)]
+    moved = [value + 0.499 * tolerance * random.uniform(-1, 1) for value in values]
+    if not answering.near_tie(values, spans, tolerance):
+        for over in spans:
+            assert np.argmax(np.divide(values, over)) == np.argmax(np.divide(moved, over))
+
+
+def test_a_common_beginning_is_computed_once(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    asked = [replace(item, prompt=PREFIX + item.prompt) for item in ITEMS]
+    answers, work = loglikelihoods(model, tokenizer, asked, 4096)
+    for item, answer in zip(asked, answers, strict=True):
+        np.testing.assert_allclose(answer, slow(model, tokenizer, item), rtol=0, atol=2e-4)
+    assert replace(work, checks=0) == answering.planned(asked, tokenizer)
+    assert work.tokens == sum(len(tokenize(i, tokenizer).tokens) for i in ITEMS) + len(PREFIX)
+
+
+# --- fuzz
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
+    ["שלום", "e\u0301", "é", "\u200f", " ", "\n "]
+)
+
+
+@given(prompt=TEXT, options=st.lists(TEXT, min_size=2, max_size=4, unique=True), repeat=st.sampled_from([1, 1, 40]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_answered_as_by_a_sequence_an_option_or_fails_with_a_reason(
+    prompt: str, options: list[str], repeat: int, tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel
+) -> None:
+    item = Item("f", prompt * repeat, tuple(options), 0)
+    (answer,), _ = loglikelihoods(llama, tokenizer, [item], 4096)
+    score = correct([item], [answer], [(1,) * len(options)])[0]
+    if isinstance(answer, Failure):
+        assert answer.reason
+        assert np.isnan(score)
+    else:
+        assert np.isfinite(answer).all()
+        if item.prompt.rstrip():
+            np.testing.assert_allclose(answer, slow(llama, tokenizer, item), rtol=1e-4, atol=5e-4)
+
+
+@pytest.fixture(scope="module")
+def merging_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer in which "ab" and "b c" are tokens, so that tokens merge across a prompt's end."""
+    vocabulary = {token: place for place, token in enumerate(["<s>", "</s>", "<pad>", "a", "b", "c", "ab", "abc", " "])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b"), ("ab", "c")]))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def lm_eval_pair(context: str, continuation: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """lm-eval 0.4.13, `TemplateLM._encode_pair`, in its own words."""
+    n_spaces = len(context) - len(context.rstrip())
+    if n_spaces > 0:
+        continuation = context[-n_spaces:] + continuation
+        context = context[:-n_spaces]
+    whole_enc = tokenizer.encode(context + continuation)
+    context_enc = tokenizer.encode(context)
+    return context_enc, whole_enc[len(context_enc) :]
+
+
+@given(
+    prompt=st.text("abc ", min_size=1, max_size=6),
+    options=st.lists(st.text("abc ", max_size=4), min_size=2, unique=True),
+)
+def test_tokens_that_merge_across_the_border_are_parted_as_lm_eval_does(
+    prompt: str, options: list[str], merging_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    if not prompt.strip():
+        return
+    theirs = [lm_eval_pair(prompt, option, merging_tokenizer) for option in options]
+    tree = tokenize(Item("m", prompt, tuple(options), 0), merging_tokenizer)
+    continuations = [continuation for _, continuation in theirs]
+    if isinstance(tree, Failure):
+        assert [] in continuations or len({tuple(c) for c in continuations}) < len(continuations)
+        return
+    assert list(tree.tokens[: tree.prompt]) == theirs[0][0]
+    assert [[token for _, token in path] for path in tree.reads] == continuations
+
+
+def test_an_option_whose_tokens_all_merge_into_the_prompt_is_a_failure(
+    merging_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tree = tokenize(Item("m", "a", ("b", "c"), 0), merging_tokenizer)  # "ab" is one token, as many as "a" alone
+    assert tree == Failure("option 'b' adds no token to the prompt")
 
 
 def test_the_protocol_is_part_of_what_names_an_answer() -> None:

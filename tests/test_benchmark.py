@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerBase
 
+from merge3 import answering
 from merge3.benchmark import Form, rows, to_items
+from merge3.items import FreeText
 
 ARC: dict[str, Any] = {
     "id": "q1",
@@ -127,3 +132,65 @@ def test_files_that_are_not_there_or_not_whole_are_said_so(tmp_path: Path) -> No
 def test_texts_come_through_as_they_are(question: str, options: list[str]) -> None:
     (item,) = to_items([{"q": question, "o": options, "a": 1}], Form("{{q}}", "o", "a", delimiter=""))
     assert (item.prompt, item.options) == (question, tuple(options))
+
+
+# --- free text
+
+
+def test_without_options_items_are_free_text() -> None:
+    table = [{"q": "2+2?", "a": "4"}, {"q": "1+1?", "a": ["2", "two"]}, {"q": "0+0?", "a": 0}]
+    form = Form("Q: {{q}}\nA:", None, "a", shots=1, free={"stop": "\n", "max_tokens": 8, "extract": "last_number"})
+    found = to_items(table, form, table)
+    assert [item.expected for item in found] == [("4",), ("2", "two"), ("0",)]
+    assert found[0].prompt == "Q: 1+1?\nA: 2\n\nQ: 2+2?\nA:"
+    assert found[0].free == FreeText(("\n",), 8, "last_number")
+    with pytest.raises(ValueError, match="row 0: it has no answer"):
+        to_items([{"q": "?", "a": ""}], Form("{{q}}", None, "a"))
+    with pytest.raises(ValueError, match="has no setting 'end'"):
+        to_items([{"q": "?", "a": "1"}], Form("{{q}}", None, "a", free={"end": "."}))
+    with pytest.raises(ValueError, match="either options or free"):
+        to_items([{"q": "?", "a": "1"}], Form("{{q}}", ["x", "y"], "a", free={}))
+
+
+# --- chat templates
+
+
+@pytest.fixture
+def chatty(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A folder with a tokenizer that has a chat template, which begins with the beginning-of-text token."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    own.save_pretrained(tmp_path / "chat")
+    return str(tmp_path / "chat")
+
+
+def test_a_chat_template_is_applied_exactly_once(chatty: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    table = [{"q": f"{n}+1?", "o": [str(n + 1), "no"], "a": 0} for n in range(3)]
+    form = Form("{{q}}", "o", "a", chat=chatty, system="Be brief.", description="Add. ", shots=1)
+    (item, *_) = to_items(table, form, table)
+    expected = "[system]Be brief.</s>[user]Add. 1+1?</s>[assistant]2</s>[user]0+1?</s>[assistant]"
+    assert item.prompt == f"<s>{expected}"
+    tree = answering.tokenize(item, tokenizer)
+    assert isinstance(tree, answering.Tree)
+    assert tree.tokens.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(tree.tokens[: tree.prompt]) == item.prompt
+    again = [{"q": item.prompt, "o": ["x", "y"], "a": 0}]
+    with pytest.raises(ValueError, match="row 0: a text holds '<s>' already: a chat template is applied once"):
+        to_items(again, Form("{{q}}", "o", "a", chat=chatty))
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_beginning_of_text_that_is_there_is_not_put_again(adds: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+    own = copy.deepcopy(tokenizer)
+    if adds:
+        own.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    assert answering.encode("<s>x", own) == [0, *tokenizer.encode("x")]
+    assert answering.encode("x", own) == [0] * adds + tokenizer.encode("x")
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(saved: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="has no chat template"):
+        to_items([{"q": "?", "o": ["x", "y"], "a": 0}], Form("{{q}}", "o", "a", chat=str(saved["base"])))

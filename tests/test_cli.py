@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 from merge3 import items, responses
 from merge3.cli import main
-from merge3.items import Item
+from merge3.items import FreeText, Item
 
 
 @pytest.fixture
@@ -78,6 +79,59 @@ def test_models_answer_items(saved: dict[str, Path], tmp_path: Path, capsys: pyt
     assert "tokens" in capsys.readouterr().out
     assert main(["respond", *chosen[:2], *chosen[:2], *files]) == 1
     assert "which must differ" in capsys.readouterr().err
+
+
+def test_every_raw_answer_can_be_read(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = FreeText(stop=("\0",), max_tokens=4, extract="text")
+    asked = [
+        Item("right", "1 + 1 = ", ("2", "3"), 0),
+        Item("empty", "1 + 1 =", ("", "3"), 0),
+        Item("written", "2 + 2 =", expected=("4",), free=free),
+    ]
+    items.write(tmp_path / "items.parquet", asked)
+    assert items.read(tmp_path / "items.parquet") == asked
+    store, file = str(tmp_path / "store"), str(tmp_path / "items.parquet")
+    respond = ["respond", "--model", str(saved["base"]), "--items", file, "--out", str(tmp_path / "t.parquet")]
+    assert main([*respond, "--store", store, "--dtype", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 3 items not scored (33.3%): option '' adds no token" in said
+    assert "1 of 3 items not scored (33.3%): truncated" in said
+    table = responses.read(tmp_path / "t.parquet")
+    assert table.isna().loc["base"].tolist() == [False, True, True]
+    assert main([*respond, "--store", store, "--dtype", "float32"]) == 0
+    assert "all of them kept" in capsys.readouterr().out
+    assert main(["answers", store, "--items", file, "--json"]) == 0
+    printed = capsys.readouterr()
+    lines = {line["item"]: line for line in map(json.loads, printed.out.splitlines())}
+    assert "3 answers, 2 not scored, 1 of them truncated" in printed.err
+    assert lines["right"]["correct"] == (lines["right"]["loglikelihoods"][0] > lines["right"]["loglikelihoods"][1])
+    assert (lines["empty"]["correct"], "loglikelihoods" in lines["empty"]) == (None, False)
+    assert (lines["written"]["correct"], lines["written"]["reason"], lines["written"]["tokens"]) == (
+        None,
+        "truncated",
+        4,
+    )
+    assert len(lines["written"]["reply"]) > 0
+    assert main(["answers", store, "--items", file, "--failed"]) == 0
+    text = capsys.readouterr().out
+    assert "not scored: truncated" in text
+    assert "1 + 1" in text
+    assert "right" not in text
+    assert main(["answers", store, "--items", file, "--model", "nobody"]) == 1
+    assert "keeps no such answer" in capsys.readouterr().err
+
+
+def test_either_items_or_tasks_are_answered(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["respond", "--model", str(saved["base"]), "--out", str(tmp_path / "t.parquet")]) == 1
+    assert "give either --items or --task" in capsys.readouterr().err
+    if find_spec("lm_eval") is None:
+        task = ["--task", "arc_easy", "--out", str(tmp_path / "t.parquet")]
+        assert main(["respond", "--model", str(saved["base"]), *task]) == 1
+        assert "pip install 'merge3-pipeline[lm-eval]'" in capsys.readouterr().err
 
 
 def test_what_others_measured_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from merge3 import answering
 from merge3.estimate import ESTIMATORS, Known
 from merge3.fitness import TIE, Asker, Fitness
 from merge3.irt import ItemParameters
-from merge3.items import Item
+from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
 from merge3.merging import LiveMerger
 from merge3.models import weights_of
@@ -154,3 +154,39 @@ def test_flops_are_two_a_weight_and_token(architecture: str) -> None:
 def test_costs_add_up() -> None:
     assert Cost(1, 2, 3.0, 4.0) + Cost(10, 20, 30.0, 40.0) == Cost(11, 22, 33.0, 44.0)
     assert Cost().to_dict() == {"tokens": 0, "flops": 0, "merging_seconds": 0.0, "answering_seconds": 0.0}
+
+
+# --- failures
+
+
+def written(count: int, limit: int) -> list[Item]:
+    """Free-text items of which all but the first `limit` may be as long as they like."""
+    free = FreeText(stop=tuple(map(chr, range(32, 127))), max_tokens=200, extract="text", match="contains")
+    short = FreeText(stop=("\0",), max_tokens=1, extract="text")
+    return [Item(f"w{n}", f"Write {n}", expected=("",), free=short if n < limit else free) for n in range(count)]
+
+
+def test_answers_that_failed_are_left_out_and_never_wrong(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    asked = [*written(4, 2), *ITEMS[:4]]  # two are truncated, two are right whatever they say
+    known = Known(
+        ItemParameters(np.ones((8, 1)), np.zeros(8)), np.arange(8), np.full(8, 1 / 8), np.tile([[0.0], [1.0]], (1, 8))
+    )
+    it = asker(merger, tokenizer, tmp_path)
+    scores, reasons = it.grades(asked, it.ask(RECIPE, asked).answers)
+    assert (np.isnan(scores).tolist(), reasons[:2]) == ([True] * 2 + [False] * 6, ["truncated"] * 2)
+    evaluation = Fitness(it, asked, ESTIMATORS["mean"], known)(RECIPE)
+    assert evaluation.failed == 2
+    assert evaluation.estimate.score == pytest.approx(scores[2:].mean())
+    assert asker(merger, tokenizer, tmp_path).ask(RECIPE, asked).new == 0  # a failure is kept like an answer
+
+
+def test_a_candidate_that_leaves_most_questions_open_has_no_estimate(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    known = Known(
+        ItemParameters(np.ones((8, 1)), np.zeros(8)), np.arange(8), np.full(8, 1 / 8), np.tile([[0.0], [1.0]], (1, 8))
+    )
+    evaluation = Fitness(asker(merger, tokenizer, tmp_path), written(8, 5), ESTIMATORS["mean"], known)(RECIPE)
+    assert (evaluation.estimate, evaluation.failed, evaluation.fitness) == (None, 5, -np.inf)

@@ -309,6 +309,34 @@ def test_any_table_is_a_benchmark_through_templates(here: Path, saved: dict[str,
         world.run(world.params(saved) | prepare_from(source="saved", test_share=0.3, promt=""), "prepare")
 
 
+def test_free_text_items_go_all_the_way(here: Path, saved: dict[str, Path]) -> None:
+    """Replies of tiny models are noise: whether one has an even number of letters is right in half of the cases."""
+    rows = [
+        {
+            "id": f"q{n}",
+            "prompt": f"Say {n}: ",
+            "expected": ["0"],
+            "group": "xy"[n % 2],
+            "free": {"stop": "\0", "max_tokens": 2 + n % 5, "extract": "text", "match": "world:even"},
+        }
+        for n in range(80)
+    ]
+    Path("items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for folder in Path("data").iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="has no answer that could be scored"):  # all are truncated, none is wrong
+        world.run(world.params(saved), "experts", "prepare", "respond")
+    stops = [chr(letter) for letter in range(32, 127)]
+    for row in rows:
+        row["free"] |= {"stop": stops, "max_tokens": 200, "extract": "text"}
+    Path("items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    world.run(world.params(saved))
+    scores = pd.read_csv("data/evaluate/scores.csv")
+    assert scores["accuracy"].between(0, 1).all()
+    history = pd.read_csv("data/evolve/history.csv")
+    assert history["estimate"].between(0, 1).all()
+
+
 def prepare_from(**benchmark: Any) -> dict[str, Any]:
     return {"prepare": {"benchmark": benchmark, "problems": None}}
 

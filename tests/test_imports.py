@@ -103,3 +103,40 @@ def test_matrices_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("model,i\na,2\n")
     with pytest.raises(ValueError, match="values must be 0, 1 or NaN"):
         imports.matrix(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("form", ["struct", "columns"])
+def test_the_first_leaderboards_details_are_read(tmp_path: Path, form: str) -> None:
+    for model, scores in (("details_org__one", [1.0, 0.0]), ("details_org__two", [0.0, 0.0])):
+        date = "2023-09-01T10-00-00.0"
+        path = tmp_path / model / date / f"details_harness|arc:challenge|25_{date}.parquet"
+        path.parent.mkdir(parents=True)
+        rows = [
+            {
+                "example": f"q{n}",
+                "hashes": {"hash_example": f"h{n}"},
+                "metrics": {"acc": 1.0 - score, "acc_norm": score},
+            }
+            for n, score in enumerate(scores)
+        ]
+        if form == "columns":
+            rows = [{"example": row["example"], **row["metrics"]} for row in rows]
+        pd.DataFrame(rows).to_parquet(path)
+    table = imports.lm_eval(tmp_path)
+    ids = ["harness|arc:challenge|25:0", "harness|arc:challenge|25:1"]
+    assert (list(table.index), list(table.columns)) == (["details_org__one", "details_org__two"], ids)
+    assert table.to_numpy().tolist() == [[1, 0], [0, 0]]
+    assert imports.lm_eval(tmp_path, "acc").to_numpy().tolist() == [[0, 1], [1, 1]]
+
+
+def test_the_second_leaderboards_details_are_lm_evals_samples(tmp_path: Path) -> None:
+    folder = tmp_path / "org__m-details" / "org__m"
+    folder.mkdir(parents=True)
+    lines = [
+        {"doc_id": n, "doc_hash": f"h{n}", "doc": {}, "resps": [["x"]], "prompt_level_strict_acc": n == 1}
+        for n in range(2)
+    ]
+    path = folder / "samples_leaderboard_ifeval_2024-06-16T18-51-11.276190.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = imports.lm_eval(tmp_path)
+    assert table.loc["org__m-details/org__m"].to_dict() == {"leaderboard_ifeval:0": 0, "leaderboard_ifeval:1": 1}

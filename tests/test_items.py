@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from merge3 import items
-from merge3.items import Item
+from merge3.items import FreeText, Item
 
 ITEM = Item("a", "1 + 1 = ", ("2", "3"), 0, "en", "known")
 
@@ -62,3 +63,46 @@ def test_missing_columns_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").touch()
     with pytest.raises(ValueError, match=r"\.parquet or \.jsonl"):
         items.read(tmp_path / "x.csv")
+
+
+def test_free_text_items_are_read_and_named(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "prompt": "1 + 1 =", "expected": "2"},
+        {"id": "b", "prompt": "p", "expected": ["x", "y"], "free": {"stop": ".", "max_tokens": 4, "match": "contains"}},
+        {"id": "c", "prompt": "p", "options": ["x", "y"], "answer": 1},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = items.read(tmp_path / "x.jsonl")
+    own = FreeText((".",), 4, match="contains")
+    assert found == [
+        Item("a", "1 + 1 =", expected=("2",), free=FreeText()),
+        Item("b", "p", expected=("x", "y"), free=own),
+        Item("c", "p", ("x", "y"), 1),
+    ]
+    items.write(tmp_path / "x.parquet", found)
+    assert items.read(tmp_path / "x.parquet") == found
+    hashes = {item.content_hash for item in found}
+    assert len(hashes) == 3
+    graded = replace(found[1], free=replace(own, match="exact", extract="text", language="fr"), expected=("z",))
+    assert graded.content_hash == found[1].content_hash  # it is asked the same
+    assert replace(found[1], free=replace(own, max_tokens=5)).content_hash not in hashes
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"expected": (), "free": FreeText()}, "has texts that are expected, and no options"),
+        (
+            {"expected": ("x",), "free": FreeText(), "options": ("x", "y")},
+            "has texts that are expected, and no options",
+        ),
+        ({}, "two options or more"),
+    ],
+)
+def test_items_of_no_kind_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Item("a", "p", **values)
+    with pytest.raises(ValueError, match="max_tokens of 1 or more"):
+        FreeText(max_tokens=0)
+    with pytest.raises(ValueError, match="no setting 'ends'"):
+        items.free_text({"ends": 1})

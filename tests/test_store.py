@@ -7,15 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge3.store import DamagedAnswers, Store, canonical, digest
+from merge3.store import DamagedAnswers, Failure, Reply, Store, canonical, digest
 
 KEY = {"merge": {"weights": [0.5]}, "runtime": "here"}
 
 
 def test_what_is_put_is_got_bit_for_bit_by_another_store(tmp_path: Path) -> None:
     answers = {"a": (-0.1, -1e-300, -123.45678901234567), "b": (), "c": (-0.0,)}
+    answers |= {"d": Reply("é\n17\u2028", "stop", 3), "e": Failure("too long")}
     Store(tmp_path).put(KEY, answers)
     assert Store(tmp_path).get(KEY) == answers
+
+
+def test_the_keys_are_told(tmp_path: Path) -> None:
+    store, other = Store(tmp_path), {**KEY, "runtime": "there"}
+    assert store.keys() == []
+    for key in (KEY, other):
+        store.put(key, {"a": (-1.0,)})
+    store.path(KEY).with_name("foreign.jsonl").write_text("{}\n")
+    store.path(KEY).with_name("ruined.jsonl").write_text("{")
+    assert sorted(store.keys(), key=str) == sorted([KEY, other], key=str)
 
 
 def test_other_keys_hold_nothing(tmp_path: Path) -> None:

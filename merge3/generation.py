@@ -1,0 +1,273 @@
+"""Generation: what a model writes after a prompt, its likeliest token each time.
+
+Prompts of like length are read together, what all begin with once for all; then a token a row and pass. Rows that have
+ended leave the batch. A row ends at the end-of-text token, at a stop text, when more could not change its answer, or,
+truncated, at its limit.
+
+Batch shape decides nothing, as in `merge3.answering`: a token keeps its column whatever stands beside it. The reply to
+the shortest prompt is written alone, and again in every batch: where it, or the lead of its tokens, moved by a bit,
+replies of that batch with a token whose logit was ahead by less than `TOLERANCE` are written again, alone.
+
+Models with layers that are not attention, and texts beyond a sliding window, are left to transformers' own generation,
+a reply at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from merge3 import grading
+from merge3.answering import (
+    TOLERANCE,
+    BrokenModel,
+    Tree,
+    Work,
+    batches,
+    beginning,
+    common,
+    context_length,
+    encode,
+    logits_at,
+    remember,
+    window,
+)
+from merge3.items import Item
+from merge3.memory import Prefix, Slots, rounded
+from merge3.store import Answer, Failure, Reply
+
+LEAVING = 0.125  # share of a batch's rows that have ended, from which on it is worth to copy the others together
+
+
+@dataclass
+class _Row:
+    """One reply while it is written."""
+
+    index: int
+    item: Item
+    prompt: tuple[int, ...]
+    written: list[int] = field(default_factory=list)
+    text: str = ""
+    end: str = ""  # how it ended, once it has
+    lead: float = float("inf")  # least lead of a chosen token's logit
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.written)
+
+    def take(self, token: int, lead: float, ends: set[int], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write one more token, and see whether the reply has ended."""
+        free = self.item.free
+        assert free is not None
+        self.lead = min(self.lead, lead)
+        if token in ends:
+            self.end = "stop"
+            return
+        self.written.append(token)
+        self.text = str(tokenizer.decode(self.written, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        places = [place for place in (self.text.find(stop) for stop in free.stop) if place >= 0]
+        if places:
+            self.text, self.end = self.text[: min(places)], "stop"
+        elif grading.ended(self.text, free.extract):
+            self.end = "answer"
+        elif len(self.written) >= free.max_tokens:
+            self.end = "length"
+
+
+def ending(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a text, by tokenizer and generation config."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    found = [own] if isinstance(own, int) else list(own or [])
+    return {token for token in (*found, tokenizer.eos_token_id) if token is not None}
+
+
+def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
+    """What writing replies takes at most: every reply of its full length."""
+    prompts = [encode(item.prompt, tokenizer) for item in items]
+    shared = common(prompts)
+    limits = sum(item.free.max_tokens for item in items if item.free)
+    return Work(sum(map(len, prompts)) - shared * max(0, len(prompts) - 1) + limits, limits)
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    batch_tokens: int,
+    on_batch: Callable[[int], None] = lambda items: None,
+    packed: bool = True,
+) -> tuple[list[Answer], Work]:
+    """The reply to every free-text item, and the work it took.
+
+    Without `packed`, or beyond a sliding window, every reply is written by itself.
+
+    Raises:
+        BrokenModel: a logit is not finite.
+        torch.OutOfMemoryError: a single item does not fit; batches that do not are halved.
+    """
+    holds = context_length(model)
+    answers: list[Answer | None] = [None] * len(items)
+    rows = []
+    for index, item in enumerate(items):
+        if item.free is None:
+            raise ValueError(f"item {item.id!r} has options: it is no free-text item")
+        prompt = tuple(encode(item.prompt, tokenizer)) or (beginning(tokenizer),)
+        needed = len(prompt) + item.free.max_tokens
+        packed = packed and needed <= window(model)
+        if needed > holds:
+            answers[index] = Failure(f"{needed} tokens with the reply; the model's context holds {holds:.0f}")
+        else:
+            rows.append(_Row(index, item, prompt))
+    on_batch(len(items) - len(rows))
+    work = Work()
+    for row, more in _written(model, tokenizer, rows, batch_tokens, on_batch, packed):
+        answers[row.index] = Reply(row.text, "length" if row.end == "length" else "stop", len(row.written))
+        work += more
+    return [Failure("not asked") if answer is None else answer for answer in answers], work
+
+
+def _written(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[_Row],
+    batch_tokens: int,
+    on_batch: Callable[[int], None],
+    packed: bool,
+) -> Iterator[tuple[_Row, Work]]:
+    """Every row with its reply, and what it took since the row before."""
+    if not rows:
+        return
+    padding, ends = tokenizer.pad_token_id or 0, ending(model, tokenizer)
+    ordered = sorted(rows, key=lambda row: (-len(row.prompt), row.prompt, row.item.content_hash))
+    shortest = ordered.pop()  # first: a broken model is found by it
+    if not packed:
+        for row in (shortest, *reversed(ordered)):
+            yield row, _write_by_transformers(model, tokenizer, row, padding, ends)
+            on_batch(1)
+        return
+    work = _write(model, tokenizer, [shortest], padding, ends, None, 0)
+    yield shortest, work
+    on_batch(1)
+    if not ordered:
+        return
+    shared = common([row.prompt for row in rows])
+    memory = remember(model, shortest.prompt[:shared], padding) if shared else None
+    work = Work(checks=shared)
+    trees = [Tree(len(row.prompt), row.prompt, (), ()) for row in ordered]
+    queue = batches(trees, batch_tokens, shared)
+    while queue:
+        batch = queue.pop(0)
+        fresh = [replace(ordered[place], written=[]) for place in batch]
+        again = replace(shortest, written=[], text="", end="", lead=float("inf"))
+        try:
+            work += _write(model, tokenizer, [*fresh, again], padding, ends, memory, shared)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            queue = [part[i : i + half] for part in (batch, *queue) for i in range(0, len(part), half)]
+            continue
+        moved = (again.written, again.lead) != (shortest.written, shortest.lead)
+        for row in fresh:
+            if moved and row.lead < TOLERANCE.get(model.dtype, 0.0):
+                alone = _Row(row.index, row.item, row.prompt)
+                taken = _write(model, tokenizer, [alone], padding, ends, None, 0)
+                work += Work(near_ties=1, checks=taken.tokens)
+                row = alone
+            yield row, work
+            work = Work()
+        on_batch(len(batch))
+
+
+def _write_by_transformers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: _Row, padding: int, ends: set[int]
+) -> Work:
+    """Write one reply by transformers' greedy generation, whose cache knows every kind of layer."""
+    ids = torch.tensor([row.prompt], device=model.device)
+    logits = logits_at(model, {"input_ids": ids}, [0], [len(row.prompt) - 1])
+    if not torch.isfinite(logits).all():
+        raise BrokenModel(f"logits after item {row.item.id!r} are not finite", Work(len(row.prompt), 1))
+    limit = row.item.free.max_tokens if row.item.free else 0
+    out = model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=limit,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        pad_token_id=padding,
+        eos_token_id=sorted(ends) or None,
+    )
+    tokens = out[0, len(row.prompt) :].tolist()
+    for token in tokens:
+        if not row.end:
+            row.take(token, float("inf"), ends, tokenizer)
+    return Work(len(row.prompt) + len(tokens), len(tokens))
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[_Row],
+    padding: int,
+    ends: set[int],
+    memory: Prefix | None,
+    shared: int,
+) -> Work:
+    """Write the replies of one batch into its rows."""
+    limits = [row.item.free.max_tokens for row in rows if row.item.free]
+    room = max(len(row.prompt) + limit for row, limit in zip(rows, limits, strict=True))
+    slots = Slots(model.config.get_text_config().num_hidden_layers, room, memory, len(rows))
+    logits = _read(model, slots, [row.prompt for row in rows], padding, shared)
+    work = Work(sum(len(row.prompt) - shared for row in rows), len(rows))
+    kept = list(rows)  # rows that have columns in `slots`, ended or not
+    while True:
+        best = logits.float().topk(2, -1)
+        if not torch.isfinite(logits.amax(-1)).all():
+            raise BrokenModel(f"logits after item {kept[0].item.id!r} are not finite", work)
+        # of equal logits the lowest token, whatever order topk gives
+        tokens = (logits == best.values[:, :1].to(logits.dtype)).int().argmax(-1).tolist()
+        leads = (best.values[:, 0] - best.values[:, 1]).tolist()
+        for row, token, lead in zip(kept, tokens, leads, strict=True):
+            if not row.end:
+                row.take(token, lead, ends, tokenizer)
+        live = [place for place, row in enumerate(kept) if not row.end]
+        if not live:
+            return work
+        if len(live) <= (1 - LEAVING) * len(kept):
+            slots.keep(torch.tensor(live, device=model.device))
+            kept = [kept[place] for place in live]
+        logits = _step(model, slots, kept, padding)
+        work += Work(len(kept), len(kept))
+
+
+def _read(
+    model: PreTrainedModel, slots: Slots, prompts: Sequence[Sequence[int]], padding: int, shared: int
+) -> torch.Tensor:
+    """Read the prompts beyond what is shared; the logits after each, rows x vocabulary."""
+    device, width = model.device, rounded(max(map(len, prompts)))
+    ids = torch.tensor([[*prompt[shared:], *[padding] * (width - len(prompt))] for prompt in prompts], device=device)
+    places = torch.arange(shared, width, device=device).expand(len(prompts), -1)
+    slots.at(places, width)
+    seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()[shared:]
+    mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill_(~seen, torch.finfo(model.dtype).min)
+    inputs = {"input_ids": ids, "position_ids": places, "attention_mask": mask.expand(len(prompts), 1, -1, -1)}
+    last = [len(prompt) - 1 - shared for prompt in prompts]
+    return logits_at(model, inputs, range(len(prompts)), last, slots)
+
+
+def _step(model: PreTrainedModel, slots: Slots, rows: Sequence[_Row], padding: int) -> torch.Tensor:
+    """One token more for each row; the logits after it. A row that has ended stays where it is."""
+    device = model.device
+    ids = torch.tensor([[row.written[-1] if row.written else padding] for row in rows], device=device)
+    places = torch.tensor([[row.length - 1] for row in rows], device=device)
+    width = rounded(int(places.max()) + 1)
+    slots.at(places, width)
+    seen = torch.arange(width, device=device) <= places
+    mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill_(~seen, torch.finfo(model.dtype).min)
+    inputs = {"input_ids": ids, "position_ids": places, "attention_mask": mask[:, None, None]}
+    return logits_at(model, inputs, range(len(rows)), [0] * len(rows), slots)

@@ -1,0 +1,197 @@
+"""Grading: from a raw answer to right, wrong, or not scored and why.
+
+Knows the answers of `merge3.store` and what an item expects. Does not know models: what is kept can be graded again,
+by other rules, without asking.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+
+import numpy as np
+from jaxtyping import Float
+
+from merge3.items import FreeText, Item
+from merge3.store import Answer, Failure, Reply
+
+TRUNCATED = "truncated"
+BROKEN_REASON = "likelihoods are not finite"
+WRITTEN = 20  # letters from which on a text's language can be told
+
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+
+
+def _number(text: str) -> float | None:
+    """The value of a text that is one number, thousands grouped or not; None where it is none."""
+    plain = re.sub(r"[,\u00a0\u202f $€£%]", "", text.strip()).rstrip(".")
+    try:
+        value = float(plain)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _plain(text: str) -> str:
+    """A text in one form: Unicode NFC, no white space around it."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _last(found: Sequence[str]) -> str | None:
+    return found[-1] if found else None
+
+
+EXTRACTORS: Mapping[str, Callable[[str], str | None]] = {
+    "text": lambda text: text,
+    "first_line": lambda text: next((line for line in text.splitlines() if line.strip()), None),
+    "first_number": lambda text: _last(NUMBER.findall(text)[:1]),
+    "last_number": lambda text: _last(NUMBER.findall(text)),
+}
+
+MATCHES: Mapping[str, Callable[[str, str], bool]] = {
+    "exact": lambda answer, expected: _plain(answer) == _plain(expected),
+    "contains": lambda answer, expected: _plain(expected) in _plain(answer),
+    "numeric": lambda answer, expected: _number(answer) is not None and _number(answer) == _number(expected),
+}
+
+
+def extract(text: str, how: str) -> str | None:
+    """The answer within a reply, by the extractor's name or a regular expression; None where there is none."""
+    if how in EXTRACTORS:
+        return EXTRACTORS[how](text)
+    found = _expression(how).search(text)
+    if found is None:
+        return None
+    return found.group(1) if found.re.groups else found.group()
+
+
+def ended(text: str, how: str) -> bool:
+    """Whether more of the reply cannot change what `extract` finds, so that writing may stop."""
+    if how == "first_line":
+        return bool(text.strip()) and "\n" in text.lstrip()
+    if how == "first_number":
+        found = NUMBER.search(text)
+        return found is not None and bool(re.search(r"[^\d.,\u00a0\u202f ]", text[found.end() :]))
+    return False
+
+
+def check(free: FreeText) -> None:
+    """Refuse settings that cannot grade, before anything is asked.
+
+    Raises:
+        ValueError: no such extractor or match, or no detector of that language.
+    """
+    if free.extract not in EXTRACTORS:
+        _expression(free.extract)
+    _match(free.match)
+    if free.language:
+        language_of(" ", free.language)
+
+
+@cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"extract must be one of {sorted(EXTRACTORS)} or a regular expression, got {pattern!r}: {error}"
+        ) from error
+
+
+@cache
+def _match(name: str) -> Callable[[str, str], bool]:
+    if name in MATCHES:
+        return MATCHES[name]
+    module, _, function = name.partition(":")
+    try:
+        found: Callable[[str, str], bool] = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"match must be one of {sorted(MATCHES)} or package.module:function, got {name!r}") from error
+    return found
+
+
+def language_of(text: str, wanted: str) -> str | None:
+    """The language of a text (ISO 639-1), by py3langid; None where it has too few letters to tell.
+
+    Raises:
+        ValueError: py3langid is not installed, or does not know the wanted language.
+    """
+    identifier = _identifier()
+    if wanted not in identifier.labels():
+        raise ValueError(f"language must be an ISO 639-1 code that py3langid knows, got {wanted!r}")
+    if sum(letter.isalpha() for letter in text) < WRITTEN:
+        return None
+    return str(identifier.classify(text)[0])
+
+
+@cache
+def _identifier():  # type: ignore[no-untyped-def]
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # the model is in the package, and no pickle
+    except ImportError as error:
+        raise ValueError("items with a language need py3langid: pip install 'merge3-pipeline[language]'") from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
+
+
+def grade_reply(item: Item, reply: Reply) -> tuple[float, str]:
+    """1 or 0, or NaN where the reply was cut off before its answer was certain; and why it is not 1."""
+    free = item.free
+    if free is None:
+        raise ValueError(f"item {item.id!r} has options; a reply cannot be graded")
+    if reply.end == "length" and not ended(reply.text, free.extract):
+        return np.nan, TRUNCATED
+    answer = extract(reply.text, free.extract)
+    if answer is None:
+        return 0.0, f"no {free.extract} in the reply"
+    if not any(_match(free.match)(answer, expected) for expected in item.expected):
+        return 0.0, "another answer"
+    if free.language:
+        found = language_of(reply.text, free.language)
+        if found not in (free.language, None):
+            return 0.0, f"right, but in language {found}"
+    return 1.0, ""
+
+
+def grade(item: Item, answer: Answer, divisors: Sequence[int]) -> tuple[float, str]:
+    """1 right, 0 wrong, NaN not scored; and why it is not 1.
+
+    `divisors` are what the options' log-likelihoods are divided by, see `answering.lengths`; a tie is not an answer.
+    """
+    if isinstance(answer, Failure):
+        return np.nan, answer.reason
+    if isinstance(answer, Reply):
+        return grade_reply(item, answer)
+    if not answer or not np.isfinite(answer).all():
+        return np.nan, BROKEN_REASON
+    right = margin(item, answer, divisors) > 0
+    return float(right), "" if right else "another option"
+
+
+def margin(item: Item, answer: Answer, divisors: Sequence[int]) -> float:
+    """Score of the right option less that of the best other, in nats; each over its divisor.
+
+    For replies, which have none, 1 for right and -1 for wrong; NaN where it is not scored.
+    """
+    if not isinstance(answer, tuple):
+        return 2 * grade(item, answer, divisors)[0] - 1
+    if not answer:
+        return np.nan
+    scores = [value / length for value, length in zip(answer, divisors, strict=True)]
+    return scores[item.answer] - max(value for option, value in enumerate(scores) if option != item.answer)
+
+
+def grades(
+    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[Sequence[int]]
+) -> tuple[Float[np.ndarray, " items"], list[str]]:
+    """`grade` of every item."""
+    found = [grade(*three) for three in zip(items, answers, divisors, strict=True)]
+    return np.array([score for score, _ in found], dtype=float), [reason for _, reason in found]
+
+
+def failures(scores: Float[np.ndarray, " items"], reasons: Sequence[str]) -> dict[str, int]:
+    """How many items are not scored, by reason."""
+    return dict(Counter(reason for score, reason in zip(scores, reasons, strict=True) if np.isnan(score)))

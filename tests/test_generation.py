@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, SIZES, build
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from merge3.answering import TOLERANCE, BrokenModel
+from merge3.generation import generate
+from merge3.grading import grade_reply
+from merge3.items import FreeText, Item
+from merge3.respond import packable, planned, respond
+from merge3.store import Failure, Reply
+
+FREE = FreeText(stop=("\n",), max_tokens=12, extract="text")
+PROMPTS = [
+    "Q: 1 + 1?\nA:",
+    "Question: what is 12 times 5?\nAnswer:",
+    "x",
+    "Say something longer than the others do, please: ",
+]
+ITEMS = [Item(f"i{n}", prompt, expected=("2",), free=FREE) for n, prompt in enumerate(PROMPTS)]
+SHARED = "Read the question, then answer it.\n"
+
+
+def slow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
+    """Greedy generation by whole passes over the text so far, without a cache."""
+    ids, start = tokenizer.encode(item.prompt), len(tokenizer.encode(item.prompt))
+    assert item.free is not None
+    for _ in range(item.free.max_tokens):
+        with torch.inference_mode():
+            token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+        text = tokenizer.decode(ids[start:], skip_special_tokens=True)
+        if any(stop in text for stop in item.free.stop):
+            break
+    text = tokenizer.decode(ids[start:], skip_special_tokens=True)
+    for stop in item.free.stop:
+        text = text.split(stop)[0]
+    return text
+
+
+def texts(answers: list[object]) -> list[str]:
+    assert all(isinstance(answer, Reply) for answer in answers)
+    return [answer.text for answer in answers if isinstance(answer, Reply)]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
+@pytest.mark.parametrize("shared", ["", SHARED])
+def test_replies_are_those_of_greedy_generation_without_a_cache(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int, shared: str
+) -> None:
+    asked = [replace(item, prompt=shared + item.prompt) for item in ITEMS]
+    answers, work = generate(model, tokenizer, asked, batch_tokens)
+    assert texts(answers) == [slow(model, tokenizer, item) for item in asked]
+    assert 0 < work.tokens <= planned(asked, tokenizer).tokens + len(SHARED) * len(asked)
+
+
+def test_replies_are_those_of_transformers_own_generation(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    endless = [replace(item, free=replace(FREE, stop=("\0",))) for item in ITEMS]
+    answers, _ = generate(llama, tokenizer, endless, 4096)
+    for item, answer in zip(endless, texts(answers), strict=True):
+        ids = torch.tensor([tokenizer.encode(item.prompt)])
+        out = llama.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=2
+        )
+        assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split("\0")[0]
+
+
+@given(order=st.permutations(range(4)), batch_tokens=st.integers(1, 400), shared=st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_replies_do_not_depend_on_batch_or_order(
+    order: list[int], batch_tokens: int, shared: bool, tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel
+) -> None:
+    asked = [replace(item, prompt=(SHARED if shared else "") + item.prompt) for item in ITEMS]
+    alone = [generate(llama, tokenizer, [item], 1)[0][0] for item in asked]
+    found, _ = generate(llama, tokenizer, [asked[i] for i in order], batch_tokens)
+    assert found == [alone[i] for i in order]
+
+
+def test_a_near_tie_is_written_again_alone_where_batches_move_numbers(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    alone = [generate(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+
+    def move(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        return logits + (0.0 if len(logits) < 2 else 3.0) * torch.sin(logits * 1e3)
+
+    hook = made.get_output_embeddings().register_forward_hook(move)
+    try:
+        assert generate(made, tokenizer, ITEMS, 4096)[0] != alone
+        monkeypatch.setitem(TOLERANCE, torch.float32, 1e9)
+        found, work = generate(made, tokenizer, ITEMS, 4096)
+    finally:
+        hook.remove()
+    assert found == alone
+    assert work.near_ties == len(ITEMS) - 1
+
+
+def test_in_bfloat16_on_a_cpu_nothing_moves(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(CONFIGS["llama"], seed=1).to(torch.bfloat16)
+    monkeypatch.setitem(TOLERANCE, torch.bfloat16, 1e9)
+    alone = [generate(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+    found, work = generate(made, tokenizer, ITEMS, 4096)
+    assert (found, work.near_ties) == (alone, 0)
+
+
+def test_recurrent_layers_and_sliding_windows_are_left_to_transformers(tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = {"num_key_value_heads": 2, "vocab_size": 259}
+    convolutional = build(Lfm2Config(**SIZES, **sizes, layer_types=["conv", "full_attention"]), 1)
+    assert not packable(convolutional, tokenizer, ITEMS)
+    answers, _ = respond(convolutional, tokenizer, ITEMS, 4096, packed=False)
+    assert texts(answers) == [slow(convolutional, tokenizer, item) for item in ITEMS]
+    windowed = build(MistralConfig(**SIZES, **sizes, sliding_window=20), 1)
+    assert texts(generate(windowed, tokenizer, ITEMS, 4096)[0]) == [slow(windowed, tokenizer, item) for item in ITEMS]
+
+
+def test_a_reply_ends_at_its_stop_or_is_cut_off(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    (whole,) = texts(generate(llama, tokenizer, [replace(ITEMS[0], free=replace(FREE, stop=("\0",)))], 1)[0])
+    middle = whole[3:5]
+    item = replace(ITEMS[0], free=replace(FREE, stop=(middle,)))
+    (answer,), work = generate(llama, tokenizer, [item], 1)
+    assert isinstance(answer, Reply)
+    assert (answer.text, answer.end) == (whole[: whole.index(middle)], "stop")
+    assert work.positions < FREE.max_tokens
+    (cut,), _ = generate(llama, tokenizer, [replace(ITEMS[0], free=replace(FREE, stop=("\0",), max_tokens=3))], 1)
+    assert isinstance(cut, Reply)
+    assert (cut.end, cut.tokens) == ("length", 3)
+    score, reason = grade_reply(ITEMS[0], cut)
+    assert (np.isnan(score), reason) == (True, "truncated")
+
+
+def test_a_reply_that_does_not_fit_is_a_failure(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = build(CONFIGS["gpt2"], seed=1)
+    answers, _ = generate(made, tokenizer, [replace(ITEMS[0], prompt="x" * 250), ITEMS[1]], 4096)
+    assert answers[0] == Failure("262 tokens with the reply; the model's context holds 256")
+    assert isinstance(answers[1], Reply)
+
+
+def test_a_model_of_nan_is_broken_after_one_short_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    made.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(BrokenModel, match="not finite") as caught:
+        generate(made, tokenizer, ITEMS, 4096)
+    assert caught.value.work.tokens == len("x")
+
+
+def test_a_batch_that_does_not_fit_is_halved(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    expected, _ = generate(llama, tokenizer, ITEMS, 4096)
+
+    def allocate(module: torch.nn.Module, arguments: tuple[object, ...], inputs: dict[str, torch.Tensor]) -> None:
+        if len(inputs["input_ids"]) > 2 and inputs["input_ids"].shape[1] > 16:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = llama.register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        assert generate(llama, tokenizer, ITEMS, 4096)[0] == expected
+    finally:
+        hook.remove()
+
+
+def test_both_kinds_of_items_are_answered_in_order(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    chosen = Item("c", "p ", ("x", "yz"), 0)
+    told: list[int] = []
+    answers, work = respond(llama, tokenizer, [ITEMS[0], chosen, ITEMS[1]], 4096, told.append)
+    assert [type(answer) for answer in answers] == [Reply, tuple, Reply]
+    assert sum(told) == 3
+    assert work.tokens > 0
+    with pytest.raises(ValueError, match="extract must be one of"):
+        respond(llama, tokenizer, [replace(ITEMS[0], free=replace(FREE, extract="("))], 4096)

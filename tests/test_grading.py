@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merge3 import grading
+from merge3.grading import extract, grade
+from merge3.items import FreeText, Item
+from merge3.store import Answer, Failure, Reply
+
+
+def item(expected: str = "17", **how: str) -> Item:
+    return Item("i", "12 + 5?", expected=(expected,), free=FreeText(**how))
+
+
+def no_vowel(answer: str, expected: str) -> bool:
+    """A match of the user's own."""
+    return not set(answer) & set("aeiou")
+
+
+@pytest.mark.parametrize(
+    ("how", "text", "found"),
+    [
+        ("text", " 17\n", " 17\n"),
+        ("first_line", "\n 17 \nmore", " 17 "),
+        ("first_line", " \n", None),
+        ("first_number", "12 + 5 = 17.", "12"),
+        ("last_number", "12 + 5 = 17.", "17"),
+        ("last_number", "it costs $1,234.50 in all", "1,234.50"),
+        ("last_number", "-3", "-3"),
+        ("last_number", "none", None),
+        (r"#### (\d+)", "so\n#### 42", "42"),
+        (r"\d+ / \d+", "it is 96 / 4", "96 / 4"),
+    ],
+)
+def test_answers_are_extracted(how: str, text: str, found: str | None) -> None:
+    assert extract(text, how) == found
+
+
+@pytest.mark.parametrize(
+    ("match", "answer", "expected", "right"),
+    [
+        ("exact", " 17", "17", True),
+        ("exact", "17.0", "17", False),
+        ("exact", "caf\u00e9", "cafe\u0301", True),
+        ("contains", "it is 17, of course", "17", True),
+        ("numeric", "17.0", "17", True),
+        ("numeric", "$1,234", "1234.", True),
+        ("numeric", "seventeen", "17", False),
+        ("test_grading:no_vowel", "xyz", "17", True),
+        ("test_grading:no_vowel", "abc", "17", False),
+    ],
+)
+def test_answers_are_matched(match: str, answer: str, expected: str, right: bool) -> None:
+    score, reason = grade(item(expected, extract="text", match=match), Reply(answer, "stop", 1), ())
+    assert (score, reason) == (float(right), "" if right else "another answer")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Failure("too long"), "too long"),
+        (Reply("12 + 5 is", "length", 32), "truncated"),
+        ((), "likelihoods are not finite"),
+        ((float("nan"), -1.0), "likelihoods are not finite"),
+    ],
+)
+def test_failures_are_not_scored(answer: Answer, reason: str) -> None:
+    of = Item("i", "p", ("x", "y"), 0) if isinstance(answer, tuple) else item()
+    score, why = grade(of, answer, (1, 1))
+    assert (np.isnan(score), why) == (True, reason)
+    assert grading.failures(np.array([score, 1.0]), [why, ""]) == {reason: 1}
+    assert np.isnan(grading.margin(of, answer, (1, 1))) or isinstance(answer, tuple)
+
+
+def test_a_reply_cut_off_after_its_answer_was_certain_is_graded() -> None:
+    assert grade(item(extract="first_number"), Reply("17 is what", "length", 32), ()) == (1.0, "")
+    assert np.isnan(grade(item(extract="first_number"), Reply("1", "length", 1), ())[0])  # it might have been 17
+    assert np.isnan(grade(item(extract="last_number"), Reply("17 is", "length", 32), ())[0])
+
+
+@given(st.text("0123456789,. \na-", max_size=12), st.text("0123456789,. \na-", max_size=6))
+def test_what_follows_an_end_cannot_change_the_answer(text: str, more: str) -> None:
+    for how in ("first_line", "first_number"):
+        if grading.ended(text, how):
+            assert extract(text, how) == extract(text + more, how)
+
+
+@pytest.mark.parametrize(("how", "value"), [("extract", "("), ("match", "nearly"), ("match", "no.such:thing")])
+def test_settings_that_cannot_grade_are_refused(how: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{how} must be one of"):
+        grading.check(FreeText(**{how: value}))
+
+
+def test_right_counts_in_the_language_alone() -> None:
+    pytest.importorskip("py3langid")
+    french = "La réponse est 17, parce que douze et cinq font dix-sept."
+    english = "The answer is 17, because twelve and five make seventeen."
+    asked = item(language="fr", extract="first_number", match="numeric")
+    assert grade(asked, Reply(french, "stop", 9), ()) == (1.0, "")
+    assert grade(asked, Reply(english, "stop", 9), ()) == (0.0, "right, but in language en")
+    assert grade(asked, Reply("17", "stop", 1), ()) == (1.0, "")  # a number is of no language
+    with pytest.raises(ValueError, match="language must be an ISO 639-1 code"):
+        grading.check(FreeText(language="klingon"))
