@@ -17,7 +17,7 @@ from torch import Tensor
 
 LEVELS = 256  # random draws and ranks are one byte
 GRID = 100  # densities that are multiples of 1/GRID are known after one sort
-BLOCK = 2**22  # elements of which inner products are summed at once
+BLOCK = 2**18  # elements of which inner products are summed at once, in float64
 
 
 @dataclass(frozen=True)
