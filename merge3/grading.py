@@ -121,7 +121,7 @@ def language_of(text: str, wanted: str) -> str | None:
         ValueError: py3langid is not installed, or does not know the wanted language.
     """
     identifier = _identifier()
-    if wanted not in identifier.labels():
+    if wanted not in identifier.labels:
         raise ValueError(f"language must be an ISO 639-1 code that py3langid knows, got {wanted!r}")
     if sum(letter.isalpha() for letter in text) < WRITTEN:
         return None

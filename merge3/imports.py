@@ -69,7 +69,7 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
     """
     files: dict[tuple[str, str], Path] = {}
     found = (path for pattern in SAMPLES for path in folder.rglob(pattern))
-    for path in sorted(found, key=lambda path: path.name):
+    for path in sorted(found):
         task = path.name.split("_", 1)[1].rsplit("_", 1)[0]
         parent = path.parent
         while parent != folder and DATED.fullmatch(parent.name):  # the first leaderboard has a folder a run

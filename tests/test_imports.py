@@ -54,7 +54,7 @@ def test_strict_and_flexible_scores_are_never_mixed(tmp_path: Path) -> None:
     ("samples", "metric", "message"),
     [
         ([sample(0, acc=0.5)], None, "acc of document 0 is 0.5; expected 0 or 1"),
-        ([sample(0, bleu=1.0)], None, "no acc_norm or acc or exact_match; they have"),
+        ([sample(0, bleu=1.0)], None, "no acc_norm or acc or exact_match or prompt_level_strict_acc; they have"),
         ([sample(0, acc=1.0)], "f1", "no f1; they have"),
         ([{"acc": 1.0}], None, "line 1: no sample of lm-eval"),
     ],
