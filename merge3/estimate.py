@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 from scipy.stats import spearmanr
 
@@ -269,7 +269,7 @@ def parent_aware(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate
 
 
 def lineage(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
-    """As `parent_aware`, and a candidate may have more from one parent than from the others: see `merge3/lineage.py`."""
+    """As `parent_aware`, and a candidate may have more from one parent than from others: see `merge3/lineage.py`."""
     m = known.lineage
     return _predict(answers, known, m.design, m.centre, m.precision, m.tail)
 
@@ -291,9 +291,8 @@ def ridge(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
 def published_mixing(error: float, variance: float, count: int) -> float:
     """The c of gp_irt as tinyBenchmarks publishes it: b² / (b² + v / 4n).
 
-    b is the validation error of p_irt (`error`), v the mean variance of the answers to an item (`variance`), n the number
-    asked (arXiv 2402.14992, and its code: lambda = b² / (v / (4 n) + b²)). `calibrate` finds a c that errs less where
-    items are chosen.
+    b is the validation error of p_irt (`error`), v the mean variance of the answers to an item (`variance`), n the
+    number asked (arXiv 2402.14992, and its code). `calibrate` finds a c that errs less where items are chosen.
     """
     return error**2 / (error**2 + variance / (4 * count))
 
@@ -351,12 +350,7 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
     scores, errors = (
         np.array([[getattr(e, name) for e in row] for row in made]) for name in ("score", "standard_error")
     )
-    estimates, held = np.zeros(len(truths)), np.zeros(len(truths))
-    for i in range(len(truths)):
-        others = np.delete(np.arange(len(truths)), i) if len(truths) > 1 else np.array([0])
-        shares, widening = _fit(scores[:, others], errors[:, others], truths[others])
-        estimates[i] = shares @ scores[:, i]
-        held[i] = abs(estimates[i] - truths[i]) <= Z90 * widening * (shares @ errors[:, i]) + 1e-9
+    estimates, held, _ = cross_calibrate(scores, errors, truths)
     shares, widening = _fit(scores, errors, truths)
     figures = replace(
         known.calibration,
@@ -371,6 +365,35 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
         coverage=float(held.mean()),
     )
     return replace(known, calibration=figures)
+
+
+def cross_calibrate(
+    scores: Float[np.ndarray, "parts models"],
+    errors: Float[np.ndarray, "parts models"],
+    truths: Float[np.ndarray, " models"],
+) -> tuple[Float[np.ndarray, " models"], Bool[np.ndarray, " models"], Bool[np.ndarray, " models"]]:
+    """Each model's estimate by the mixture that the others teach, and whether its interval holds the truth.
+
+    The second answer is of the interval widened by what the others teach, the third of the interval as it comes. Two
+    parts are the weighted mean and a model, to be mixed; one stands alone.
+    """
+    count = len(truths)
+    estimates, held, raw = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    for i in range(count):
+        others = np.delete(np.arange(count), i) if count > 1 else np.array([0])
+        shares, widening = _fit(scores[:, others], errors[:, others], truths[others])
+        estimates[i] = shares @ scores[:, i]
+        miss, reach = abs(estimates[i] - truths[i]), Z90 * (shares @ errors[:, i])
+        held[i], raw[i] = miss <= widening * reach + 1e-9, miss <= reach + 1e-9
+    return estimates, held, raw
+
+
+def prior_of(known: Known) -> Predictor:
+    """The model of a candidate's answers before it is asked: by its lineage, or as one of the population without it."""
+    D = known.items.dimensions
+    if len(known.parents):
+        return known.lineage
+    return Predictor(known.items.discrimination, -known.items.difficulty, np.zeros(D), np.eye(D))
 
 
 def _fit(

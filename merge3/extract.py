@@ -1,7 +1,8 @@
 """Extract: which few items a candidate is asked.
 
 Every method of `METHODS` draws them once, shared by all candidates: it shares the budget between the groups of items
-(languages, subjects) in proportion to their number of items, and returns the indices, sorted, with weights that sum to 1.
+(languages, subjects) in proportion to their number of items, and returns the indices, sorted, with weights that sum
+to 1.
 `Interview` chooses each candidate's next items by its answers so far. Knows the items' parameters, and the model of a
 candidate's answers where a method needs one; sees no candidate.
 """
@@ -131,7 +132,7 @@ def disagreement(
     seed: int,
     model: Predictor | None = None,
 ) -> Subset:
-    """The items on which candidates of these parents are least sure to agree: P (1 - P), averaged over the model's prior.
+    """The items on which candidates of these parents agree least: P (1 - P), averaged over the model's prior.
 
     Where one parent is right and another wrong, merges differ; where all are right, hardly any is wrong.
 
@@ -154,9 +155,9 @@ def design(
 ) -> Subset:
     """The items after which the candidates' scores are known best: a Bayesian c-optimal design, taken greedily.
 
-    Each next item is the one that lowers the posterior variance of the score most, relative to what it is, averaged over
-    `DRAWS` candidates of the model's prior. Unlike fisher it does not ask twice what one answer tells, and looks beyond
-    the parents' ability.
+    Each next item is the one that lowers the posterior variance of the score most, relative to what it is, averaged
+    over `DRAWS` candidates of the model's prior. Unlike fisher it does not ask twice what one answer tells, and looks
+    beyond the parents' ability.
 
     Raises:
         ValueError: no model, a count outside 1..items, or groups that are not one an item.
@@ -190,8 +191,8 @@ class Interview:
     """Adaptive testing: one candidate, asked a few items at a time, each chosen by its answers so far.
 
     `ask` names the next items, `tell` takes the answers, as with an optimiser; `answers` holds them all, NaN where not
-    asked, and `subset` their indices. The groups share the budget as they do for the methods: no group gets more than its
-    seats.
+    asked, and `subset` their indices. The groups share the budget as they do for the methods: no group gets more than
+    its seats.
 
     Raises:
         ValueError: a count outside 1..items, or groups that are not one an item.

@@ -81,9 +81,9 @@ def choose_trust(
 ) -> Trust:
     """The trust in strangers that predicts the families' own members best: likelihood of answers left out.
 
-    Each family is (strangers, its parents and relatives answered in full). A part of its members is left out of the fit;
-    half of their answers give their abilities, the other half are predicted. Where a family has one member, or there are
-    no strangers, nothing can be learnt of it: the first choice is the answer if that is so of all.
+    Each family is (strangers, its parents and relatives answered in full). A part of its members is left out of the
+    fit; half of their answers give their abilities, the other half are predicted. Where a family has one member, or
+    there are no strangers, nothing can be learnt of it: the first choice is the answer if that is so of all.
     """
     gained = np.zeros(len(choices))
     for strangers, family in families:
@@ -125,9 +125,9 @@ def predictor(
 ) -> Predictor:
     """A candidate's answers given its parents': logit P_i = a_i · theta - b_i + g r_i + sum_k h_k q_ik.
 
-    r_i is twice the parents' mean residual on item i (their sum where they are two), q_ik their contrasts: theta says how
-    much the candidate knows, g how much of its parents' particulars, h from which of them. Student t of `TAIL` degrees of
-    freedom: theta around the parents' mean (+ `shift`), g around `inheritance`, h around 0.
+    r_i is twice the parents' mean residual on item i (their sum where they are two), q_ik their contrasts: theta says
+    how much the candidate knows, g how much of its parents' particulars, h from which of them. Student t of `TAIL`
+    degrees of freedom: theta around the parents' mean (+ `shift`), g around `inheritance`, h around 0.
     """
     abilities, residual = residuals(items, parents)
     apart = contrasts(residual)
