@@ -412,8 +412,8 @@ def fit_em(
 
     theta ~ N(0, 1) on `NODES` nodes; in log space, so any number of items. Priors log a ~ N(.4, .8²) and a theta - b at
     theta = 0 ~ N(0, 3.5²) keep all finite, items that all got right included. A maximisation is one step of Fisher's
-    scoring for all items together; pairs of steps are extrapolated (SQUAREM, Varadhan & Roland 2008) wherever that
-    makes the posterior higher. Discriminations are positive. A model counts `counts` times, once where None.
+    scoring for all items together, damped by the slope in log a, without which steep items swing for ever; pairs of
+    steps are extrapolated (SQUAREM, Varadhan & Roland 2008) wherever that makes the posterior higher. Discriminations are positive. A model counts `counts` times, once where None.
 
     Raises:
         ValueError: more than one dimension.
@@ -446,7 +446,8 @@ def fit_em(
         error, w = expected_right - expected * p, expected * p * (1 - p)
         g_a = a * (error @ theta) - (log_a - LOG_A[0]) / LOG_A[1] ** 2
         g_d = error.sum(axis=1) - intercept / INTERCEPT**2
-        h_aa, h_ad = a**2 * (w @ theta**2) + 1 / LOG_A[1] ** 2, a * (w @ theta)
+        h_aa = a**2 * (w @ theta**2) + 1 / LOG_A[1] ** 2 + np.abs(a * (error @ theta))
+        h_ad = a * (w @ theta)
         h_dd = w.sum(axis=1) + 1 / INTERCEPT**2
         determinant = h_aa * h_dd - h_ad**2
         step_a = np.clip((h_dd * g_a - h_ad * g_d) / determinant, -0.5, 0.5)

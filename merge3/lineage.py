@@ -125,13 +125,12 @@ def predictor(
 ) -> Predictor:
     """A candidate's answers given its parents': logit P_i = a_i · theta - b_i + g r_i + sum_k h_k q_ik.
 
-    r_i is twice the parents' mean residual on item i (their sum where they are two), q_ik their contrasts: theta says
-    how much the candidate knows, g how much of its parents' particulars, h from which of them. Student t of `TAIL`
+    r_i is the sum of the parents' residuals on item i, q_ik their contrasts: theta says how much the candidate knows, g how much of its parents' particulars, h from which of them. Student t of `TAIL`
     degrees of freedom: theta around the parents' mean (+ `shift`), g around `inheritance`, h around 0.
     """
     abilities, residual = residuals(items, parents)
     apart = contrasts(residual)
-    design = np.column_stack([items.discrimination, 2 * residual.mean(axis=0), apart])
+    design = np.column_stack([items.discrimination, residual.sum(axis=0), apart])
     centre = np.concatenate([abilities.mean(axis=0) + np.asarray(shift), [inheritance], np.zeros(apart.shape[1])])
     scale = np.array([spread] * items.dimensions + [inheritance_spread] + [CONTRAST] * apart.shape[1])
     return Predictor(design, -items.difficulty, centre, np.diag(scale**-2), TAIL)

@@ -150,7 +150,7 @@ def study(
     for number in range(draws):
         cases = draw(seed + number)
         if trust is None:
-            families = [(c.strangers, np.vstack([c.parents, c.relatives])) for c in cases[:6]]
+            families = [(c.strangers, np.vstack([c.parents, c.relatives])) for c in cases[:4]]
             trust = lineage.choose_trust(families)
         cost = sum(c.relatives.size for c in cases) / sum(len(c.candidates) for c in cases)
         worlds = [(case, items) for case, items in zip(cases, _items(cases, trust), strict=True)]
