@@ -1,6 +1,6 @@
 """Few-item estimates of real models' scores: every extract method with every estimator, and the speed of the fits.
 
-The answers are not the project's to ship: `--data` (or MERGE3_DATA) names a folder with response tables (README there) and
+The answers are not the project's to ship: `--data` (or MERGE3_DATA) names a folder with response tables and
 merge_triplets.csv; a table that is missing is left out and said. Protocols as in `merge3/study.py`, 20 draws.
 """
 

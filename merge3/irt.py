@@ -413,7 +413,8 @@ def fit_em(
     theta ~ N(0, 1) on `NODES` nodes; in log space, so any number of items. Priors log a ~ N(.4, .8²) and a theta - b at
     theta = 0 ~ N(0, 3.5²) keep all finite, items that all got right included. A maximisation is one step of Fisher's
     scoring for all items together, damped by the slope in log a, without which steep items swing for ever; pairs of
-    steps are extrapolated (SQUAREM, Varadhan & Roland 2008) wherever that makes the posterior higher. Discriminations are positive. A model counts `counts` times, once where None.
+    steps are extrapolated (SQUAREM, Varadhan & Roland 2008) wherever that makes the posterior higher. Discriminations
+    are positive. A model counts `counts` times, once where None.
 
     Raises:
         ValueError: more than one dimension.

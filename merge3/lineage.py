@@ -125,8 +125,9 @@ def predictor(
 ) -> Predictor:
     """A candidate's answers given its parents': logit P_i = a_i · theta - b_i + g r_i + sum_k h_k q_ik.
 
-    r_i is the sum of the parents' residuals on item i, q_ik their contrasts: theta says how much the candidate knows, g how much of its parents' particulars, h from which of them. Student t of `TAIL`
-    degrees of freedom: theta around the parents' mean (+ `shift`), g around `inheritance`, h around 0.
+    r_i is the sum of the parents' residuals on item i, q_ik their contrasts: theta says how much the candidate knows, g
+    how much of its parents' particulars, h from which of them. Student t of `TAIL` degrees of freedom: theta around the
+    parents' mean (+ `shift`), g around `inheritance`, h around 0.
     """
     abilities, residual = residuals(items, parents)
     apart = contrasts(residual)
