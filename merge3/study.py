@@ -183,7 +183,7 @@ def recommend(table: pd.DataFrame) -> pd.DataFrame:
     best = []
     for _, rows in asked.groupby("items"):
         ranks = rows["error"].rank() + (-rows["spearman"]).rank() + rows["regret"].rank()
-        best.append(rows.loc[ranks.idxmin()])
+        best.append(rows.iloc[int(ranks.to_numpy().argmin())])
     return pd.DataFrame(best)
 
 
