@@ -14,6 +14,7 @@ from merge3.estimate import ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
 
 OUT = DATA / "estimate"
+STUDIED = {"ridge"}  # needs a population of many models like the candidates: see `merge3 study`
 
 
 @flow
@@ -26,14 +27,15 @@ def estimate(study: str, studies: dict[str, Any], method: str) -> None:
     Raises:
         ValueError: the method is unknown.
     """
-    if method not in ESTIMATORS:
-        raise ValueError(f"estimate.method must be one of {sorted(ESTIMATORS)}, got {method!r}")
+    offered = sorted(ESTIMATORS.keys() - STUDIED)
+    if method not in offered:
+        raise ValueError(f"estimate.method must be one of {offered}, got {method!r}")
     experts, groups = study_of(study, studies)
     found = study_items(groups)
     chosen, weights = subset(found, method)
     fitted, truths = relatives(study, found)
     known = learn_inheritance(fitted, Known(parameters(found), chosen, weights, expert_answers(experts, found)))
-    calibrated = {name: calibrate_estimator(name, truths, known).calibration for name in ESTIMATORS}
+    calibrated = {name: calibrate_estimator(name, truths, known).calibration for name in offered}
     OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / "calibration.json", asdict(calibrated[method]))
     pd.DataFrame([asdict(c) for c in calibrated.values()])[

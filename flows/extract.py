@@ -9,7 +9,7 @@ from prefect import flow
 
 from flows.known import expert_answers, parameters, study_items, study_of
 from flows.stage import DATA, main, say
-from merge3 import irt
+from merge3 import irt, lineage
 from merge3.extract import METHODS
 
 OUT = DATA / "extract"
@@ -26,9 +26,9 @@ def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: 
         raise ValueError(f"extract.method must be one of {sorted(METHODS)}, got {method!r}")
     experts, groups = study_of(study, studies)
     found = study_items(groups)
-    fitted = parameters(found)
-    abilities = irt.fit_abilities(fitted, expert_answers(experts, found))[0]
-    chosen, weights = METHODS[method](fitted, abilities, items, [item.group for item in found], seed)
+    fitted, answers = parameters(found), expert_answers(experts, found)
+    abilities, model = irt.fit_abilities(fitted, answers)[0], lineage.predictor(fitted, answers)
+    chosen, weights = METHODS[method](fitted, abilities, items, [item.group for item in found], seed, model)
     OUT.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(
         {

@@ -88,10 +88,11 @@ def subset(found: list[Item], estimator: str) -> tuple[np.ndarray, np.ndarray]:
     """Indices into `found` of the extracted items, and their weights.
 
     Raises:
-        ValueError: the estimator takes the items for a sample, and they were not drawn uniformly: it would be far off.
+        ValueError: the estimator takes the items for a sample, and they are none: it would be far off.
     """
     table = pd.read_parquet(EXTRACT / "subset.parquet")
-    if estimator in SAMPLED and set(table["method"]) != {"uniform"}:
-        raise ValueError(f"estimate.method {estimator} needs extract.method uniform: chosen items are no fair sample")
+    if estimator in SAMPLED and not set(table["method"]) <= SAMPLED[estimator]:
+        fair = " or ".join(sorted(SAMPLED[estimator]))
+        raise ValueError(f"estimate.method {estimator} needs extract.method {fair}: others' items are no fair sample")
     places = {item.id: index for index, item in enumerate(found)}
     return np.array([places[name] for name in table["id"]]), table["weight"].to_numpy()

@@ -1,4 +1,4 @@
-"""The command line: `merge3 merge`, `recipe`, `respond`, `answers`, `import`, `plan`."""
+"""The command line: `merge3 merge`, `recipe`, `respond`, `answers`, `import`, `plan`, `study`, `verify`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from merge3 import answering, export, grading, imports, items, mergefile, responses
+from merge3 import answering, export, grading, imports, items, lineage, mergefile, responses, study, verify
+from merge3.estimate import Known
 from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, runtime_name, weights_folder
 from merge3.plan import GIGABYTE, Machine, Plan, measure, plan
 from merge3.respond import packable
@@ -112,7 +113,38 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")
     planned.add_argument("--tflops", type=float, help="with --memory: its dense matrix products, 10^12 operations/s")
     planned.set_defaults(run=run_plan)
+
+    studied = commands.add_parser("study", help="on models answered in full: which items and estimator serve best?")
+    add_case(studied)
+    studied.add_argument("--counts", type=int, nargs="+", default=study.COUNTS, help="items asked (default: 10 20 50)")
+    studied.add_argument("--draws", type=int, default=20, help="repetitions (default: 20)")
+    studied.add_argument("--json", type=Path, help="the figures as a file")
+    studied.add_argument("--plot", type=Path, help="the figures as a picture (default: beside the table)")
+    studied.set_defaults(run=run_study)
+
+    verified = commands.add_parser("verify", help="check the guarantees: by simulation, and on answers if given")
+    add_case(verified, "?")
+    verified.add_argument("--count", type=int, default=20, help="items asked (default: 20)")
+    verified.set_defaults(run=run_verify)
     return made
+
+
+def add_case(command: argparse.ArgumentParser, number: str | None = None) -> None:
+    """The table of a study, and who in it is what."""
+    command.add_argument(
+        "responses", type=Path, nargs=number, help="a response table (.parquet or .csv), models x items"
+    )
+    kinship = command.add_mutually_exclusive_group()
+    kinship.add_argument("--parents", nargs="+", metavar="P", help="whose merges the other models are")
+    kinship.add_argument(
+        "--triplets", type=Path, help="a CSV file with merge, parent_a, parent_b: parents of each merge"
+    )
+    command.add_argument("--merges", default="*", help="with --parents: names of the merges; others are strangers")
+    command.add_argument(
+        "--relatives", type=int, default=0, help="with --parents: merges answered in full (default: 0)"
+    )
+    command.add_argument("--groups", metavar="SEPARATOR", help="an item's group is its id before this")
+    command.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
 
 
 def run_merge(options: argparse.Namespace) -> None:
@@ -282,6 +314,56 @@ def run_import(options: argparse.Namespace) -> None:
     responses.write(options.out, table)
     missing = int(table.isna().to_numpy().sum())
     print(f"{options.out}: {table.shape[0]} models x {table.shape[1]} items, {missing} not scored")
+
+
+def run_study(options: argparse.Namespace) -> None:
+    """`merge3 study`."""
+    draw, groups = read_case(options)
+    with progress("study", options.draws) as advance:
+        found = study.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
+    shown = found.sort_values(["items", "error"])
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
+    for row in study.recommend(found).to_dict("records"):
+        print(
+            f"{row['items']} items: ask {row['method']} items, estimate by {row['estimator']} "
+            f"(error {row['error']:.1f} points, Spearman {row['spearman']:.2f}, regret {row['regret']:.1f})"
+        )
+    if options.json:
+        options.json.write_text(found.to_json(orient="records", indent=2), encoding="utf-8")
+    study.plot(found, options.plot or options.responses.with_suffix(".study.png"))
+
+
+def run_verify(options: argparse.Namespace) -> None:
+    """`merge3 verify`.
+
+    Raises:
+        ValueError: a guarantee did not hold.
+    """
+    checks = verify.simulated(options.seed)
+    if options.responses is not None:
+        draw, groups = read_case(options)
+        for case in draw(options.seed)[:1]:
+            fitted, _ = lineage.fit(case.strangers, np.vstack([case.parents, case.relatives]))
+            near = np.vstack([case.strangers, case.parents, case.relatives])
+            count = options.count
+            known = Known(fitted, np.arange(count), np.full(count, 1 / count), case.parents, population=near)
+            checks += verify.on_answers(known, case.candidates, groups, options.seed)
+    for check in checks:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
+        print(f"{'holds' if check.holds else 'FAILS'}  {check.name}: {figures}")
+    if broken := [check.name for check in checks if not check.holds]:
+        raise ValueError(f"{len(broken)} of {len(checks)} guarantees do not hold: {broken}")
+
+
+def read_case(options: argparse.Namespace) -> tuple[study.Draw, list[str]]:
+    """The draws of a study from its table, and the groups of the items."""
+    table = imports.matrix(options.responses)
+    groups = [str(name).rsplit(options.groups, 1)[0] if options.groups else "all" for name in table.columns]
+    if options.parents:
+        return study.family(table, options.parents, options.merges, options.relatives), groups
+    if options.triplets:
+        return study.triplets(table, pd.read_csv(options.triplets)), groups
+    return study.leaderboard(table), groups
 
 
 @contextmanager

@@ -8,15 +8,18 @@ this project's own.
 With S the n items asked, U the rest, tau = n / N, P_i = sigmoid(a_i · theta - b_i), w the weights of the
 subset:
 
-    mean          sum_S w_i Y_i
+    mean          mean_S(Y)
+    weighted_mean sum_S w_i Y_i
+    ridge         an affine function of the answers, learnt from models answered in full
     p_irt         tau mean_S(Y) + (1 - tau) mean_U(P),   theta ~ N(0, I)
     mp_irt        as p_irt with theta = sum_e lambda_e gamma_e,   lambda ~ N(0, I),   gamma_e of parent e
     bayes_mp_irt  as p_irt with theta ~ N(mean of the parents' abilities, spread²)
     post_stratified  sum_h (N_h / N) (tau_h mean_S(Y) + (1 - tau_h) q_h), q_h the share of stratum h that is right: the
                   items on which the same number of parents are right
     parent_aware  as p_irt with logit P_i = a_i · theta - b_i + g r_i,   r_i the parents' residuals on item i
-    gp_irt        c mean + (1 - c) p_irt
-    gmp_irt       c mean + (1 - c) mp_irt
+    lineage       as parent_aware, and + sum_k h_k q_ik, the contrasts of the residuals
+    gp_irt        c weighted_mean + (1 - c) p_irt
+    gmp_irt       c weighted_mean + (1 - c) mp_irt
 
 Knows the items' parameters and the parents' answers; knows neither models nor merges.
 """
@@ -26,11 +29,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from merge3.irt import ItemParameters, check_responses, fit_abilities, fit_logistic, probability
+from merge3.irt import (
+    ItemParameters,
+    Predictor,
+    check_responses,
+    fit_abilities,
+    fit_logistic,
+    fit_logistics,
+    probability,
+)
+from merge3.lineage import TAIL, predictor
 
 Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
@@ -38,7 +50,7 @@ INHERITED = (
     0.08,
     0.97,
 )  # shares of the items that no parent, and that all parents, have right, which a merge has right
-TAIL = 4.0  # degrees of freedom of parent_aware's prior: heavy enough for candidates that collapsed
+KEPT = 4  # candidates that a prior counts as when it learns from others
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,10 @@ class Known:
         items: the parameters of all N items.
         subset: the indices of the n items a candidate is asked.
         weights: of the items asked; they sum to 1.
-        parents: the parents' answers to all N items, none missing.
+        parents: the parents' answers to all N items, none missing. None of them is known of a model that is no
+            merge: then estimators that need parents refuse.
         calibration: the numbers of the estimator in use.
+        population: models answered in full, for ridge alone: the more like the candidates, the better.
 
     Raises:
         ValueError: parts that do not fit together.
@@ -103,6 +117,7 @@ class Known:
     weights: Float[np.ndarray, " asked"]
     parents: Float[np.ndarray, "parents items"]
     calibration: Calibration = field(default_factory=Calibration)
+    population: Float[np.ndarray, "models items"] | None = None
 
     def __post_init__(self) -> None:
         n, N = len(self.subset), len(self.items)
@@ -112,17 +127,23 @@ class Known:
             raise ValueError(
                 f"expected {n} weights that sum to 1, got {len(self.weights)} with sum {self.weights.sum():g}"
             )
-        if self.parents.ndim != 2 or len(self.parents) == 0 or self.parents.shape[1] != N:
-            raise ValueError(
-                f"expected the answers of one or more parents to {N} items, got shape {self.parents.shape}"
-            )
+        if self.parents.ndim != 2 or self.parents.shape[1] != N:
+            raise ValueError(f"expected the answers of the parents to {N} items, got shape {self.parents.shape}")
+        if self.population is not None and (self.population.shape[1] != N or np.isnan(self.population).any()):
+            raise ValueError(f"expected a population that answered all {N} items, got shape {self.population.shape}")
         check_responses(self.parents)
         if missing := int(np.isnan(self.parents).sum()):
             raise ValueError(f"{missing} answers of the parents are missing: let each parent answer all {N} items once")
 
     @cached_property
     def parent_abilities(self) -> Float[np.ndarray, "parents dimensions"]:
-        """The parents' abilities, from their answers to all items."""
+        """The parents' abilities, from their answers to all items.
+
+        Raises:
+            ValueError: there are no parents.
+        """
+        if not len(self.parents):
+            raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
         return fit_abilities(self.items, self.parents)[0]
 
     @cached_property
@@ -131,13 +152,52 @@ class Known:
         return np.asarray((self.parents - probability(self.items, self.parent_abilities)).sum(axis=0))
 
     @cached_property
+    def lineage(self) -> Predictor:
+        """The model of a candidate's answers given its parents'."""
+        if not len(self.parents):
+            raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
+        c = self.calibration
+        return predictor(self.items, self.parents, c.centre_shift, c.spread, c.inheritance, c.inheritance_spread)
+
+    @cached_property
+    def ridge(self) -> tuple[Float[np.ndarray, " asked"], float, float]:
+        """Weights of the answers, intercept, and error of `ridge`, from the population.
+
+        Raises:
+            ValueError: there is no population of at least three models.
+        """
+        if self.population is None or len(self.population) < 3:
+            raise ValueError("ridge needs a population of three or more models answered in full: give Known one")
+        X, y = self.population[:, self.subset], self.population.mean(axis=1)
+        U, S, Vt = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
+        along = U.T @ (y - y.mean())
+        best: tuple[float, np.ndarray] = (np.inf, np.zeros(len(S)))
+        for strength in np.logspace(-1, 4, 21):
+            shrunk = S**2 / (S**2 + strength)
+            leverage = 1 / len(y) + (U**2) @ shrunk
+            misses = (y - y.mean() - U @ (shrunk * along)) / np.maximum(1 - leverage, 1e-3)
+            if (error := float(np.sqrt((misses**2).mean()))) < best[0]:
+                best = error, S / (S**2 + strength) * along
+        weights = Vt.T @ best[1]
+        return weights, float(y.mean() - weights @ X.mean(axis=0)), best[0]
+
+    @cached_property
     def unasked(self) -> Int[np.ndarray, " unasked"]:
         """The indices of the items a candidate is not asked."""
         return np.setdiff1d(np.arange(len(self.items)), self.subset)
 
 
 def mean(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
-    """The weighted mean of the answers: no model, no bias if the subset is random; never for fisher subsets.
+    """The plain mean of the answers: no model, no bias if the subset is random; never for chosen subsets.
+
+    Standard error: that of `weighted_mean` with equal weights.
+    """
+    n = len(known.subset)
+    return weighted_mean(answers, replace(known, weights=np.full(n, 1 / n)))
+
+
+def weighted_mean(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """The weighted mean of the answers: for random subsets of unequal groups, strata and anchors; never for fisher.
 
     Standard error: sqrt(p (1 - p) sum w² (1 - tau)), p with two right and two wrong answers added (Agresti &
     Coull 1998), so that all right is not certainty.
@@ -208,14 +268,43 @@ def parent_aware(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate
     return _predict(answers, known, design, centre, np.diag(scale**-2), TAIL)
 
 
+def lineage(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """As `parent_aware`, and a candidate may have more from one parent than from others: see `merge3/lineage.py`."""
+    m = known.lineage
+    return _predict(answers, known, m.design, m.centre, m.precision, m.tail)
+
+
+def ridge(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """The accuracy as a linear function of the answers, learnt by ridge regression from the population.
+
+    The penalty is that of the least leave-one-out error, which is the standard error too.
+    """
+    _check(answers, known)
+    if len(known.unasked) == 0:
+        return _interval(float(answers.mean()), 0.0)
+    weights, intercept, error = known.ridge
+    least = answers.sum() / len(known.items)
+    most = least + len(known.unasked) / len(known.items)
+    return _interval(float(np.clip(intercept + weights @ answers, least, most)), known.calibration.widening * error)
+
+
+def published_mixing(error: float, variance: float, count: int) -> float:
+    """The c of gp_irt as tinyBenchmarks publishes it: b² / (b² + v / 4n).
+
+    b is the validation error of p_irt (`error`), v the mean variance of the answers to an item (`variance`), n the
+    number asked (arXiv 2402.14992, and its code). `calibrate` finds a c that errs less where items are chosen.
+    """
+    return error**2 / (error**2 + variance / (4 * count))
+
+
 def gp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
-    """The mean and p_irt mixed: c mean + (1 - c) p_irt, c from `calibrate`."""
-    return _mix(mean(answers, known), p_irt(answers, known), known)
+    """The weighted mean and p_irt mixed: c mean + (1 - c) p_irt, c from `calibrate`."""
+    return _mix(weighted_mean(answers, known), p_irt(answers, known), known)
 
 
 def gmp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
-    """The mean and mp_irt mixed: c mean + (1 - c) mp_irt, c from `calibrate`."""
-    return _mix(mean(answers, known), mp_irt(answers, known), known)
+    """The weighted mean and mp_irt mixed: c mean + (1 - c) mp_irt, c from `calibrate`."""
+    return _mix(weighted_mean(answers, known), mp_irt(answers, known), known)
 
 
 def degenerate(known: Known) -> bool:
@@ -256,17 +345,12 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
         )
     plain = replace(known, calibration=replace(known.calibration, widening=1.0))
     truths = responses.mean(axis=1)
-    parts = [mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
+    parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
     made = [[part(row[known.subset], plain) for row in responses] for part in parts]
     scores, errors = (
         np.array([[getattr(e, name) for e in row] for row in made]) for name in ("score", "standard_error")
     )
-    estimates, held = np.zeros(len(truths)), np.zeros(len(truths))
-    for i in range(len(truths)):
-        others = np.delete(np.arange(len(truths)), i) if len(truths) > 1 else np.array([0])
-        shares, widening = _fit(scores[:, others], errors[:, others], truths[others])
-        estimates[i] = shares @ scores[:, i]
-        held[i] = abs(estimates[i] - truths[i]) <= Z90 * widening * (shares @ errors[:, i]) + 1e-9
+    estimates, held, _ = cross_calibrate(scores, errors, truths)
     shares, widening = _fit(scores, errors, truths)
     figures = replace(
         known.calibration,
@@ -281,6 +365,35 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
         coverage=float(held.mean()),
     )
     return replace(known, calibration=figures)
+
+
+def cross_calibrate(
+    scores: Float[np.ndarray, "parts models"],
+    errors: Float[np.ndarray, "parts models"],
+    truths: Float[np.ndarray, " models"],
+) -> tuple[Float[np.ndarray, " models"], Bool[np.ndarray, " models"], Bool[np.ndarray, " models"]]:
+    """Each model's estimate by the mixture that the others teach, and whether its interval holds the truth.
+
+    The second answer is of the interval widened by what the others teach, the third of the interval as it comes. Two
+    parts are the weighted mean and a model, to be mixed; one stands alone.
+    """
+    count = len(truths)
+    estimates, held, raw = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    for i in range(count):
+        others = np.delete(np.arange(count), i) if count > 1 else np.array([0])
+        shares, widening = _fit(scores[:, others], errors[:, others], truths[others])
+        estimates[i] = shares @ scores[:, i]
+        miss, reach = abs(estimates[i] - truths[i]), Z90 * (shares @ errors[:, i])
+        held[i], raw[i] = miss <= widening * reach + 1e-9, miss <= reach + 1e-9
+    return estimates, held, raw
+
+
+def prior_of(known: Known) -> Predictor:
+    """The model of a candidate's answers before it is asked: by its lineage, or as one of the population without it."""
+    D = known.items.dimensions
+    if len(known.parents):
+        return known.lineage
+    return Predictor(known.items.discrimination, -known.items.difficulty, np.zeros(D), np.eye(D))
 
 
 def _fit(
@@ -315,20 +428,56 @@ def learn_inheritance(merges: Float[np.ndarray, "merges items"], known: Known) -
     if np.isnan(merges).any():
         raise ValueError(f"expected merges answered in full, got {np.isnan(merges).sum()} answers missing")
     design, centre, scale = _inherited(known)
-    D, prior, c = known.items.dimensions, 4, known.calibration
+    D = known.items.dimensions
     offset = -known.items.difficulty
     fits = [fit_logistic(design, offset, row, centre, np.eye(D + 1) / 9)[0] for row in merges]
     away = np.array(fits).reshape(-1, D + 1) - centre
-    shift = away.sum(axis=0) / (prior + len(merges))
-    variance = (prior * scale**2 + ((away - shift) ** 2).sum(axis=0)) / (prior + len(merges))
-    learnt = replace(
+    shift = away.sum(axis=0) / (KEPT + len(merges))
+    variance = (KEPT * scale**2 + ((away - shift) ** 2).sum(axis=0)) / (KEPT + len(merges))
+    return replace(known, calibration=_moved(known, shift, np.sqrt(variance)))
+
+
+def update(known: Known, answers: Float[np.ndarray, "candidates asked"]) -> Known:
+    """Centre and spread of the prior from the candidates of a search, by their answers to the subset alone.
+
+    Empirical Bayes over a generation: x_m ~ N(m, V), x_m = (theta, g) of candidate m, by expectation-maximisation over
+    the candidates' posteriors; the values before count as `KEPT` candidates. Call it with all candidates so far, or
+    with each generation on what the last call returned. Nobody need be answered in full.
+
+    Raises:
+        ValueError: missing answers, or another number than the subset's.
+    """
+    if answers.ndim != 2 or answers.shape[1] != len(known.subset) or np.isnan(answers).any():
+        raise ValueError(
+            f"expected the candidates' answers to the {len(known.subset)} items of the subset, none missing, got "
+            f"shape {answers.shape} with {np.isnan(answers).sum()} missing"
+        )
+    if not len(answers):
+        return known
+    S = known.subset
+    design, first, scale = _inherited(known)
+    centre, spread = first, scale
+    for _ in range(20):
+        x, C = fit_logistics(design[S], -known.items.difficulty[S], answers, centre, np.diag(spread**-2), TAIL)
+        before, weight = centre, KEPT + len(x)
+        centre = (KEPT * first + x.sum(axis=0)) / weight
+        within = np.diagonal(C, axis1=1, axis2=2)
+        spread = np.sqrt((KEPT * scale**2 + ((x - centre) ** 2 + within).sum(axis=0)) / weight)
+        if np.abs(centre - before).max() < 1e-4:
+            break
+    return replace(known, calibration=_moved(known, centre - first, spread))
+
+
+def _moved(known: Known, shift: Float[np.ndarray, " unknowns"], spread: Float[np.ndarray, " unknowns"]) -> Calibration:
+    """The calibration with its prior of (theta, g) moved by `shift`, and of scale `spread`."""
+    c, D = known.calibration, known.items.dimensions
+    return replace(
         c,
         centre_shift=tuple(float(s) for s in np.asarray(c.centre_shift) + shift[:D]),
-        spread=float(np.sqrt(variance[:D].mean())),
+        spread=float(np.sqrt((spread[:D] ** 2).mean())),
         inheritance=float(c.inheritance + shift[D]),
-        inheritance_spread=float(np.sqrt(variance[D])),
+        inheritance_spread=float(spread[D]),
     )
-    return replace(known, calibration=learnt)
 
 
 def _inherited(known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -387,9 +536,15 @@ def _check(answers: Float[np.ndarray, " asked"], known: Known) -> None:
 
 Estimator = Callable[[np.ndarray, Known], Estimate]
 MIXED: dict[str, Estimator] = {"gp_irt": p_irt, "gmp_irt": mp_irt}
-SAMPLED = frozenset({"mean", "post_stratified"})  # far off where items are chosen: for subsets drawn at random
+SAMPLED = {  # estimators that are far off except with the items of these extract methods
+    "mean": frozenset({"uniform"}),
+    "weighted_mean": frozenset({"uniform", "stratified", "anchors"}),
+    "post_stratified": frozenset({"uniform", "stratified"}),
+}
 ESTIMATORS: dict[str, Estimator] = {
     "mean": mean,
+    "weighted_mean": weighted_mean,
+    "ridge": ridge,
     "p_irt": p_irt,
     "gp_irt": gp_irt,
     "mp_irt": mp_irt,
@@ -397,4 +552,6 @@ ESTIMATORS: dict[str, Estimator] = {
     "bayes_mp_irt": bayes_mp_irt,
     "post_stratified": post_stratified,
     "parent_aware": parent_aware,
+    "lineage": lineage,
 }
+PARENTLESS = frozenset({"mean", "weighted_mean", "ridge", "p_irt", "gp_irt"})  # need no parents

@@ -9,17 +9,17 @@ girth, whose convention is another one: items x people, whole numbers only, a (t
 subsets, parents or merges.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import girth
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize
 from scipy.special import expit
 
 NODES = 41  # of ability, on which em integrates
-EM_STEPS = 500  # at most
+EM_STEPS = 200  # at most; each is three evaluations
 LOG_A = (0.4, 0.8)  # em's prior of the logarithm of a discrimination: its mean and deviation
 INTERCEPT = 3.5  # em's prior of the log-odds of a model of ability 0: its deviation
 CHUNK = 50  # items girth fits at once: its cost grows with the square of their number
@@ -52,7 +52,13 @@ def probability(
     return np.asarray(expit(abilities @ items.discrimination.T - items.difficulty))
 
 
-def fit_items(responses: Float[np.ndarray, "models items"], engine: str, dimensions: int, seed: int) -> ItemParameters:
+def fit_items(
+    responses: Float[np.ndarray, "models items"],
+    engine: str,
+    dimensions: int | None,
+    seed: int,
+    counts: Float[np.ndarray, " models"] | None = None,
+) -> ItemParameters:
     """Fit the items on the answers of a population, whitened: its abilities have mean 0 and covariance I.
 
     Identical rows (clones of one model) count once; the order of the models changes nothing.
@@ -61,8 +67,10 @@ def fit_items(responses: Float[np.ndarray, "models items"], engine: str, dimensi
         responses: 1 right, 0 wrong, NaN not scored.
         engine: a key of `ENGINES`: "girth" and "em" (marginal maximum likelihood, one dimension; em takes all
             items at once) or "mirt" (joint MAP, any number of dimensions).
-        dimensions: the number of abilities a model has.
-        seed: of the starting point of "mirt"; "girth" has no chance in it.
+        dimensions: the number of abilities a model has; None: what `choose_dimensions` finds.
+        seed: of the starting point of "mirt"; the others have no chance in them.
+        counts: how much each model counts, above 0 (1 each where None): for "em" alone. Less than 1 makes the
+            answers of strangers a discounted prior of the items (the power prior of Ibrahim & Chen 2000).
 
     Raises:
         ValueError: no items, an item nobody answered, a population of one model, or a value other than 0, 1
@@ -71,21 +79,63 @@ def fit_items(responses: Float[np.ndarray, "models items"], engine: str, dimensi
     """
     if engine not in ENGINES:
         raise KeyError(f"unknown engine {engine!r}: choose one of {sorted(ENGINES)}")
-    if dimensions < 1:
+    if dimensions is not None and dimensions < 1:
         raise ValueError(f"expected at least 1 dimension, got {dimensions}")
     check_responses(responses)
     if responses.shape[1] == 0:
         raise ValueError("expected at least one item, got none: nothing can be fitted")
     if (silent := np.flatnonzero(np.isnan(responses).all(axis=0))).size:
         raise ValueError(f"no model answered the items at {silent[:10].tolist()}: score them or drop them")
-    tagged = np.unique(np.nan_to_num(responses, nan=-1.0), axis=0)
+    tagged, place = np.unique(np.nan_to_num(responses, nan=-1.0), axis=0, return_inverse=True)
     if len(tagged) < 2:
         raise ValueError(
             f"a population of one model: {len(responses)} rows, {len(tagged)} distinct; items are fitted on "
             "how models differ, so add the answers of other models"
         )
     distinct = np.where(tagged < 0, np.nan, tagged)
-    return _whiten(*ENGINES[engine](distinct, dimensions, seed))
+    if dimensions is None:
+        dimensions = choose_dimensions(distinct, seed)[0] if engine == "mirt" else 1
+    if counts is None:
+        return _whiten(*ENGINES[engine](distinct, dimensions, seed))
+    if engine != "em":
+        raise ValueError(f"only the engine 'em' weighs models, got {engine!r}")
+    if counts.shape != (len(responses),) or not (counts > 0).all():
+        raise ValueError(f"expected {len(responses)} counts above 0, got {counts.shape} from {np.min(counts):g}")
+    weight = np.zeros(len(distinct))
+    np.maximum.at(weight, place.ravel(), counts)
+    items, abilities = fit_em(distinct, dimensions, seed, weight)
+    return _whiten(items, abilities, weight)
+
+
+def choose_dimensions(
+    responses: Float[np.ndarray, "models items"],
+    seed: int,
+    candidates: Sequence[int] = (1, 2, 3, 5, 8),
+    share: float = 0.1,
+) -> tuple[int, dict[int, float]]:
+    """The number of dimensions whose mirt fit predicts held-out answers best, and each one's log-likelihood an answer.
+
+    A `share` of the answers is hidden at random. More dimensions are tried until one is no better than the one before.
+    """
+    rng = np.random.default_rng(seed)
+    asked = ~np.isnan(responses)
+    hidden = asked & (rng.random(responses.shape) < share)
+    hidden[:, (asked & ~hidden).sum(axis=0) == 0] = False
+    shown = np.where(hidden, np.nan, responses)
+    found: dict[int, float] = {}
+    for D in candidates:
+        items = _whiten(*fit_mirt(shown, D, seed))
+        P = probability(items, fit_abilities(items, shown)[0])
+        found[D] = loglikelihood(P[hidden], responses[hidden])
+        if found[D] < max(found.values()):
+            break
+    return max(found, key=lambda D: found[D]), found
+
+
+def loglikelihood(probabilities: Float[np.ndarray, "*shape"], answers: Float[np.ndarray, "*shape"]) -> float:
+    """The mean log-likelihood of answers, in nats; those not scored are left out."""
+    p = np.clip(probabilities, 1e-12, 1 - 1e-12)
+    return float(np.nanmean(answers * np.log(p) + (1 - answers) * np.log1p(-p)))
 
 
 def fit_abilities(
@@ -99,19 +149,56 @@ def fit_abilities(
         ValueError: a value other than 0, 1 and NaN.
     """
     check_responses(responses)
-    abilities = np.zeros((len(responses), items.dimensions))
-    errors = np.ones_like(abilities)
-    for model, answers in enumerate(responses):
-        asked = ~np.isnan(answers)
-        abilities[model], covariance = fit_logistic(
-            items.discrimination[asked],
-            -items.difficulty[asked],
-            answers[asked],
-            np.zeros(items.dimensions),
-            np.eye(items.dimensions),
-        )
-        errors[model] = np.sqrt(np.diag(covariance))
-    return abilities, errors
+    D = items.dimensions
+    abilities, covariance = fit_logistics(items.discrimination, -items.difficulty, responses, np.zeros(D), np.eye(D))
+    return abilities, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+
+
+def fit_logistics(
+    design: Float[np.ndarray, "items unknowns"],
+    offset: Float[np.ndarray, " items"],
+    answers: Float[np.ndarray, "models items"],
+    centre: Float[np.ndarray, " unknowns"],
+    precision: Float[np.ndarray, "unknowns unknowns"],
+    tail: float = np.inf,
+) -> tuple[Float[np.ndarray, "models unknowns"], Float[np.ndarray, "models unknowns unknowns"]]:
+    """`fit_logistic` of many models at once; an answer that is NaN was not asked."""
+    models, k = len(answers), len(centre)
+    asked = ~np.isnan(answers)
+    Y = np.where(asked, answers, 0.0)
+    squares = (design[:, :, None] * design[:, None, :]).reshape(len(design), k * k)
+
+    def state(x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        z = x @ design.T + offset
+        away = x - centre
+        distance = np.einsum("mi,ij,mj->m", away, precision, away)
+        prior = distance / 2 if np.isinf(tail) else (tail + k) / 2 * np.log1p(distance / tail)
+        return z, distance, ((np.logaddexp(0.0, z) - Y[rows] * z) * asked[rows]).sum(axis=1) + prior
+
+    x, H = np.tile(centre, (models, 1)), np.tile(precision, (models, 1, 1))
+    active = np.arange(models)
+    for _ in range(100):
+        z, distance, current = state(x[active], active)
+        p = expit(z)
+        Q = np.multiply.outer(np.ones(len(active)) if np.isinf(tail) else (tail + k) / (tail + distance), precision)
+        H[active] = ((p * (1 - p) * asked[active]) @ squares).reshape(-1, k, k) + Q
+        gradient = ((Y[active] - p) * asked[active]) @ design - np.einsum("mij,mj->mi", Q, x[active] - centre)
+        step = np.linalg.solve(H[active], gradient[:, :, None])[:, :, 0]
+        moving = np.abs(step).max(axis=1) > 1e-7
+        active, step, current = active[moving], step[moving], current[moving]
+        if not len(active):
+            break
+        uphill = np.arange(len(active))
+        for _ in range(40):
+            worse = state(x[active[uphill]] + step[uphill], active[uphill])[2] > current[uphill]
+            uphill = uphill[worse]
+            if not len(uphill):
+                break
+            step[uphill] /= 2
+        step[uphill] = 0.0
+        x[active] += step
+        active = np.delete(active, uphill)
+    return x, np.linalg.inv(H)
 
 
 def fit_logistic(
@@ -153,6 +240,119 @@ def fit_logistic(
             break
         x, z, distance, current = x + step, z_next, distance_next, following
     return x, np.linalg.inv(H)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Models whose answers are logit P(right on item i) = design_i · x + offset_i, with a prior of x.
+
+    The prior is N(centre, precision⁻¹), or Student's t of `tail` degrees of freedom.
+    """
+
+    design: Float[np.ndarray, "items unknowns"]
+    offset: Float[np.ndarray, " items"]
+    centre: Float[np.ndarray, " unknowns"]
+    precision: Float[np.ndarray, "unknowns unknowns"]
+    tail: float = np.inf
+
+    def probability(self, x: Float[np.ndarray, "models unknowns"]) -> Float[np.ndarray, "models items"]:
+        """The probability that each model is right on each item."""
+        return np.asarray(expit(x @ self.design.T + self.offset))
+
+    def fit(
+        self, answers: Float[np.ndarray, "models items"]
+    ) -> tuple[Float[np.ndarray, "models unknowns"], Float[np.ndarray, "models unknowns unknowns"]]:
+        """The MAP of each model's x and its covariance; NaN: not asked."""
+        some = ~np.isnan(answers).all(axis=0)
+        return fit_logistics(
+            self.design[some], self.offset[some], answers[:, some], self.centre, self.precision, self.tail
+        )
+
+    def scores(
+        self, answers: Float[np.ndarray, "models items"]
+    ) -> tuple[Float[np.ndarray, " models"], Float[np.ndarray, " models"]]:
+        """Each model's accuracy over all items, of which it answered some (the others are NaN), and its error.
+
+        Variance = g' C g + sum_U P (1 - P) / N²: the posterior covariance C of x through the gradient g of the score
+        (delta method), and the chance in the unasked answers U.
+        """
+        x, C = self.fit(answers)
+        P, unasked = self.probability(x), np.isnan(answers)
+        V = np.where(unasked, P * (1 - P), 0.0) / len(self.offset)
+        g = V @ self.design
+        variance = np.einsum("mi,mij,mj->m", g, C, g) + V.sum(axis=1) / len(self.offset)
+        return np.where(unasked, P, answers).mean(axis=1), np.sqrt(variance)
+
+    def gains(
+        self,
+        x: Float[np.ndarray, "models unknowns"],
+        covariance: Float[np.ndarray, "models unknowns unknowns"],
+        unasked: Bool[np.ndarray, "models items"],
+    ) -> Float[np.ndarray, "models items"]:
+        """By how much an answer to each item would lower the variance of each model's score; 0 for items asked.
+
+        c-optimality (Silvey 1980): with v = P (1 - P) and the score's gradient g, asking item i takes v_i (g' C d_i)² /
+        (1 + v_i d_i' C d_i) off g' C g.
+        """
+        P = self.probability(x)
+        V = P * (1 - P)
+        g = np.where(unasked, V, 0.0) @ self.design / len(self.offset)
+        to_score = np.einsum("mij,mj->mi", covariance, g) @ self.design.T
+        own = np.einsum("ni,mij,nj->mn", self.design, covariance, self.design, optimize=True)
+        return np.asarray(np.where(unasked, V * to_score**2 / (1 + V * own), 0.0))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well items, or models, are described by their parameters; near 1 is as expected for infit and outfit."""
+
+    infit: Float[np.ndarray, " rows"]
+    """Mean squared residual over its expectation, weighted by information (Wright & Masters 1982)."""
+    outfit: Float[np.ndarray, " rows"]
+    """Mean squared standardised residual: sensitive to surprises far from an item's difficulty."""
+    discrimination: Float[np.ndarray, " rows"]
+    """Items: correlation of the answers with the rest score. Models: lz, the standardised log-likelihood (Drasgow,
+    Levine & Williams 1985): below -2 the answers are not those of this ability."""
+
+    @property
+    def negative(self) -> Int[np.ndarray, " some"]:
+        """The rows below 0: items that better models have wrong (a wrong key, most often)."""
+        return np.flatnonzero(self.discrimination < 0)
+
+
+def item_fit(items: ItemParameters, responses: Float[np.ndarray, "models items"]) -> Fit:
+    """How well each item follows the model; see `Fit`. Items whose answers do not vary have discrimination NaN."""
+    P = probability(items, fit_abilities(items, responses)[0])
+    asked = ~np.isnan(responses)
+    Y = np.where(asked, responses, 0.0)
+    rest = np.nansum(responses, axis=1)[:, None] - Y
+    share = rest / np.maximum(asked.sum(axis=1)[:, None] - asked, 1)
+    correlations = np.full(len(items), np.nan)
+    for item in range(len(items)):
+        y, s = responses[asked[:, item], item], share[asked[:, item], item]
+        if np.ptp(y) > 0 and np.ptp(s) > 0:
+            correlations[item] = np.corrcoef(y, s)[0, 1]
+    return Fit(*_mean_squares(P, responses, 0), correlations)
+
+
+def model_fit(items: ItemParameters, responses: Float[np.ndarray, "models items"]) -> Fit:
+    """How well each model's answers follow its ability; see `Fit`."""
+    P = probability(items, fit_abilities(items, responses)[0])
+    logit, asked = np.log(P) - np.log1p(-P), ~np.isnan(responses)
+    surprise = np.nansum(np.where(asked, (responses - P) * logit, 0.0), axis=1)
+    spread = np.sqrt(np.where(asked, P * (1 - P) * logit**2, 0.0).sum(axis=1))
+    return Fit(*_mean_squares(P, responses, 1), surprise / np.maximum(spread, 1e-12))
+
+
+def _mean_squares(
+    P: Float[np.ndarray, "models items"], responses: Float[np.ndarray, "models items"], axis: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Infit and outfit over an axis."""
+    asked = ~np.isnan(responses)
+    V = np.clip(P * (1 - P), 1e-12, None)
+    squares = np.where(asked, (responses - P) ** 2, 0.0)
+    infit = squares.sum(axis=axis) / np.where(asked, V, 0.0).sum(axis=axis)
+    return infit, (squares / V).sum(axis=axis) / asked.sum(axis=axis)
 
 
 def check_responses(responses: Float[np.ndarray, "*shape"]) -> None:
@@ -206,12 +406,15 @@ def fit_em(
     responses: Float[np.ndarray, "models items"],
     dimensions: int,
     seed: int,  # noqa: ARG001 - the signature of an engine
+    counts: Float[np.ndarray, " models"] | None = None,
 ) -> tuple[ItemParameters, Float[np.ndarray, "models dimensions"]]:
     """Marginal maximum likelihood by expectation-maximisation (Bock & Aitkin 1981), one dimension, all items at once.
 
     theta ~ N(0, 1) on `NODES` nodes; in log space, so any number of items. Priors log a ~ N(.4, .8²) and a theta - b at
-    theta = 0 ~ N(0, 3.5²) keep all finite, items that all got right included. Each step is a few of Fisher's scoring,
-    for all items together. Discriminations are positive.
+    theta = 0 ~ N(0, 3.5²) keep all finite, items that all got right included. A maximisation is one step of Fisher's
+    scoring for all items together, damped by the slope in log a, without which steep items swing for ever; pairs of
+    steps are extrapolated (SQUAREM, Varadhan & Roland 2008) wherever that makes the posterior higher. Discriminations
+    are positive. A model counts `counts` times, once where None.
 
     Raises:
         ValueError: more than one dimension.
@@ -219,37 +422,52 @@ def fit_em(
     if dimensions != 1:
         raise ValueError(f"em fits 1 dimension, got {dimensions}: use the engine 'mirt'")
     asked = ~np.isnan(responses)
+    full, present = bool(asked.all()), asked.astype(float)
     right = np.where(asked, responses, 0.0)
-    wrong = asked - right
+    weight = np.ones(len(right)) if counts is None else counts
     theta = np.linspace(-5, 5, NODES)
-    prior = -(theta**2) / 2
-    log_a = np.full(right.shape[1], LOG_A[0])
-    intercept = -_difficulty(responses, np.exp(log_a))
-    for _ in range(EM_STEPS):
-        z = np.exp(log_a)[:, None] * theta + intercept[:, None]
+    prior = -(theta**2) / 2 - np.log(np.exp(-(theta**2) / 2).sum())
+
+    def step(x: np.ndarray) -> tuple[np.ndarray, float]:
+        """The next (log a, intercept), and the log-posterior of the given ones."""
+        log_a, intercept = x
+        a = np.exp(log_a)
+        z = a[:, None] * theta + intercept[:, None]
         log_wrong = -np.logaddexp(0.0, z)
-        posterior = right @ (z + log_wrong) + wrong @ log_wrong + prior
-        posterior = np.exp(posterior - posterior.max(axis=1, keepdims=True))
-        posterior /= posterior.sum(axis=1, keepdims=True)
-        expected_right, expected = right.T @ posterior, asked.T.astype(float) @ posterior
-        moved = 0.0
-        for _ in range(3):
-            slope = np.exp(log_a)[:, None] * theta
-            p = expit(slope + intercept[:, None])
-            error, weight = expected_right - expected * p, expected * p * (1 - p)
-            g_a = (error * slope).sum(axis=1) - (log_a - LOG_A[0]) / LOG_A[1] ** 2
-            g_d = error.sum(axis=1) - intercept / INTERCEPT**2
-            h_aa = (weight * slope**2).sum(axis=1) + 1 / LOG_A[1] ** 2
-            h_ad = (weight * slope).sum(axis=1)
-            h_dd = weight.sum(axis=1) + 1 / INTERCEPT**2
-            determinant = h_aa * h_dd - h_ad**2
-            step_a = np.clip((h_dd * g_a - h_ad * g_d) / determinant, -0.5, 0.5)
-            step_d = np.clip((h_aa * g_d - h_ad * g_a) / determinant, -1.0, 1.0)
-            log_a, intercept = log_a + step_a, intercept + step_d
-            moved = max(moved, float(np.abs(step_a).max()), float(np.abs(step_d).max()))
-        if moved < 1e-4:
+        joint = right @ z + (log_wrong.sum(axis=0) if full else present @ log_wrong) + prior
+        highest = joint.max(axis=1, keepdims=True)
+        posterior = np.exp(joint - highest)
+        total = posterior.sum(axis=1, keepdims=True)
+        priors = ((log_a - LOG_A[0]) ** 2).sum() / LOG_A[1] ** 2 + (intercept**2).sum() / INTERCEPT**2
+        height = float(weight @ (np.log(total) + highest)[:, 0] - priors / 2)
+        posterior *= weight[:, None] / total
+        expected_right = right.T @ posterior
+        expected = posterior.sum(axis=0)[None] if full else present.T @ posterior
+        p = np.exp(z + log_wrong)
+        error, w = expected_right - expected * p, expected * p * (1 - p)
+        g_a = a * (error @ theta) - (log_a - LOG_A[0]) / LOG_A[1] ** 2
+        g_d = error.sum(axis=1) - intercept / INTERCEPT**2
+        h_aa = a**2 * (w @ theta**2) + 1 / LOG_A[1] ** 2 + np.abs(a * (error @ theta))
+        h_ad = a * (w @ theta)
+        h_dd = w.sum(axis=1) + 1 / INTERCEPT**2
+        determinant = h_aa * h_dd - h_ad**2
+        step_a = np.clip((h_dd * g_a - h_ad * g_d) / determinant, -0.5, 0.5)
+        step_d = np.clip((h_aa * g_d - h_ad * g_a) / determinant, -1.0, 1.0)
+        return np.stack([log_a + step_a, intercept + step_d]), height
+
+    start = np.full(right.shape[1], LOG_A[0])
+    x = np.stack([start, -_difficulty(responses, np.exp(start))])
+    for _ in range(EM_STEPS):
+        one = step(x)[0]
+        two, height = step(one)
+        if np.abs(two - one).max() < 1e-4:
+            x = two
             break
-    items = ItemParameters(np.exp(log_a)[:, None], -intercept)
+        r, v = one - x, two - 2 * one + x
+        length = max(1.0, float(np.sqrt((r**2).sum() / max((v**2).sum(), 1e-300))))
+        far, reached = step(x + 2 * length * r + length**2 * v)
+        x = far if reached >= height else two
+    items = ItemParameters(np.exp(x[0])[:, None], -x[1])
     return items, fit_abilities(items, responses)[0]
 
 
@@ -303,14 +521,18 @@ def _difficulty(
     return np.asarray(-np.sqrt(1 + 0.346 * discrimination**2) * np.log((k + 0.5) / (n - k + 0.5)))
 
 
-def _whiten(items: ItemParameters, abilities: Float[np.ndarray, "models dimensions"]) -> ItemParameters:
+def _whiten(
+    items: ItemParameters,
+    abilities: Float[np.ndarray, "models dimensions"],
+    counts: Float[np.ndarray, " models"] | None = None,
+) -> ItemParameters:
     """The same probabilities with abilities of mean 0, covariance I, and mean discriminations >= 0.
 
     With theta = W theta' + m: a · theta - b = (aW) · theta' - (b - a · m). A direction in which the models do
     not differ cannot be stretched to 1; its discriminations shrink to nothing instead.
     """
-    a, b, m = items.discrimination, items.difficulty, abilities.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(abilities.T, bias=True)))
+    a, b, m = items.discrimination, items.difficulty, np.average(abilities, axis=0, weights=counts)
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(abilities.T, bias=True, aweights=counts)))
     W = vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 1e-8))
     W = W * np.where((a @ W).mean(axis=0) < 0, -1.0, 1.0)
     return ItemParameters(a @ W, b - a @ m)

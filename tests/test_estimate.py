@@ -11,16 +11,22 @@ from scipy.special import expit
 from merge3 import estimate
 from merge3.estimate import (
     ESTIMATORS,
+    PARENTLESS,
     Calibration,
     Estimate,
     Known,
     calibrate,
     degenerate,
     learn_inheritance,
+    lineage,
     mean,
     mp_irt,
     p_irt,
     parent_aware,
+    published_mixing,
+    ridge,
+    update,
+    weighted_mean,
 )
 from merge3.extract import fisher
 from merge3.irt import ItemParameters, fit_abilities, fit_logistic, probability
@@ -36,7 +42,8 @@ def world(count=200, asked=20, parents=2, dimensions=1, merges=40, seed=0, inher
     quirks = rng.normal(0, 1.5, count)
     answers = (rng.random((parents, count)) < expit(theta @ a.T - items.difficulty + quirks)).astype(float)
     subset = np.sort(rng.choice(count, asked, replace=False))
-    known = Known(items, subset, np.full(asked, 1 / asked), answers)
+    population = (rng.random((80, count)) < probability(items, rng.normal(0.5, 1, (80, dimensions)))).astype(float)
+    known = Known(items, subset, np.full(asked, 1 / asked), answers, population=population)
     mixes = rng.dirichlet(np.ones(parents), merges) @ theta + rng.normal(0, 0.2, (merges, dimensions))
     P = expit(mixes @ a.T - items.difficulty + inherited * known.residuals)
     return known, (rng.random((merges, count)) < P).astype(float)
@@ -81,6 +88,7 @@ def test_the_order_of_items_and_of_parents_changes_nothing(estimator):
         np.argsort(renamed)[known.subset][shuffled],
         known.weights[shuffled],
         known.parents[::-1][:, renamed],
+        population=known.population[::-1][:, renamed],
     )
     answers = merges[0, known.subset]
     same(ESTIMATORS[estimator](answers, known), ESTIMATORS[estimator](answers[shuffled], other))
@@ -113,10 +121,113 @@ def test_answers_to_another_subset_are_refused(estimator):
         ESTIMATORS[estimator](np.full(20, 0.5), known)
 
 
-def test_the_mean_weighs_the_answers():
+def test_the_weighted_mean_weighs_the_answers_and_the_mean_does_not():
     known, _ = world(asked=4)
-    known = replace(known, weights=np.array([0.4, 0.3, 0.2, 0.1]))
-    assert mean(np.array([1.0, 0, 0, 1]), known).score == pytest.approx(0.5)
+    known = replace(known, weights=np.array([0.4, 0.2, 0.3, 0.1]))
+    assert weighted_mean(np.array([1.0, 1, 0, 0]), known).score == pytest.approx(0.6)
+    assert mean(np.array([1.0, 1, 0, 0]), known).score == pytest.approx(0.5)
+
+
+def test_ridge_is_the_closed_form_with_the_penalty_of_least_leave_one_out_error():
+    known, merges = world(count=60, asked=8)
+    X, y = known.population[:, known.subset], known.population.mean(axis=1)
+    found = []
+    for strength in np.logspace(-1, 4, 21):
+
+        def fit(X, y, strength=strength):
+            centred = X - X.mean(axis=0)
+            weights = np.linalg.solve(centred.T @ centred + strength * np.eye(8), centred.T @ (y - y.mean()))
+            return weights, y.mean() - X.mean(axis=0) @ weights
+
+        H = (X - X.mean(axis=0)) @ np.linalg.solve(
+            (X - X.mean(axis=0)).T @ (X - X.mean(axis=0)) + strength * np.eye(8), (X - X.mean(axis=0)).T
+        ) + 1 / len(y)
+        misses = (y - H @ y) / (1 - np.diag(H))
+        found.append((np.sqrt((misses**2).mean()), fit(X, y)))
+    error, (weights, intercept) = min(found, key=lambda pair: pair[0])
+    answers = merges[0, known.subset]
+    result = ridge(answers, known)
+    assert result.score == pytest.approx(intercept + weights @ answers)
+    assert result.standard_error == pytest.approx(error)
+
+
+def test_estimators_that_need_parents_or_a_population_say_so():
+    known, merges = world()
+    answers = merges[0, known.subset]
+    alone = replace(known, parents=np.empty((0, 200)), population=None)
+    for name in sorted(ESTIMATORS.keys() - PARENTLESS - {"post_stratified"}):
+        with pytest.raises(ValueError, match="needs the answers of one or more parents"):
+            ESTIMATORS[name](answers, alone)
+    with pytest.raises(ValueError, match="ridge needs a population"):
+        ridge(answers, alone)
+    same(p_irt(answers, alone), p_irt(answers, known))
+
+
+@pytest.mark.parametrize(
+    ("error", "variance", "count", "c"),
+    [(0.05, 0.25, 100, 0.8), (0.05, 0.25, 25, 0.5), (0.0, 0.25, 20, 0.0), (0.1, 0.0, 20, 1.0)],
+)
+def test_the_published_mixing_is_reproduced(error, variance, count, c):
+    assert published_mixing(error, variance, count) == pytest.approx(c)
+
+
+def test_gp_irt_with_the_published_mixing_is_its_mixture():
+    known, merges = world()
+    answers = merges[0, known.subset]
+    c = published_mixing(0.04, 0.2, 20)
+    found = ESTIMATORS["gp_irt"](answers, replace(known, calibration=Calibration(mixing=c)))
+    assert found.score == pytest.approx(c * answers.mean() + (1 - c) * p_irt(answers, known).score)
+
+
+def test_lineage_is_parent_aware_where_the_contrasts_say_nothing():
+    known, merges = world()
+    twin = replace(known, parents=np.vstack([known.parents[0]] * 2))
+    for row in merges[:5]:
+        same(lineage(row[known.subset], twin), parent_aware(row[known.subset], twin))
+
+
+def test_lineage_sees_a_candidate_that_is_one_parent_and_not_the_other():
+    known, _ = world(count=400, asked=60, seed=1)
+    parents = np.random.default_rng(1).permutation(known.parents.T).T
+    known = replace(known, parents=np.vstack([parents[0], known.parents[1]]))
+    errors = np.array(
+        [
+            [abs(f(parent[known.subset], known).score - parent.mean()) for parent in known.parents]
+            for f in (lineage, parent_aware)
+        ]
+    )
+    assert errors[0].mean() <= errors[1].mean() + 0.01
+
+
+@pytest.mark.parametrize("estimator", ["parent_aware", "lineage"])
+def test_with_ten_answers_a_collapsed_candidate_is_seen_as_collapsed(estimator):
+    scores = []
+    for seed in range(5):
+        known, merges = world(asked=10, seed=seed)
+        typical = np.mean([ESTIMATORS[estimator](row[known.subset], known).score for row in merges])
+        dead = ESTIMATORS[estimator](np.zeros(10), known)
+        scores.append((dead.score, typical))
+        assert dead.score < min(ESTIMATORS[estimator](row[known.subset], known).score for row in merges)
+    assert np.mean([typical - dead for dead, typical in scores]) > 0.25
+
+
+def test_update_learns_from_partial_answers_where_the_candidates_are():
+    known, _ = world(count=400, asked=30, seed=2)
+    rng = np.random.default_rng(0)
+    centre = known.parent_abilities.mean() + 1.2
+    z = known.items.discrimination[:, 0] * rng.normal(centre, 0.2, (60, 1)) - known.items.difficulty
+    strong = (rng.random((60, 400)) < expit(z + 1.5 * known.residuals)).astype(float)
+    learnt = update(known, strong[:30, known.subset])
+    assert 0.6 < learnt.calibration.centre_shift[0] < 1.5
+    assert errors_of(parent_aware, learnt, strong[30:]) < errors_of(parent_aware, known, strong[30:])
+    assert known.calibration == Calibration()
+
+
+def test_update_of_nobody_changes_nothing_and_missing_answers_are_refused():
+    known, _ = world()
+    assert update(known, np.empty((0, 20))).calibration == known.calibration
+    with pytest.raises(ValueError, match="none missing"):
+        update(known, np.full((2, 20), np.nan))
 
 
 def test_p_irt_by_hand():
@@ -133,7 +244,7 @@ def test_p_irt_by_hand():
 def test_mixing_goes_from_the_model_to_the_weighted_mean(mixed, model):
     known, merges = world()
     answers = merges[0, known.subset]
-    for c, expected in [(0.0, ESTIMATORS[model]), (1.0, mean)]:
+    for c, expected in [(0.0, ESTIMATORS[model]), (1.0, weighted_mean)]:
         same(
             ESTIMATORS[mixed](answers, replace(known, calibration=Calibration(mixing=c))),
             expected(answers, known),
@@ -406,7 +517,8 @@ def test_a_learnt_prior_serves_a_family_that_differs_from_the_usual(dimensions):
         ({"weights": np.full(20, 0.1)}, "sum to 1"),
         ({"parents": np.full((2, 200), np.nan)}, "400 answers of the parents are missing"),
         ({"parents": np.full((2, 200), 0.3)}, "grade them first"),
-        ({"parents": np.ones((0, 200))}, "one or more parents"),
+        ({"parents": np.ones((2, 100))}, "answers of the parents to 200 items"),
+        ({"population": np.full((3, 200), np.nan)}, "population that answered all 200 items"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(change, message):

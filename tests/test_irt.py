@@ -262,3 +262,81 @@ def test_a_heavy_tail_gives_way_where_a_gaussian_holds_on():
 
     slow = minimize(loss, np.array([heavy]), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-10})
     assert heavy == pytest.approx(slow.x[0], abs=1e-4)
+
+
+def test_many_fits_at_once_are_the_single_fits():
+    rng = np.random.default_rng(0)
+    design, offset = rng.normal(size=(25, 3)), rng.normal(size=25)
+    answers = rng.integers(0, 2, (6, 25)).astype(float)
+    answers[0], answers[1, :20] = 1.0, np.nan
+    for tail in (4.0, np.inf):
+        found, covariances = irt.fit_logistics(design, offset, answers, np.ones(3), np.eye(3), tail)
+        for row, x, covariance in zip(answers, found, covariances, strict=True):
+            some = ~np.isnan(row)
+            one, its = fit_logistic(design[some], offset[some], row[some], np.ones(3), np.eye(3), tail)
+            np.testing.assert_allclose(x, one, atol=1e-5)
+            np.testing.assert_allclose(covariance, its, atol=1e-4)
+
+
+def test_the_scores_of_a_predictor_are_answers_where_asked_and_expectations_elsewhere():
+    items, _, responses = simulate(4, 30)
+    model = irt.Predictor(items.discrimination, -items.difficulty, np.zeros(1), np.eye(1))
+    shown = np.where(np.arange(30) < 10, responses, np.nan)
+    P = probability(items, fit_abilities(items, shown)[0])
+    scores, errors = model.scores(shown)
+    np.testing.assert_allclose(scores, (responses[:, :10].sum(axis=1) + P[:, 10:].sum(axis=1)) / 30, atol=1e-8)
+    assert (errors > 0).all()
+    np.testing.assert_allclose(model.scores(responses), [responses.mean(axis=1), np.zeros(4)], atol=1e-12)
+
+
+def test_models_that_count_for_less_move_the_fit_less():
+    truth, _, responses = simulate(120, 25)
+    other = simulate(120, 25, seed=9)[2]
+    both = np.vstack([responses, other])
+    near = [
+        correlation(fit_items(both, "em", 1, 0, np.r_[np.ones(120), np.full(120, share)]).difficulty, truth.difficulty)
+        for share in (0.01, 0.3, 1.0)
+    ]
+    assert near[0] > near[1] > near[2]
+    even = fit_items(both, "em", 1, 0, np.ones(240))
+    np.testing.assert_allclose(even.difficulty, fit_items(both, "em", 1, 0).difficulty, atol=1e-6)
+
+
+def test_counts_are_for_em_alone_and_above_zero():
+    with pytest.raises(ValueError, match="only the engine 'em' weighs models"):
+        fit_items(np.eye(3), "girth", 1, 0, np.ones(3))
+    with pytest.raises(ValueError, match="expected 3 counts above 0"):
+        fit_items(np.eye(3), "em", 1, 0, np.zeros(3))
+
+
+def test_held_out_answers_choose_the_number_of_dimensions():
+    rng = np.random.default_rng(0)
+    a = np.zeros((60, 2))
+    a[:30, 0] = a[30:, 1] = 2.5
+    theta = rng.normal(size=(200, 2))
+    items = ItemParameters(a, rng.normal(0, 0.5, 60))
+    responses = (rng.random((200, 60)) < probability(items, theta)).astype(float)
+    chosen, found = irt.choose_dimensions(responses, 0, (1, 2))
+    assert chosen == 2
+    assert found[2] > found[1]
+    assert irt.choose_dimensions(simulate(200, 60)[2], 0, (1, 3))[0] == 1
+
+
+def test_fit_statistics_are_one_where_the_model_made_the_answers_and_tell_a_wrong_key():
+    items, _, responses = simulate(400, 50)
+    fitted = irt.item_fit(items, responses)
+    assert fitted.infit.mean() == pytest.approx(1, abs=0.05)
+    assert len(fitted.negative) == 0
+    responses[:, 7] = 1 - responses[:, 7]
+    wrong = irt.item_fit(items, responses)
+    np.testing.assert_array_equal(wrong.negative, [7])
+    assert wrong.outfit.argmax() == 7
+
+
+def test_a_model_that_answers_at_random_does_not_fit():
+    items, _, responses = simulate(200, 200)
+    usual = irt.model_fit(items, responses)
+    assert abs(usual.discrimination.mean()) < 0.5
+    assert 0.6 < usual.discrimination.std() < 1.4
+    responses[0] = np.random.default_rng(1).integers(0, 2, 200)
+    assert irt.model_fit(items, responses).discrimination[0] < -2

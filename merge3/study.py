@@ -1,0 +1,288 @@
+"""Study: which extract method and estimator serve best on given answers, before anything is searched with them.
+
+Takes a table of models answered in full, plays the search's part on it - item parameters from some models, a few
+answers of others - and holds the estimates against the truth, over repeated draws. Three protocols: merges of one set
+of parents (a family), merges with parents of their own each (triplets), models without parents (a quarter held out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.stats import spearmanr
+
+from merge3 import lineage
+from merge3.estimate import (
+    ESTIMATORS,
+    MIXED,
+    PARENTLESS,
+    Estimate,
+    Estimator,
+    Known,
+    cross_calibrate,
+    prior_of,
+    weighted_mean,
+)
+from merge3.extract import METHODS, SAMPLES, adaptive
+from merge3.irt import ItemParameters
+
+COUNTS = (10, 20, 50)
+STRANGERS = 400  # at most, drawn anew each time
+HELD_OUT = 0.25  # of models without parents
+ADAPTIVE = "adaptive"
+FAIR = frozenset({"mean", "weighted_mean", "post_stratified", "gp_irt", "gmp_irt", "ridge"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """Candidates with the same parents, and who else is known. All answered all items."""
+
+    strangers: Float[np.ndarray, "strangers items"]
+    parents: Float[np.ndarray, "parents items"]
+    relatives: Float[np.ndarray, "relatives items"]
+    candidates: Float[np.ndarray, "candidates items"]
+
+
+@dataclass
+class Tally:
+    """The figures of one extract method and estimator at one count, an entry a draw."""
+
+    error: list[float] = field(default_factory=list)
+    spearman: list[float] = field(default_factory=list)
+    regret: list[float] = field(default_factory=list)
+    coverage: list[float] = field(default_factory=list)
+    raw: list[float] = field(default_factory=list)
+
+
+Draw = Callable[[int], list[Case]]
+
+
+def family(table: pd.DataFrame, parents: Sequence[str], merges: str = "*", relatives: int = 0) -> Draw:
+    """Draws of a family: `relatives` of its merges are answered in full, the others are the candidates.
+
+    `merges` is a pattern of names; rows that are neither it nor parents are strangers.
+
+    Raises:
+        ValueError: a parent is not in the table, or fewer than three candidates are left.
+    """
+    _present(table, parents)
+    rest = table.drop(index=list(parents))
+    ours = np.array([fnmatch(name, merges) for name in rest.index])
+    members, others = rest[ours].to_numpy(), rest[~ours].drop_duplicates().to_numpy()
+    if len(members) - relatives < 3:
+        raise ValueError(f"expected three candidates or more, got {len(members)} merges of which {relatives} relatives")
+    known = table.loc[list(parents)].to_numpy()
+
+    def draw(seed: int) -> list[Case]:
+        rng = np.random.default_rng([seed, 1])
+        order = rng.permutation(len(members))
+        some = members[order[:relatives]], members[np.sort(order[relatives:])]
+        return [Case(_some(others, rng), known, *some)]
+
+    return draw
+
+
+def triplets(table: pd.DataFrame, merges: pd.DataFrame) -> Draw:
+    """Draws of merges that each have parents of their own: columns merge, parent_a, parent_b.
+
+    Strangers are those that are in no triplet.
+
+    Raises:
+        ValueError: a model is not in the table, or a column is missing.
+    """
+    columns = ["merge", "parent_a", "parent_b"]
+    if missing := [name for name in columns if name not in merges.columns]:
+        raise ValueError(f"expected the columns {columns}, got none called {missing[0]!r}")
+    names = merges[columns].to_numpy()
+    _present(table, names.ravel().tolist())
+    others = table.drop(index=list(set(names.ravel()))).drop_duplicates().to_numpy()
+    rows = [(table.loc[[a, b]].to_numpy(), table.loc[[merge]].to_numpy()) for merge, a, b in names]
+    none = np.empty((0, table.shape[1]))
+
+    def draw(seed: int) -> list[Case]:
+        strangers = _some(others, np.random.default_rng([seed, 1]))
+        return [Case(strangers, parents, none, merge) for parents, merge in rows]
+
+    return draw
+
+
+def leaderboard(table: pd.DataFrame) -> Draw:
+    """Draws of models without parents: a quarter of the distinct ones are candidates, the others the population."""
+    distinct = table.drop_duplicates().to_numpy()
+    none = np.empty((0, table.shape[1]))
+
+    def draw(seed: int) -> list[Case]:
+        rng = np.random.default_rng([seed, 1])
+        order = rng.permutation(len(distinct))[: int(STRANGERS / (1 - HELD_OUT))]
+        held = round(len(order) * HELD_OUT)
+        return [Case(distinct[order[held:]], none, none, distinct[order[:held]])]
+
+    return draw
+
+
+def study(
+    draw: Draw,
+    groups: Sequence[str],
+    counts: Sequence[int] = COUNTS,
+    draws: int = 20,
+    seed: int = 0,
+    methods: Sequence[str] = (*METHODS, ADAPTIVE),
+    estimators: Sequence[str] = tuple(ESTIMATORS),
+    advance: Callable[[int], None] = lambda done: None,
+) -> pd.DataFrame:
+    """The figures of every extract method with every estimator it may be scored by, a row a pair and count.
+
+    Errors and regrets are in points of accuracy. Columns: method, estimator, items, answers (what a candidate costs,
+    relatives shared among the candidates), error with low and high (5 and 95 % of the draws), spearman, regret (true
+    score of the best less that of the one with the highest estimate), coverage (of 90 % intervals widened by what the
+    other candidates teach, as `calibrate` does) and raw_coverage (of the intervals as they come). The pair "parents",
+    items 0 is the mean of the parents' scores. Trust in strangers is chosen once, on the families of the first draw.
+    """
+    tallies: dict[tuple[str, str, int], Tally] = {}
+    trust: lineage.Trust | None = None
+    cost = 0.0
+    for number in range(draws):
+        cases = draw(seed + number)
+        if trust is None:
+            families = [(c.strangers, np.vstack([c.parents, c.relatives])) for c in cases[:4]]
+            trust = lineage.choose_trust(families)
+        cost = sum(c.relatives.size for c in cases) / sum(len(c.candidates) for c in cases)
+        worlds = [(case, items) for case, items in zip(cases, _items(cases, trust), strict=True)]
+        truths = np.concatenate([case.candidates.mean(axis=1) for case in cases])
+        if len(cases[0].parents):
+            guess = np.concatenate([np.full(len(c.candidates), c.parents.mean()) for c in cases])
+            _count(tallies.setdefault(("none", "parents", 0), Tally()), guess, truths)
+        for method in methods:
+            for count in counts:
+                asked = [_knowns(case, items, method, count, groups, seed + number) for case, items in worlds]
+                for estimator in estimators:
+                    if not _fits(method, estimator, bool(len(cases[0].parents))):
+                        continue
+                    parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
+                    made = [_made(part, asked) for part in parts]
+                    scores = np.array([[e.score for e in row] for row in made])
+                    errors = np.array([[e.standard_error for e in row] for row in made])
+                    estimates, held, raw = cross_calibrate(scores, errors, truths)
+                    tally = tallies.setdefault((method, estimator, count), Tally())
+                    _count(tally, estimates, truths)
+                    tally.coverage.append(float(held.mean()))
+                    tally.raw.append(float(raw.mean()))
+        advance(1)
+    return pd.DataFrame([_row(key, tally, cost) for key, tally in tallies.items()])
+
+
+def recommend(table: pd.DataFrame) -> pd.DataFrame:
+    """For each count the pair that does best over all figures: the least sum of ranks of error, spearman and regret."""
+    asked = table[table["items"] > 0]
+    best = []
+    for _, rows in asked.groupby("items"):
+        ranks = rows["error"].rank() + (-rows["spearman"]).rank() + rows["regret"].rank()
+        best.append(rows.iloc[int(ranks.to_numpy().argmin())])
+    return pd.DataFrame(best)
+
+
+def plot(table: pd.DataFrame, path: Path) -> None:
+    """Error and Spearman's correlation over the number of items: the twelve best pairs, and the mean of the parents."""
+    import matplotlib.pyplot as plt
+
+    best = table[table["items"] > 0].groupby(["method", "estimator"])["error"].mean().nsmallest(12).index
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, column, label in zip(
+        axes, ("error", "spearman"), ("mean absolute error, points", "Spearman"), strict=True
+    ):
+        for method, estimator in best:
+            rows = table[(table["method"] == method) & (table["estimator"] == estimator)].sort_values("items")
+            axis.plot(rows["items"], rows[column], marker="o", label=f"{method}, {estimator}")
+        for value in table.loc[table["items"] == 0, column]:
+            axis.axhline(value, color="black", linestyle=":", label="mean of the parents")
+        axis.set(xlabel="items asked", ylabel=label)
+    axes[1].legend(fontsize="x-small")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _items(cases: Sequence[Case], trust: lineage.Trust) -> Iterator[ItemParameters]:
+    """The item parameters of each case; one fit where they do not depend on the case's family."""
+    kept: ItemParameters | None = None
+    common = not len(cases[0].parents) or (np.isinf(trust.width) and len(cases) > 1)
+    for case in cases:
+        if kept is None or not common:
+            mine = np.vstack([case.parents, case.relatives]) if not common else np.empty((0, case.strangers.shape[1]))
+            kept, _ = lineage.fit(case.strangers, mine, replace(trust, share=1.0) if common else trust)
+        yield kept
+
+
+def _knowns(
+    case: Case, items: ItemParameters, method: str, count: int, groups: Sequence[str], seed: int
+) -> tuple[list[Known], Float[np.ndarray, "candidates items"]]:
+    """What is known of each candidate's questions."""
+    N = len(items)
+    near = np.vstack([case.strangers, case.parents, case.relatives])
+    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, population=near)
+    prior = prior_of(everything)
+    if method == ADAPTIVE:
+        tables = adaptive(prior, case.candidates, count, groups)
+        subsets = [np.flatnonzero(~np.isnan(row)) for row in tables]
+        return [replace(everything, subset=s, weights=np.full(count, 1 / count)) for s in subsets], case.candidates
+    abilities = everything.parent_abilities if len(case.parents) else np.empty((0, items.dimensions))
+    subset, weights = METHODS[method](items, abilities, count, groups, seed, prior)
+    return [replace(everything, subset=subset, weights=weights)] * len(case.candidates), case.candidates
+
+
+def _made(part: Estimator, asked: Sequence[tuple[list[Known], np.ndarray]]) -> list[Estimate]:
+    """The estimates of all candidates of all cases."""
+    return [part(row[k.subset], k) for knowns, rows in asked for k, row in zip(knowns, rows, strict=True)]
+
+
+def _fits(method: str, estimator: str, parents: bool) -> bool:
+    """Whether a method's items may be scored by an estimator, and it has what it needs."""
+    if not parents and estimator not in PARENTLESS:
+        return False
+    if estimator == "ridge":
+        return method != ADAPTIVE  # a regression for each candidate's own items
+    if estimator in ("mean", "post_stratified"):
+        return method in ("uniform", "stratified")
+    return estimator not in FAIR or method in SAMPLES
+
+
+def _count(tally: Tally, estimates: Float[np.ndarray, " models"], truths: Float[np.ndarray, " models"]) -> None:
+    tally.error.append(100 * float(np.abs(estimates - truths).mean()))
+    ties = np.ptp(estimates) == 0 or np.ptp(truths) == 0
+    tally.spearman.append(0.0 if ties else float(spearmanr(estimates, truths).statistic))
+    best = truths[estimates == estimates.max()].mean()
+    tally.regret.append(100 * float(truths.max() - best))
+
+
+def _row(key: tuple[str, str, int], tally: Tally, cost: float) -> dict[str, object]:
+    method, estimator, count = key
+    low, high = np.percentile(tally.error, [5, 95])
+    return {
+        "method": method,
+        "estimator": estimator,
+        "items": count,
+        "answers": count + cost,
+        "error": float(np.mean(tally.error)),
+        "low": float(low),
+        "high": float(high),
+        "spearman": float(np.mean(tally.spearman)),
+        "regret": float(np.mean(tally.regret)),
+        "coverage": float(np.mean(tally.coverage)) if tally.coverage else None,
+        "raw_coverage": float(np.mean(tally.raw)) if tally.raw else None,
+    }
+
+
+def _some(rows: Float[np.ndarray, "rows items"], rng: np.random.Generator) -> Float[np.ndarray, "some items"]:
+    return rows[np.sort(rng.permutation(len(rows))[:STRANGERS])]
+
+
+def _present(table: pd.DataFrame, names: Sequence[str]) -> None:
+    if missing := [name for name in names if name not in table.index]:
+        raise ValueError(f"{missing[0]!r} is not in the table of {len(table)} models, as {len(missing)} of the names")
+    if int(table.isna().to_numpy().sum()):
+        raise ValueError("the study needs models answered in full: drop those with missing answers")

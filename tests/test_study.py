@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from merge3 import cli, responses, study
+
+
+def world(merges=12, strangers=20, count=40, seed=0):
+    """Two parents, merges that have their answers, and strangers."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.lognormal(0.2, 0.4, count), rng.normal(0, 1, count)
+    parents = (rng.random((2, count)) < expit(a - b)).astype(float)
+    z = a * rng.normal(1, 0.5, (merges, 1)) - b + 1.5 * (parents.sum(axis=0) - 1)
+    rows = np.vstack([parents, rng.random((merges, count)) < expit(z)])
+    others = rng.random((strangers, count)) < expit(a * rng.normal(0, 1, (strangers, 1)) - b)
+    names = ["a", "b", *(f"merge-{i}" for i in range(merges)), *(f"other-{i}" for i in range(strangers))]
+    return responses.table(names, [f"x-{i}" for i in range(count)], np.vstack([rows, others]).astype(float))
+
+
+def test_with_all_items_asked_every_pair_is_exact():
+    table = study.study(study.family(world(), ["a", "b"], "merge-*"), ["x"] * 40, (40,), 1)
+    asked = table[table["items"] > 0]
+    assert len(asked) > 30
+    np.testing.assert_allclose(asked[["error", "regret"]], 0, atol=1e-9)
+    np.testing.assert_allclose(asked["spearman"], 1)
+
+
+def test_relatives_are_no_candidates_and_are_paid_for():
+    draw = study.family(world(), ["a", "b"], "merge-*", relatives=4)
+    case = draw(0)[0]
+    assert (len(case.relatives), len(case.candidates), len(case.strangers)) == (4, 8, 20)
+    table = study.study(draw, ["x"] * 40, (10,), 1, methods=("uniform",), estimators=("mean",))
+    assert table.loc[table["items"] == 10, "answers"].item() == pytest.approx(10 + 4 * 40 / 8)
+
+
+def test_triplets_keep_merges_and_parents_out_of_the_strangers():
+    listed = pd.DataFrame({"merge": ["merge-0", "merge-1"], "parent_a": ["a", "merge-0"], "parent_b": ["b", "b"]})
+    cases = study.triplets(world(), listed)(3)
+    assert len(cases) == 2
+    assert all(len(case.strangers) == 12 - 2 + 20 for case in cases)
+    np.testing.assert_array_equal(cases[1].parents, world().loc[["merge-0", "b"]])
+
+
+def test_models_without_parents_are_split_and_only_what_needs_none_is_tried():
+    table = study.study(study.leaderboard(world()), ["x"] * 40, (10,), 2)
+    assert set(table["estimator"]) == {"mean", "weighted_mean", "ridge", "p_irt", "gp_irt"}
+    assert not set(table.loc[table["method"] == "fisher", "estimator"]) & {"mean", "weighted_mean", "gp_irt"}
+
+
+def test_the_seed_decides_all():
+    one, two, other = (
+        study.study(study.family(world(), ["a", "b"], "merge-*"), ["x"] * 40, (5,), 1, seed, ("uniform",), ("p_irt",))
+        for seed in (0, 0, 1)
+    )
+    pd.testing.assert_frame_equal(one, two)
+    assert one["error"].iloc[1] != other["error"].iloc[1]
+
+
+def test_the_recommended_pair_is_the_best_of_all_figures():
+    row = {"low": 0.0, "high": 0.0, "answers": 5.0}
+    table = pd.DataFrame(
+        [
+            {"method": "a", "estimator": "x", "items": 5, "error": 1.0, "spearman": 0.9, "regret": 0.0, **row},
+            {"method": "b", "estimator": "x", "items": 5, "error": 2.0, "spearman": 0.8, "regret": 1.0, **row},
+            {"method": "none", "estimator": "parents", "items": 0, "error": 0.1, "spearman": 1.0, "regret": 0.0, **row},
+        ]
+    )
+    assert study.recommend(table)["method"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: study.family(world(), ["a", "nobody"]), "'nobody' is not in the table"),
+        (lambda: study.family(world(), ["a", "b"], "merge-*", relatives=10), "three candidates or more"),
+        (lambda: study.triplets(world(), pd.DataFrame({"merge": ["a"]})), "got none called 'parent_a'"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_the_commands_print_write_and_plot(tmp_path, capsys):
+    path = tmp_path / "table.parquet"
+    responses.write(path, world(merges=6, count=20))
+    case = [str(path), "--parents", "a", "b", "--merges", "merge-*"]
+    out = tmp_path / "found.json"
+    assert cli.main(["study", *case, "--counts", "5", "--draws", "1", "--json", str(out)]) == 0
+    assert "5 items: ask " in capsys.readouterr().out
+    assert {row["items"] for row in json.loads(out.read_text())} == {0, 5}
+    assert (tmp_path / "table.study.png").stat().st_size > 1000
+    assert cli.main(["verify", *case, "--count", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "FAILS" not in printed
+    assert "eps-stability of lineage" in printed

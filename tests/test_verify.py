@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from merge3 import verify
+from merge3.estimate import PARENTLESS, Known
+from merge3.irt import ItemParameters, probability
+
+
+def test_the_figures_of_stability_by_hand():
+    check = verify.stability(np.array([0.6, 0.7, 0.5]), np.array([0.65, 0.55, 0.5]))
+    assert check.holds
+    assert check.figures == pytest.approx(
+        {"eps": 0.15, "bound": 0.3, "regret": 0.1, "slack": 0.2, "optimum_error": 0.05}
+    )
+
+
+def test_of_equal_estimates_the_worst_counts():
+    assert verify.stability(np.array([0.5, 0.5]), np.array([0.4, 0.6])).figures["regret"] == pytest.approx(0.2)
+
+
+def test_mp_irt_loses_its_bias_inside_the_span_and_keeps_it_outside():
+    inside, outside = verify.unbiasedness(repeats=10, counts=(50, 4000))
+    assert inside.holds
+    assert outside.holds
+    assert abs(inside.figures["bias_at_4000"]) < 0.005 < 0.05 < abs(outside.figures["bias_at_4000"])
+
+
+def test_the_control_is_told_from_the_guarantee(monkeypatch):
+    same, different = verify.degeneracy()
+    assert same.holds
+    assert different.holds
+    assert same.figures["largest_difference"] < 1e-4 < different.figures["largest_difference"]
+
+
+@pytest.mark.parametrize("parents", [0, 2])
+def test_on_answers_every_estimator_is_exact_and_stable(parents):
+    rng = np.random.default_rng(0)
+    items = ItemParameters(rng.lognormal(0, 0.4, (40, 1)), rng.normal(size=40))
+    answers = (rng.random((20, 40)) < probability(items, rng.normal(size=(20, 1)))).astype(float)
+    known = Known(items, np.arange(8), np.full(8, 1 / 8), answers[:parents], population=answers[:10])
+    checks = verify.on_answers(known, answers[10:], ["all"] * 40)
+    assert all(check.holds for check in checks)
+    assert checks[0].figures["estimators"] >= len(PARENTLESS)
+    assert len(checks) == 1 + checks[0].figures["estimators"]
