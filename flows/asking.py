@@ -11,7 +11,7 @@ import pandas as pd
 
 from flows.stage import DATA, progress, say, section
 from merge3 import models, responses
-from merge3.fitness import Asker
+from merge3.asker import Asker
 from merge3.grading import failures
 from merge3.items import Item
 from merge3.ledger import Cost

@@ -9,8 +9,9 @@ from conftest import CONFIGS, build, fine_tune
 from transformers import PreTrainedTokenizerBase
 
 from merge3 import answering
+from merge3.asker import Asker
 from merge3.estimate import ESTIMATORS, Known
-from merge3.fitness import TIE, Asker, Fitness
+from merge3.fitness import TIE, Fitness
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
