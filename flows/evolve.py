@@ -15,7 +15,7 @@ from flows.known import expert_answers, parameters, relatives, study_items, stud
 from flows.stage import DATA, bounds, main, progress, read_json, say, write_json
 from merge3 import mergefile
 from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
-from merge3.evolve import Search
+from merge3.evolve import Cma, Genes, Search
 from merge3.extract import METHODS
 from merge3.fitness import Evaluation, Fitness
 from merge3.genome import Genome, live_groups
@@ -75,7 +75,7 @@ def evolve(
         f"{count * one.tokens:,} tokens, {count * one.flops:.1e} operations (all items: {count * everything.tokens:,})"
     )
     start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
-    search = Search(start, sigma, population, seed)
+    search = Cma(Genes(start.size), start, sigma, population, seed)
     log = Log(fitness, one.tokens)
     with progress("evolve: candidates", population * generations) as advance:
         for _ in range(generations):

@@ -1,0 +1,120 @@
+"""A surface of the score over the genes, pooled from every candidate asked so far: Gaussian process regression.
+
+An estimate from a few items is noisy, and candidates that are asked the same few items share one error. Where each
+generation is asked items of its own, neighbours in the genes teach about one another, and what an item set favours
+averages out over the search instead of choosing the winner. Knows genes, estimates and their errors; knows neither
+models nor items.
+
+    estimate_c = mean + f(x_c) + b_g(c) + e_c,   f ~ GP(0, signal² k),   b_g ~ N(0, shared²),   e_c ~ N(0, noise² v_c)
+
+with k(x, x') = exp(-|x - x'|² / (2 length²)) (Rasmussen & Williams 2006, eq. 2.25 and 2.26 for the posterior, 2.30 for the
+evidence, by which signal, length, shared and noise are chosen), b_g the error common to all that were asked the
+items of g, v_c the squared standard error of the estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.linalg import cho_factor, cho_solve
+
+LENGTHS = (0.2, 0.35, 0.6, 1.0)  # in units of the cube's diagonal
+SIGNALS = (0.04, 0.1, 0.25)  # of accuracy
+SHARED = (0.04,)  # of accuracy
+NOISES = (1.0,)  # of the stated standard errors
+FLOOR = 0.005  # least standard error of an estimate: what the genes cannot say of a candidate
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The posterior of the score, given the estimates of candidates.
+
+    Args:
+        genes: of the candidates, in the unit cube.
+        scores: their estimates.
+        errors: the estimates' standard errors.
+        sets: which item set each was asked: a number; equal ones share an error.
+        settings: length (of the diagonal), signal, shared, noise; see `fit` for the most likely ones.
+    """
+
+    genes: Float[np.ndarray, "candidates genes"]
+    scores: Float[np.ndarray, " candidates"]
+    errors: Float[np.ndarray, " candidates"]
+    sets: Int[np.ndarray, " candidates"]
+    settings: tuple[float, float, float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.scores) == 0:
+            raise ValueError("a surface needs one candidate with an estimate, got none")
+        if not (np.isfinite(self.scores).all() and np.isfinite(self.errors).all()):
+            raise ValueError("scores and errors must be finite: leave out candidates that failed")
+
+    @cached_property
+    def _covariance(self) -> Float[np.ndarray, "candidates candidates"]:
+        _, _, shared, noise = self.settings
+        variance = np.maximum(noise * self.errors, FLOOR) ** 2
+        same = (self.sets[:, None] == self.sets[None]).astype(float)
+        return self._kernel(self.genes, self.genes) + shared**2 * same + np.diag(variance)
+
+    @cached_property
+    def _factor(self) -> tuple[Float[np.ndarray, "candidates candidates"], bool]:
+        factor: tuple[np.ndarray, bool] = cho_factor(self._covariance, lower=True)
+        return factor
+
+    @cached_property
+    def _mean(self) -> float:
+        """The generalised least-squares mean."""
+        ones = cho_solve(self._factor, np.ones(len(self.scores)))
+        return float(ones @ self.scores / ones.sum())
+
+    @cached_property
+    def _weights(self) -> Float[np.ndarray, " candidates"]:
+        return np.asarray(cho_solve(self._factor, self.scores - self._mean))
+
+    @property
+    def evidence(self) -> float:
+        """Log-likelihood of the estimates under the settings, but for a constant."""
+        logs = np.log(np.diag(self._factor[0])).sum()
+        return float(-0.5 * (self.scores - self._mean) @ self._weights - logs)
+
+    def _kernel(
+        self, first: Float[np.ndarray, "some genes"], second: Float[np.ndarray, "others genes"]
+    ) -> Float[np.ndarray, "some others"]:
+        length, signal = self.settings[:2]
+        scale = length * np.sqrt(first.shape[1])
+        distances = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+        return np.asarray(signal**2 * np.exp(-np.maximum(distances, 0.0) / (2 * scale**2)))
+
+    def predict(
+        self, genes: Float[np.ndarray, "some genes"]
+    ) -> tuple[Float[np.ndarray, " some"], Float[np.ndarray, " some"]]:
+        """Mean and standard deviation of the score anywhere in the cube."""
+        cross = self._kernel(genes, self.genes)
+        explained = (cross * cho_solve(self._factor, cross.T).T).sum(1)
+        variance = np.maximum(self.settings[1] ** 2 - explained, 1e-12)
+        return self._mean + cross @ self._weights, np.sqrt(variance)
+
+    def sample(
+        self, genes: Float[np.ndarray, "some genes"], generator: np.random.Generator
+    ) -> Float[np.ndarray, " some"]:
+        """One draw of the whole surface at `genes`, from the posterior."""
+        cross = self._kernel(genes, self.genes)
+        covariance = self._kernel(genes, genes) - cross @ cho_solve(self._factor, cross.T)
+        values, vectors = np.linalg.eigh(covariance)
+        noise = vectors @ (np.sqrt(np.maximum(values, 0.0)) * generator.standard_normal(len(genes)))
+        return np.asarray(self._mean + cross @ self._weights + noise)
+
+
+def fit(
+    genes: Float[np.ndarray, "candidates genes"],
+    scores: Float[np.ndarray, " candidates"],
+    errors: Float[np.ndarray, " candidates"],
+    sets: Int[np.ndarray, " candidates"],
+) -> Surface:
+    """The surface of the highest evidence, over a grid of settings."""
+    made = (Surface(genes, scores, errors, sets, settings) for settings in product(LENGTHS, SIGNALS, SHARED, NOISES))
+    return max(made, key=lambda surface: surface.evidence)
