@@ -37,8 +37,8 @@ KERNELS = 6  # distributions of `pareto`, each of which settles on a point of th
 class Genes:
     """What the genes of a search are: numbers in [0, 1], but for those named here by their place.
 
-    `categories[gene]` is its number of options, `levels[gene]` its number of ordered values. An option or value k of n
-    is handed out as the middle of the k-th of n equal parts of [0, 1]. Only `mixed` and `pareto` heed them; to the others
+    `categories[gene]` is its number of options, `levels[gene]` its number of ordered values. Option or value k of n is
+    handed out as the middle of the k-th of n equal parts of [0, 1]. Only `mixed` and `pareto` heed them; to the others
     all genes are numbers.
     """
 
@@ -205,7 +205,13 @@ class Cma(Search):
 class Sep(Cma):
     """CMA-ES with a diagonal covariance."""
 
-    def _made(self, start: Genotype, population: int, sigma: float, cov: np.ndarray | None = None) -> CMA | SepCMA:
+    def _made(
+        self,
+        start: Genotype,
+        population: int,
+        sigma: float,
+        cov: np.ndarray | None = None,  # noqa: ARG002 - it starts from a round one
+    ) -> CMA | SepCMA:
         mean = _padded(start)
         bounds = np.tile([0.0, 1.0], (mean.size, 1))
         return SepCMA(mean=mean, sigma=sigma, bounds=bounds, population_size=population)
