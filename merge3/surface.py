@@ -7,8 +7,8 @@ models nor items.
 
     estimate_c = mean + f(x_c) + b_g(c) + e_c,   f ~ GP(0, signal² k),   b_g ~ N(0, shared²),   e_c ~ N(0, noise² v_c)
 
-with k(x, x') = exp(-|x - x'|² / (2 length²)) (Rasmussen & Williams 2006, eq. 2.25 and 2.26 for the posterior, 2.30 for the
-evidence, by which signal, length, shared and noise are chosen), b_g the error common to all that were asked the
+with k(x, x') = exp(-|x - x'|² / (2 length²)) (Rasmussen & Williams 2006, eq. 2.25 and 2.26 for the posterior, 2.30 for
+the evidence, by which signal, length, shared and noise are chosen), b_g the error common to all that were asked the
 items of g, v_c the squared standard error of the estimate.
 """
 
@@ -26,6 +26,7 @@ LENGTHS = (0.2, 0.35, 0.6, 1.0)  # in units of the cube's diagonal
 SIGNALS = (0.04, 0.1, 0.25)  # of accuracy
 SHARED = (0.04,)  # of accuracy
 NOISES = (1.0,)  # of the stated standard errors
+CLIMBERS, CLIMB, TRIES = 4, 24, 24  # of `best`: starts, steps, tries of a step
 FLOOR = 0.005  # least standard error of an estimate: what the genes cannot say of a candidate
 
 
@@ -58,7 +59,7 @@ class Surface:
         _, _, shared, noise = self.settings
         variance = np.maximum(noise * self.errors, FLOOR) ** 2
         same = (self.sets[:, None] == self.sets[None]).astype(float)
-        return self._kernel(self.genes, self.genes) + shared**2 * same + np.diag(variance)
+        return np.asarray(self._kernel(self.genes, self.genes) + shared**2 * same + np.diag(variance))
 
     @cached_property
     def _factor(self) -> tuple[Float[np.ndarray, "candidates candidates"], bool]:
@@ -118,3 +119,16 @@ def fit(
     """The surface of the highest evidence, over a grid of settings."""
     made = (Surface(genes, scores, errors, sets, settings) for settings in product(LENGTHS, SIGNALS, SHARED, NOISES))
     return max(made, key=lambda surface: surface.evidence)
+
+
+def best(surface: Surface, seed: int) -> Float[np.ndarray, " genes"]:
+    """Where the surface is highest: a random climb from the best candidates with steps that shrink."""
+    generator = np.random.default_rng(np.random.SeedSequence(seed))
+    found = surface.genes[np.argsort(-surface.predict(surface.genes)[0], kind="stable")[:CLIMBERS]]
+    for step in np.geomspace(0.3, 0.01, CLIMB):
+        tried = found[:, None] + step * generator.standard_normal((len(found), TRIES, found.shape[1]))
+        tried = np.clip(np.concatenate([found[:, None], tried], axis=1), 0.0, 1.0)
+        heights = surface.predict(tried.reshape(-1, found.shape[1]))[0].reshape(tried.shape[:2])
+        found = tried[np.arange(len(found)), heights.argmax(axis=1)]
+    top: Float[np.ndarray, " genes"] = found[surface.predict(found)[0].argmax()]
+    return top
