@@ -1,4 +1,4 @@
-"""A world where the truth is affordable: a Llama of 0.1 M parameters, trained here, whose merges answer in milliseconds.
+"""A world where the truth is affordable: a Llama of 0.1 M parameters, trained here, that answers in milliseconds.
 
 Problems are `name number verb number noun =` in four made-up languages: numbers, verbs and nouns are words of the
 language, the result is a token that all share. Four options cross the operation (right, wrong) with the result (right,
@@ -178,7 +178,7 @@ def main() -> None:
     world = World()
     for name, genotype in world.standard.items():
         margins = world.margins(genotype, np.arange(len(world.test)), world.test)
-        by_language = [(margins[world.test.languages == l] > 0).mean() for l in range(LANGUAGES)]
+        by_language = [(margins[world.test.languages == language] > 0).mean() for language in range(LANGUAGES)]
         print(f"{name:<16} {(margins > 0).mean():.3f}", *(f"{value:.2f}" for value in by_language))
 
 
