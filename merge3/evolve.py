@@ -9,6 +9,7 @@ a new one what an old one was told continues it, bit for bit. That is the checkp
     sep       a diagonal covariance, for hundreds of genes (Ros & Hansen 2008)
     mixed     CatCMA with margin (arXiv 2504.07884): some genes are categories or whole numbers
     pareto    COMO-CatCMA with margin: two objectives, a front
+    pooled    Thompson sampling of a surface through all candidates so far, see `surface`: heeds the errors of fitness
     random, grid, average        controls: uniform points, the points of a grid, the start alone
     genetic, nsga2               controls: pymoo's, as the paper used
 """
@@ -25,10 +26,15 @@ import numpy as np
 from cmaes import CMA, CatCMAwM, COMOCatCMAwM, SepCMA
 from jaxtyping import Float
 
+from merge3.surface import Surface, fit
+from merge3.surface import best as highest
+
 Genotype = Float[np.ndarray, " genes"]
 Fitness = float | tuple[float, ...]
 
 CONVERGED = 0.005  # of the cube's edge: below this deviation in every gene all candidates are one
+ERROR = 0.1  # of a fitness whose standard error is not told: about that of twenty answers
+LEADERS, TRIES, STEPS = 5, 150, (0.05, 0.15, 0.3)  # of `pooled`: the best so far, and points drawn about them
 TIES, RESTART = 1, 2  # what a generation's further seeds are for
 KERNELS = 6  # distributions of `pareto`, each of which settles on a point of the front
 
@@ -95,11 +101,12 @@ class Search(ABC):
         self._asked = self._propose(self._seed())
         return [np.clip(self._genotype(x), 0.0, 1.0) for x in self._asked]
 
-    def tell(self, fitness: Sequence[Fitness]) -> None:
+    def tell(self, fitness: Sequence[Fitness], errors: Sequence[float] | None = None) -> None:
         """The fitness of the asked candidates, in their order; -inf for a candidate that failed.
 
         Failed candidates are ranked last. A generation in which all candidates are equal teaches nothing and is
-        passed over: an evolution strategy would drift on it.
+        passed over: an evolution strategy would drift on it. `errors` are the standard errors of the fitness, for
+        the search that heeds them.
 
         Raises:
             RuntimeError: nothing was asked.
@@ -116,6 +123,7 @@ class Search(ABC):
             raise ValueError(f"fitness must be finite, or -inf for a failed candidate; got {list(fitness)}")
         values[np.isneginf(values).any(axis=1)] = -np.inf
         if not self.drifts or np.ptp(np.nan_to_num(values, neginf=-1e300), axis=0).any():
+            self._errors = np.full(len(values), ERROR) if errors is None else np.array(errors, dtype=float)
             self._learn(self._asked, self._losses(values))
         self._asked = []
         self.generation += 1
@@ -327,6 +335,51 @@ class Pareto(Search):
         self._como.tell(list(zip(asked, losses, strict=True)))
 
 
+class Pooled(Search):
+    """Thompson sampling (1933) of a surface through all candidates: each candidate is the best point of a draw from it.
+
+    The first two generations are drawn around the start. A draw is compared at `TRIES` points about the `LEADERS`
+    candidates of the highest posterior mean. Each generation is one set of items to the surface, which sees what its
+    estimates have in common as an error of theirs. A failed candidate counts as the worst of its generation.
+    """
+
+    drifts = False
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        self._told: list[tuple[Genotype, float, float, int]] = []
+        self.surface: Surface | None = None
+
+    @property
+    def mean(self) -> Genotype:
+        """Where the surface is highest; the start before there is one."""
+        return self.start.copy() if self.surface is None else highest(self.surface, self.seed)
+
+    def _propose(self, seed: int) -> list[Any]:
+        generator = np.random.default_rng(seed)
+        if self.surface is None or self.generation < 2:
+            around = self.start + self.sigma * generator.standard_normal((self.population, self.genes.count))
+            return list(np.clip(around, 0.0, 1.0))
+        heights = self.surface.predict(self.surface.genes)[0]
+        leaders = self.surface.genes[np.argsort(-heights, kind="stable")[:LEADERS]]
+        steps = generator.choice(STEPS, (TRIES, 1)) * generator.standard_normal((TRIES, self.genes.count))
+        tries = np.clip(leaders[generator.integers(len(leaders), size=TRIES)] + steps, 0.0, 1.0)
+        return [tries[draw.argmax()] for draw in self.surface.sample(tries, self.population, generator)]
+
+    def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
+        losses = -values[:, 0]
+        whole = losses[np.isfinite(losses)]
+        return [float(v) for v in np.where(np.isfinite(losses), losses, whole.max() if len(whole) else np.nan)]
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
+        rows = zip(asked, losses, self._errors.tolist(), strict=True)
+        self._told += [(x, -loss, error, self.generation) for x, loss, error in rows if not math.isnan(loss)]
+        if self._told:
+            genes, scores, errors, sets = (np.array(column) for column in zip(*self._told, strict=True))
+            known = self.surface.settings if self.surface and self.generation % 3 else None
+            self.surface = Surface(genes, scores, errors, sets, known) if known else fit(genes, scores, errors, sets)
+
+
 class Random(Search):
     """Uniform points."""
 
@@ -478,6 +531,7 @@ SEARCHES: dict[str, Callable[[Genes, Genotype, float, int, int], Search]] = {
     "sep": Sep,
     "mixed": Mixed,
     "pareto": Pareto,
+    "pooled": Pooled,
     "random": Random,
     "grid": Grid,
     "average": Average,

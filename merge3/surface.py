@@ -100,13 +100,14 @@ class Surface:
         return self._mean + cross @ self._weights, np.sqrt(variance)
 
     def sample(
-        self, genes: Float[np.ndarray, "some genes"], generator: np.random.Generator
-    ) -> Float[np.ndarray, " some"]:
-        """One draw of the whole surface at `genes`, from the posterior."""
+        self, genes: Float[np.ndarray, "some genes"], count: int, generator: np.random.Generator
+    ) -> Float[np.ndarray, "count some"]:
+        """Draws of the whole surface at `genes`, from the posterior."""
         cross = self._kernel(genes, self.genes)
         covariance = self._kernel(genes, genes) - cross @ cho_solve(self._factor, cross.T)
         values, vectors = np.linalg.eigh(covariance)
-        noise = vectors @ (np.sqrt(np.maximum(values, 0.0)) * generator.standard_normal(len(genes)))
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        noise = generator.standard_normal((count, len(genes))) @ root.T
         return np.asarray(self._mean + cross @ self._weights + noise)
 
 

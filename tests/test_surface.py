@@ -43,7 +43,7 @@ def test_the_posterior_is_that_of_the_joint_normal() -> None:
 def test_draws_have_the_posteriors_mean_and_deviation() -> None:
     surface = Surface(*sampled(10, 0.05), SETTINGS)
     new = GENERATOR.random((4, 3))
-    draws = np.array([surface.sample(new, GENERATOR) for _ in range(3000)])
+    draws = surface.sample(new, 3000, GENERATOR)
     mean, deviation = surface.predict(new)
     np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.008)
     np.testing.assert_allclose(draws.std(axis=0), deviation, rtol=0.06)
