@@ -35,6 +35,7 @@ Fitness = float | tuple[float, ...]
 CONVERGED = 0.005  # of the cube's edge: below this deviation in every gene all candidates are one
 ERROR = 0.1  # of a fitness whose standard error is not told: about that of twenty answers
 LEADERS, TRIES, STEPS = 5, 150, (0.05, 0.15, 0.3)  # of `pooled`: the best so far, and points drawn about them
+REFITS = 4  # generations after each of which its settings are chosen anew; then after every third
 TIES, RESTART = 1, 2  # what a generation's further seeds are for
 KERNELS = 6  # distributions of `pareto`, each of which settles on a point of the front
 
@@ -105,8 +106,8 @@ class Search(ABC):
         """The fitness of the asked candidates, in their order; -inf for a candidate that failed.
 
         Failed candidates are ranked last. A generation in which all candidates are equal teaches nothing and is
-        passed over: an evolution strategy would drift on it. `errors` are the standard errors of the fitness, for
-        the search that heeds them.
+        passed over: an evolution strategy would drift on it. `errors` are the standard errors of the fitness, NaN
+        where it failed, for the search that heeds them.
 
         Raises:
             RuntimeError: nothing was asked.
@@ -123,7 +124,7 @@ class Search(ABC):
             raise ValueError(f"fitness must be finite, or -inf for a failed candidate; got {list(fitness)}")
         values[np.isneginf(values).any(axis=1)] = -np.inf
         if not self.drifts or np.ptp(np.nan_to_num(values, neginf=-1e300), axis=0).any():
-            self._errors = np.full(len(values), ERROR) if errors is None else np.array(errors, dtype=float)
+            self._errors = np.full(len(values), ERROR) if errors is None else np.nan_to_num(errors, nan=ERROR)
             self._learn(self._asked, self._losses(values))
         self._asked = []
         self.generation += 1
@@ -339,15 +340,14 @@ class Pooled(Search):
     """Thompson sampling (1933) of a surface through all candidates: each candidate is the best point of a draw from it.
 
     The first two generations are drawn around the start. A draw is compared at `TRIES` points about the `LEADERS`
-    candidates of the highest posterior mean. Each generation is one set of items to the surface, which sees what its
-    estimates have in common as an error of theirs. A failed candidate counts as the worst of its generation.
+    candidates of the highest posterior mean. A failed candidate counts as the worst of its generation.
     """
 
     drifts = False
 
     def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
         super().__init__(genes, start, sigma, population, seed)
-        self._told: list[tuple[Genotype, float, float, int]] = []
+        self._told: list[tuple[Genotype, float, float]] = []
         self.surface: Surface | None = None
 
     @property
@@ -373,11 +373,11 @@ class Pooled(Search):
 
     def _learn(self, asked: list[Any], losses: list[Any]) -> None:
         rows = zip(asked, losses, self._errors.tolist(), strict=True)
-        self._told += [(x, -loss, error, self.generation) for x, loss, error in rows if not math.isnan(loss)]
+        self._told += [(x, -loss, error) for x, loss, error in rows if not math.isnan(loss)]
         if self._told:
-            genes, scores, errors, sets = (np.array(column) for column in zip(*self._told, strict=True))
-            known = self.surface.settings if self.surface and self.generation % 3 else None
-            self.surface = Surface(genes, scores, errors, sets, known) if known else fit(genes, scores, errors, sets)
+            genes, scores, errors = (np.array(column) for column in zip(*self._told, strict=True))
+            keep = self.surface.settings if self.surface and self.generation >= REFITS and self.generation % 3 else None
+            self.surface = Surface(genes, scores, errors, keep) if keep else fit(genes, scores, errors)
 
 
 class Random(Search):

@@ -1,15 +1,14 @@
 """A surface of the score over the genes, pooled from every candidate asked so far: Gaussian process regression.
 
-An estimate from a few items is noisy, and candidates that are asked the same few items share one error. Where each
-generation is asked items of its own, neighbours in the genes teach about one another, and what an item set favours
-averages out over the search instead of choosing the winner. Knows genes, estimates and their errors; knows neither
-models nor items.
+An estimate from a few items is noisy, and the best of many is a lucky one. Neighbours in the genes are much the
+same model, so that each estimate tells of all, and the surface's highest point stands on all of them. What the items
+asked favour in all candidates alike moves the surface as a whole, and no choice. Knows genes, estimates and their
+errors; knows neither models nor items.
 
-    estimate_c = mean + f(x_c) + b_g(c) + e_c,   f ~ GP(0, signal² k),   b_g ~ N(0, shared²),   e_c ~ N(0, noise² v_c)
+    estimate_c = mean + f(x_c) + e_c,   f ~ GP(0, signal² k),   e_c ~ N(0, v_c)
 
-with k(x, x') = exp(-|x - x'|² / (2 length²)) (Rasmussen & Williams 2006, eq. 2.25 and 2.26 for the posterior, 2.30 for
-the evidence, by which signal, length, shared and noise are chosen), b_g the error common to all that were asked the
-items of g, v_c the squared standard error of the estimate.
+with k(x, y) = exp(-|x - y|² / (2 length²)) and v_c the squared standard error of the estimate (Rasmussen & Williams
+2006: eq. 2.25 and 2.26 for the posterior, 2.30 for the evidence, by which length and signal are chosen).
 """
 
 from __future__ import annotations
@@ -19,13 +18,11 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
 LENGTHS = (0.2, 0.35, 0.6, 1.0)  # in units of the cube's diagonal
 SIGNALS = (0.04, 0.1, 0.25)  # of accuracy
-SHARED = (0.04,)  # of accuracy
-NOISES = (1.0,)  # of the stated standard errors
 CLIMBERS, CLIMB, TRIES = 4, 24, 24  # of `best`: starts, steps, tries of a step
 FLOOR = 0.005  # least standard error of an estimate: what the genes cannot say of a candidate
 
@@ -38,15 +35,13 @@ class Surface:
         genes: of the candidates, in the unit cube.
         scores: their estimates.
         errors: the estimates' standard errors.
-        sets: which item set each was asked: a number; equal ones share an error.
-        settings: length (of the diagonal), signal, shared, noise; see `fit` for the most likely ones.
+        settings: length (of the cube's diagonal) and signal; see `fit` for the most likely ones.
     """
 
     genes: Float[np.ndarray, "candidates genes"]
     scores: Float[np.ndarray, " candidates"]
     errors: Float[np.ndarray, " candidates"]
-    sets: Int[np.ndarray, " candidates"]
-    settings: tuple[float, float, float, float]
+    settings: tuple[float, float]
 
     def __post_init__(self) -> None:
         if len(self.scores) == 0:
@@ -56,10 +51,7 @@ class Surface:
 
     @cached_property
     def _covariance(self) -> Float[np.ndarray, "candidates candidates"]:
-        _, _, shared, noise = self.settings
-        variance = np.maximum(noise * self.errors, FLOOR) ** 2
-        same = (self.sets[:, None] == self.sets[None]).astype(float)
-        return np.asarray(self._kernel(self.genes, self.genes) + shared**2 * same + np.diag(variance))
+        return np.asarray(self._kernel(self.genes, self.genes) + np.diag(np.maximum(self.errors, FLOOR) ** 2))
 
     @cached_property
     def _factor(self) -> tuple[Float[np.ndarray, "candidates candidates"], bool]:
@@ -85,7 +77,7 @@ class Surface:
     def _kernel(
         self, first: Float[np.ndarray, "some genes"], second: Float[np.ndarray, "others genes"]
     ) -> Float[np.ndarray, "some others"]:
-        length, signal = self.settings[:2]
+        length, signal = self.settings
         scale = length * np.sqrt(first.shape[1])
         distances = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
         return np.asarray(signal**2 * np.exp(-np.maximum(distances, 0.0) / (2 * scale**2)))
@@ -115,10 +107,9 @@ def fit(
     genes: Float[np.ndarray, "candidates genes"],
     scores: Float[np.ndarray, " candidates"],
     errors: Float[np.ndarray, " candidates"],
-    sets: Int[np.ndarray, " candidates"],
 ) -> Surface:
     """The surface of the highest evidence, over a grid of settings."""
-    made = (Surface(genes, scores, errors, sets, settings) for settings in product(LENGTHS, SIGNALS, SHARED, NOISES))
+    made = (Surface(genes, scores, errors, settings) for settings in product(LENGTHS, SIGNALS))
     return max(made, key=lambda surface: surface.evidence)
 
 
