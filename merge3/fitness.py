@@ -156,22 +156,41 @@ class Evaluation:
     estimate: Estimate | None
     cost: Cost
     margin: float = 0.0
+    objective: float | None = None  # where it is another than the score on all items
+
+    @property
+    def value(self) -> float:
+        """What is searched for: the objective, or the estimated score; -inf for a broken model."""
+        if self.estimate is None:
+            return -np.inf
+        return self.estimate.score if self.objective is None else self.objective
 
     @property
     def fitness(self) -> float:
-        """The estimate, and a little for the margin; -inf for a broken model."""
-        return self.estimate.score + TIE * self.margin if self.estimate else -np.inf
+        """The value, and a little for the margin; -inf for a broken model."""
+        return self.value + TIE * self.margin
 
 
 class Fitness:
     """The estimated accuracy of a recipe on all items, from its answers to the subset that `known` names."""
 
-    def __init__(self, asker: Asker, items: Sequence[Item], estimator: Estimator, known: Known) -> None:
-        """`items` are all N items, in the order of `known`."""
+    def __init__(
+        self,
+        asker: Asker,
+        items: Sequence[Item],
+        estimator: Estimator,
+        known: Known,
+        objective: Callable[[Float[np.ndarray, " asked"]], float] | None = None,
+    ) -> None:
+        """`items` are all N items, in the order of `known`.
+
+        `objective` is what is searched for, out of the answers to the subset, where that is not the estimated score.
+        """
         self.asker = asker
         self.questions = [items[i] for i in known.subset]
         self.estimator = estimator
         self.known = known
+        self.objective = objective
 
     def expect(self, recipes: Sequence[Recipe]) -> None:
         """Say which recipes come next: they are merged together, see `Asker.expect`."""
@@ -184,4 +203,5 @@ class Fitness:
             return Evaluation(None, asked.cost)
         margins = self.asker.margins(self.questions, asked.answers)
         correct = (margins > 0).astype(float)
-        return Evaluation(self.estimator(correct, self.known), asked.cost, float(np.tanh(margins).mean()))
+        value = self.objective(correct) if self.objective else None
+        return Evaluation(self.estimator(correct, self.known), asked.cost, float(np.tanh(margins).mean()), value)

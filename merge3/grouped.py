@@ -1,18 +1,19 @@
 """Estimates by group: what a candidate is worth in each language or subject, from the same answers.
 
 Each group is a benchmark of its own: its items' parameters, the parents' answers to them, the items of the subset that
-belong to it. Knows estimators; what to make of the scores is `front`'s.
+belong to it. An objective makes one value of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
 from merge3.estimate import Estimate, Estimator, Known
+from merge3.front import OBJECTIVES
 
 
 class Grouped:
@@ -50,3 +51,26 @@ class Grouped:
     def __call__(self, answers: Float[np.ndarray, " asked"]) -> dict[str, Estimate]:
         """The estimate of every group, from the answers to the whole subset, in its order."""
         return {group: self.estimator(answers[asked], part) for group, (asked, part) in self._parts.items()}
+
+
+def objective(
+    name: str, estimator: Estimator, known: Known, groups: Sequence[str]
+) -> Callable[[Float[np.ndarray, " asked"]], float]:
+    """Takes a candidate's answers to the subset to one value of its groups' scores; a group weighs its share of items.
+
+    Args:
+        name: a key of `front.OBJECTIVES` of one value.
+        estimator: of each group's score.
+        known: about all items.
+        groups: of all N items of `known`.
+    """
+    grouped = Grouped(estimator, known, groups)
+
+    def value(answers: Float[np.ndarray, " asked"]) -> float:
+        scores = {group: estimate.score for group, estimate in grouped(answers).items()}
+        found = OBJECTIVES[name](scores, grouped.shares)
+        if isinstance(found, tuple):
+            raise ValueError(f"the objective {name!r} has {len(found)} values: a search for one value needs one")
+        return found
+
+    return value

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from merge3.estimate import ESTIMATORS, Known
-from merge3.grouped import Grouped
+from merge3.grouped import Grouped, objective
 from merge3.irt import ItemParameters, probability
 
 GENERATOR = np.random.default_rng(0)
@@ -51,3 +51,11 @@ def test_a_group_that_nobody_asks_is_refused() -> None:
         Grouped(ESTIMATORS["mean"], known(np.array([0, 3, 5])), GROUPS)
     with pytest.raises(ValueError, match="one group an item"):
         Grouped(ESTIMATORS["mean"], known(np.array([0])), GROUPS[:5])
+
+
+def test_the_objective_of_the_worst_group_is_its_estimate() -> None:
+    answers, whole = drawn(0.3), known(np.arange(60))
+    found = {group: e.score for group, e in Grouped(ESTIMATORS["mean"], whole, GROUPS)(answers[:60]).items()}
+    assert objective("worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60]) == min(found.values())
+    with pytest.raises(ValueError, match="has 2 values"):
+        objective("mean_and_worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60])
