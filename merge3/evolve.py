@@ -435,7 +435,7 @@ class Pymoo(Search):
             from pymoo.algorithms.moo.nsga2 import NSGA2
             from pymoo.algorithms.soo.nonconvex.ga import GA
             from pymoo.core.problem import Problem
-            from pymoo.termination import NoTermination
+            from pymoo.core.termination import NoTermination
         except ImportError as error:
             raise ValueError("this search needs pymoo: pip install merge3-pipeline[controls]") from error
         problem = Problem(n_var=genes.count, n_obj=self.objectives, xl=0.0, xu=1.0)
