@@ -28,7 +28,7 @@ lint: $(READY)  ## ruff and mypy
 	@mypy
 
 bench: $(READY)  ## every benchmark, its table and its JSON
-	@for name in answering merging; do python benchmarks/$$name.py || exit 1; done
+	@for name in answering merging evolution; do python benchmarks/$$name.py || exit 1; done
 
 clean:  ## the environment; answers and models stay
 	rm -rf $(VENV)

@@ -21,6 +21,7 @@ EVOLVE = DATA / "evolve"
 OUT = DATA / "evaluate"
 
 EVOLVED = "evolved merge"
+LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
 
 
 @flow
@@ -74,6 +75,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     write_json(OUT / "ledger.json", ledger)
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
+    say(verdict(figures["no_better_than"]))
 
 
 def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -96,19 +98,36 @@ def scores(table: pd.DataFrame, tests: list[Item], seed: int) -> pd.DataFrame:
         lead_low, lead_high = compare.interval(best - answers, groups, seed)
         row = {"model": model, "accuracy": answers.mean(), "low": low, "high": high}
         row |= {"lead": (best - answers).mean(), "lead_low": lead_low, "lead_high": lead_high}
-        row["mcnemar_p"] = compare.mcnemar(best, answers)
+        row["mcnemar_p"] = 1.0 if model == EVOLVED else compare.mcnemar(best, answers)
         for label in ("group", "form"):
             of = np.array([getattr(item, label) for item in tests])
             row |= {f"{label} {value}": answers[of == value].mean() for value in sorted(set(of))}
         rows.append(row)
-    return pd.DataFrame(rows)
+    scored = pd.DataFrame(rows)
+    rivals = (scored["model"] != EVOLVED).to_numpy()
+    scored["holm_p"] = 1.0  # the winner is compared with every rival: one claim among many is soon true by chance
+    scored.loc[rivals, "holm_p"] = compare.holm(scored.loc[rivals, "mcnemar_p"].to_numpy())
+    return scored
+
+
+def unbeaten(scored: pd.DataFrame) -> list[str]:
+    """The rivals that the winner is not shown to beat, by a paired test corrected for their number (Holm, .05)."""
+    beaten = (scored["lead"] > 0) & (scored["holm_p"] <= LEVEL)
+    return [str(model) for model in scored.loc[~beaten & (scored["model"] != EVOLVED), "model"]]
+
+
+def verdict(rivals: list[str]) -> str:
+    """The result in a sentence."""
+    if not rivals:
+        return f"the {EVOLVED} beats every expert and standard merge (McNemar, corrected for their number)"
+    return f"the {EVOLVED} is not shown to be better than {', '.join(rivals)} (McNemar, corrected for their number)"
 
 
 def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: dict[str, Any]) -> dict[str, Any]:
     """The figures of the study in short."""
     by_model = scored.set_index("model")
     expert = by_model[by_model["kind"] == "expert"]["accuracy"].idxmax()
-    fields = ["lead", "lead_low", "lead_high", "mcnemar_p"]
+    fields = ["lead", "lead_low", "lead_high", "mcnemar_p", "holm_p"]
     estimates, truths = candidates["estimate"].to_numpy(), candidates["truth"].to_numpy()
     varied = np.ptp(estimates) > 0 and np.ptp(truths) > 0
     return {
@@ -119,6 +138,7 @@ def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: 
         },
         "best_expert": {"name": expert, "accuracy": by_model.loc[expert, "accuracy"]},
         "over_best_expert": by_model.loc[expert, fields].to_dict(),
+        "no_better_than": unbeaten(scored),
         "over_uniform_average": by_model.loc[AVERAGE, fields].to_dict(),
         "estimates": {
             "candidates": len(candidates),

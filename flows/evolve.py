@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from prefect import flow
 from flows.asking import MANIFEST, open_asker
 from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
 from flows.stage import DATA, bounds, main, progress, read_json, say, write_json
-from merge3 import mergefile
+from merge3 import mergefile, surface
 from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
-from merge3.evolve import Search
+from merge3.evolve import SEARCHES, Genes, Search
 from merge3.extract import METHODS
 from merge3.fitness import Evaluation, Fitness
 from merge3.genome import Genome, live_groups
+from merge3.grouped import objective as grouped_objective
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.models import read_manifest
@@ -26,6 +28,12 @@ from merge3.recipe import Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
+
+Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior
+
+SINGLE = {name for name in SEARCHES if name not in ("pareto", "nsga2")}  # fronts are for who uses the library
+UNSEEN = 0.02  # deviation of a leader's score that the few items of the search cannot say, whatever the surface says
+HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the better half of them a half, ...
 
 
 @flow
@@ -38,8 +46,12 @@ def evolve(
     knots: int,
     weights: list[float],
     densities: list[float],
+    strategy: str,
+    objective: str,
     population: int,
     generations: int,
+    tokens: int | None,
+    hours: float | None,
     sigma: float,
     finalists: int,
     finalist_items: int,
@@ -47,11 +59,19 @@ def evolve(
     """Write history.csv (a row a candidate), recipes.json, finalists.csv, winner.json and .yaml, ledger.json, answers.
 
     The search is a function of its parameters and of the answers: started again after any interruption it finds its
-    questions answered and goes the same way. The winner is the leader that does best on items nobody searched.
+    questions answered and goes the same way. It ends after `generations`, before the generation that may exceed
+    `tokens`, after the one in which this run has taken `hours`, or where it has converged; best.yaml is the best so
+    far at any time. The winner is the leader that does best on what the search and fresh items say together.
 
     Raises:
         ValueError: a parameter is out of its range.
     """
+    for name, value, choice in (
+        ("strategy", strategy, sorted(SINGLE)),
+        ("objective", objective, ["mean", "worst"]),
+    ):
+        if value not in choice:
+            raise ValueError(f"evolve.{name} must be one of {choice}, got {value!r}")
     for name, value in (
         ("generations", generations),
         ("finalists", finalists),
@@ -67,7 +87,13 @@ def evolve(
     ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
     methods = (method,) if isinstance(method, str) else tuple(method)
     genome = Genome(methods, tuple(experts), live, knots, *ranges, seed)
-    fitness = Fitness(asker, found, ESTIMATORS[estimator], known)
+
+    def fitness_of(part: Known) -> Fitness:
+        chosen, labels = ESTIMATORS[estimator], [item.group for item in found]
+        wanted = None if objective == "mean" else grouped_objective(objective, chosen, part, labels)
+        return Fitness(asker, found, chosen, part, wanted)
+
+    fitness = fitness_of(known)
     one, everything = asker.cost(fitness.questions), asker.cost(found)
     count = generations * population
     say(
@@ -75,33 +101,37 @@ def evolve(
         f"{count * one.tokens:,} tokens, {count * one.flops:.1e} operations (all items: {count * everything.tokens:,})"
     )
     start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
-    search = Search(start, sigma, population, seed)
-    log = Log(fitness, one.tokens)
+    genes = Genes(start.size, categories={0: len(methods)} if len(methods) > 1 else {})
+    search = SEARCHES[strategy](genes, start, sigma, population, seed)
+    log = Log(fitness, one.tokens, genome)
+    begin = monotonic()
     with progress("evolve: candidates", population * generations) as advance:
         for _ in range(generations):
-            generation(search, genome, log, advance)
+            if not generation(search, log, advance, left=None if tokens is None else tokens - log.tokens_spent):
+                break
             log.write()
-    leaders = dict(log.leaders(finalists))
-    mean = genome.decode(search.mean)
-    leaders.setdefault(log.phenotype(mean), mean)
-    verifier = Fitness(asker, found, ESTIMATORS[estimator], fresh(study, known, estimator, found, finalist_items, seed))
-    winner = log.verify(leaders, verifier)
+            if hours is not None and monotonic() - begin > 3600 * hours:
+                say(f"stopped after {hours} h; started again, the search goes on where it is")
+                break
+    verified = fresh(study, known, estimator, found, finalist_items, seed)
+    rounds = [fitness_of(part) for part in halves(verified)]
+    winner = log.verify(log.leaders(finalists, search), rounds)
     _write_csv(log.finalists, "finalists.csv")
-    best = leaders[winner["phenotype"]]
+    best = log.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
     (OUT / "winner.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
     ledger = {
-        "search_tokens": sum(row["tokens"] for row in log.rows),
-        "search_flops": len(log.recipes) * one.flops,
-        "finalists_tokens": len(leaders) * asker.cost(verifier.questions).tokens,
-        "all_items_tokens": len(log.recipes) * everything.tokens,
-        "all_items_flops": len(log.recipes) * everything.flops,
+        "search_tokens": log.tokens_spent,
+        "search_flops": log.distinct * one.flops,
+        "finalists_tokens": log.finalists_tokens,
+        "all_items_tokens": log.distinct * everything.tokens,
+        "all_items_flops": log.distinct * everything.flops,
         "candidates": len(log.rows),
-        "distinct": len(log.recipes),
+        "distinct": log.distinct,
         "this_run": log.cost.to_dict(),
     }
     write_json(OUT / "ledger.json", ledger)
-    say(f"{len(log.recipes)} distinct candidates of {len(log.rows)}; this run asked {log.cost.tokens:,} tokens")
+    say(f"{log.distinct} distinct candidates of {len(log.rows)}; this run asked {log.cost.tokens:,} tokens")
 
 
 def with_sources(recipe: Recipe) -> Merge:
@@ -113,68 +143,145 @@ def with_sources(recipe: Recipe) -> Merge:
 class Log:
     """The history: a row a candidate, and what this run spent."""
 
-    def __init__(self, fitness: Fitness, tokens: int) -> None:
+    def __init__(self, fitness: Fitness, tokens: int, genome: Genome) -> None:
         """`tokens` is what a candidate costs that was not asked before in this search."""
         self.fitness = fitness
         self.tokens = tokens
+        self.genome = genome
         self.rows: list[dict[str, Any]] = []
+        self.told: list[tuple[np.ndarray, float, float]] = []  # genotype, score, its error: of distinct whole models
         self.finalists: list[dict[str, Any]] = []
+        self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
+        self.distinct = 0  # of the search: finalists may be others
+        self.tokens_spent = 0
         self.cost = Cost()
 
     def phenotype(self, recipe: Recipe) -> str:
         """What names the model that a recipe makes."""
         return recipe.phenotype(self.fitness.asker.merger.fingerprints)
 
-    def evaluate(self, recipe: Recipe, place: dict[str, Any], genes: dict[str, float]) -> float:
-        """The fitness of a candidate, after a row of the history was written for it."""
+    def evaluate(self, genotype: np.ndarray, recipe: Recipe, place: dict[str, int]) -> Evaluation:
+        """Ask a candidate, and write a row of the history for it."""
         evaluation = self.fitness(recipe)
         name = self.phenotype(recipe)
-        tokens = 0 if name in self.recipes else self.tokens
-        scores = {**_scores(evaluation), "margin": evaluation.margin}
-        self.rows.append({**place, "phenotype": name, **scores, "tokens": tokens, **genes})
+        new = name not in self.recipes
+        tokens = self.tokens if new else 0
+        genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
+        self.rows.append(
+            {**place, "phenotype": name, **_scores(evaluation), "margin": evaluation.margin, "tokens": tokens, **genes}
+        )
         self.recipes.setdefault(name, recipe)
+        self.distinct = len(self.recipes)
+        self.tokens_spent += tokens
         self.cost += evaluation.cost
-        return evaluation.fitness
+        if evaluation.estimate and new:
+            self.told.append((genotype, evaluation.fitness, evaluation.estimate.standard_error))
+        return evaluation
+
+    def surface(self) -> surface.Surface:
+        """The surface through all that was told.
+
+        Raises:
+            ValueError: every candidate is broken.
+        """
+        if not self.told:
+            raise ValueError("no candidate has finite likelihoods: narrow evolve.weights")
+        genes, scores, errors = (np.array(column) for column in zip(*self.told, strict=True))
+        return surface.fit(genes, scores, errors)
 
     def write(self) -> None:
-        """Write what a person may look at while the search goes on."""
+        """Write what a person may look at while the search goes on, the best so far included."""
         _write_csv(self.rows, "history.csv")
         write_json(OUT / "recipes.json", {name: recipe.to_dict() for name, recipe in self.recipes.items()})
+        if self.told:
+            best = self.genome.decode(max(self.told, key=lambda row: row[1])[0])
+            (OUT / "best.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
 
-    def leaders(self, count: int) -> list[tuple[str, Recipe]]:
-        """The `count` distinct candidates of the highest estimates, of equals those of the highest margins."""
-        table = pd.DataFrame(self.rows).drop_duplicates("phenotype").dropna(subset="estimate")
-        names = table.sort_values(["estimate", "margin"], ascending=False, kind="stable")["phenotype"].head(count)
-        return [(name, self.recipes[name]) for name in names]
+    def leaders(self, count: int, search: Search) -> dict[str, Leader]:
+        """Up to `count` candidates with the mean and deviation of their posterior, the highest first.
 
-    def verify(self, leaders: dict[str, Recipe], verifier: Fitness) -> dict[str, Any]:
-        """Ask the leaders items that the search did not see; the row of the best, the earlier of equals.
+        First where the surface is highest and where the search would go on, asked before or not; then the distinct
+        candidates of the highest posterior means.
+        """
+        pooled = self.surface()
+        asked = pooled.genes[np.argsort(-pooled.predict(pooled.genes)[0], kind="stable")]
+        genotypes = np.vstack([surface.best(pooled, search.seed), search.mean, asked])
+        found: dict[str, Leader] = {}
+        for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True):
+            recipe = self.genome.decode(genotype)
+            if len(found) < count:
+                found.setdefault(self.phenotype(recipe), (recipe, float(mean), float(deviation)))
+        return found
+
+    def verify(self, leaders: dict[str, Leader], rounds: list[Fitness]) -> dict[str, Any]:
+        """Ask the leaders fresh items, half of them twice as many, and so on; the row of the best.
+
+        The best is so by both: the surface, which knows all candidates by the items of the search, and the fresh
+        items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing.
 
         Raises:
             ValueError: every leader is broken.
         """
-        for name, recipe in leaders.items():
-            evaluation = verifier(recipe)
-            self.cost += evaluation.cost
-            self.finalists.append({"phenotype": name, **_scores(evaluation)})
-        whole = [row for row in self.finalists if not np.isnan(row["estimate"])]
-        if not whole:
-            raise ValueError("no candidate has finite likelihoods: narrow evolve.weights")
-        return max(whole, key=lambda row: row["estimate"])
+        alive, made, items = list(leaders), dict[str, Evaluation](), dict[str, int]()
+        for fitness in rounds:
+            fitness.expect([leaders[name][0] for name in alive])
+            for name in alive:
+                evaluation = fitness(leaders[name][0])
+                self.cost += evaluation.cost
+                made[name], items[name] = evaluation, len(fitness.questions)
+            self.finalists_tokens += len(alive) * fitness.asker.cost(fitness.questions).tokens
+            whole = [name for name in alive if made[name].estimate]
+            if not whole:
+                raise ValueError("no candidate has finite likelihoods: narrow evolve.weights")
+            means, deviations = np.array([leaders[name][1:] for name in whole]).T
+            found = np.array([made[name].value for name in whole])
+            errors = np.array([e.standard_error for name in whole if (e := made[name].estimate)])
+            searched, asked = (np.maximum(deviations, UNSEEN) ** 2).mean(), (errors**2).mean()
+            share = searched / (searched + asked)
+            together = (1 - share) * (means - means.mean()) + share * (found - found.mean())
+            alive = [whole[i] for i in np.argsort(-together, kind="stable")]
+            if fitness is not rounds[-1]:
+                self.finalists_tokens -= (len(alive) + 1) // 2 * fitness.asker.cost(fitness.questions).tokens
+                alive = alive[: (len(alive) + 1) // 2]
+        self.finalists = [{"phenotype": name, **_scores(made[name]), "items": items[name]} for name in made]
+        for name, (recipe, _, _) in leaders.items():
+            self.recipes.setdefault(name, recipe)
+        return next(row for row in self.finalists if row["phenotype"] == alive[0])
 
 
-def generation(search: Search, genome: Genome, log: Log, advance: Callable[[int], None]) -> None:
-    """Ask for a generation, evaluate it, tell it."""
-    number, values = search.generation, []
-    asked = [(genotype, genome.decode(genotype)) for genotype in search.ask()]
+def generation(search: Search, log: Log, advance: Callable[[int], None], left: int | None) -> bool:
+    """Ask for a generation, evaluate it, tell it; False where the search is at its end or `left` tokens may not do.
+
+    The first generation is asked whatever it takes.
+    """
+    number = search.generation
+    if search.converged or (left is not None and number and left < search.population * log.tokens):
+        return False
+    asked = [(genotype, log.genome.decode(genotype)) for genotype in search.ask()]
+    if not asked:
+        return False
     log.fitness.expect([recipe for _, recipe in asked])
+    told = []
     for candidate, (genotype, recipe) in enumerate(asked):
-        place = {"generation": number, "candidate": candidate}
-        genes = dict(zip(genome.names, genotype.tolist(), strict=True))
-        values.append(log.evaluate(recipe, place, genes))
+        told.append(log.evaluate(genotype, recipe, {"generation": number, "candidate": candidate}))
         advance(1)
-    search.tell(values)
+    search.tell(
+        [evaluation.fitness for evaluation in told],
+        [evaluation.estimate.standard_error if evaluation.estimate else np.nan for evaluation in told],
+    )
+    return True
+
+
+def halves(known: Known) -> list[Known]:
+    """The subset by a quarter, a half, and whole: each within the next; the whole alone where it is all items."""
+    if len(known.unasked) == 0:
+        return [known]
+    parts = []
+    for step in HALVES:
+        weights = known.weights[::step]
+        parts.append(replace(known, subset=known.subset[::step], weights=weights / weights.sum()))
+    return parts
 
 
 def fresh(study: str, known: Known, estimator: str, found: list[Item], count: int, seed: int) -> Known:

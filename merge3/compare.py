@@ -37,3 +37,14 @@ def mcnemar(first: Float[np.ndarray, " items"], second: Float[np.ndarray, " item
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """p-values corrected for their number, so that the chance of one false claim among all is bounded (Holm 1979).
+
+    The k-th smallest of m is multiplied by m - k + 1; none falls below a smaller one's, none exceeds 1.
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1.0)
+    return corrected

@@ -135,6 +135,13 @@ class Known:
         if missing := int(np.isnan(self.parents).sum()):
             raise ValueError(f"{missing} answers of the parents are missing: let each parent answer all {N} items once")
 
+    def answered(self, scored: Bool[np.ndarray, " asked"]) -> "Known":
+        """The same, with the scored questions of the subset alone, whose weights are scaled to the sum they had."""
+        if scored.all():
+            return self
+        weights = self.weights[scored]
+        return replace(self, subset=self.subset[scored], weights=weights * self.weights.sum() / weights.sum())
+
     @cached_property
     def parent_abilities(self) -> Float[np.ndarray, "parents dimensions"]:
         """The parents' abilities, from their answers to all items.

@@ -1,86 +1,540 @@
-"""EVOLVE: propose genotypes and learn from their fitness, by CMA-ES (Hansen 2016), ask and tell.
+"""EVOLVE: propose genotypes and learn from their fitness, ask and tell.
 
-Owns cmaes. Never sees a model. Fitness is higher-is-better. Each generation draws from its own spawned seed, so a
-search is a function of (settings, told values): telling a new `Search` what an old one was told continues it, bit
-for bit.
+Owns cmaes, and pymoo where it is installed. Never sees a model. Fitness is higher-is-better. Each generation of a
+strategy on cmaes draws from its own spawned seed, and every search is a function of (settings, told values): telling
+a new one what an old one was told continues it, bit for bit. That is the checkpoint; nothing is pickled.
+
+    cma       CMA-ES with learning-rate adaptation under noise (Hansen 2016, arXiv 1604.00772; Nomura et al. 2023)
+    bipop     the same, restarted where it has converged, with large and small populations in turn (Hansen 2009)
+    sep       a diagonal covariance, for hundreds of genes (Ros & Hansen 2008)
+    mixed     CatCMA with margin (arXiv 2504.07884): some genes are categories or whole numbers
+    pareto    COMO-CatCMA with margin: two objectives, a front
+    pooled    Thompson sampling of a surface through all candidates so far, see `surface`: heeds the errors of fitness
+    random, grid, average        controls: uniform points, the points of a grid, the start alone
+    genetic, nsga2               controls: pymoo's, as the paper used
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from cmaes import CMA
+from cmaes import CMA, CatCMAwM, COMOCatCMAwM, SepCMA
 from jaxtyping import Float
 
+from merge3.surface import Surface, fit
+from merge3.surface import best as highest
 
-class Search:
+Genotype = Float[np.ndarray, " genes"]
+Fitness = float | tuple[float, ...]
+
+CONVERGED = 0.005  # of the cube's edge: below this deviation in every gene all candidates are one
+ERROR = 0.1  # of a fitness whose standard error is not told: about that of twenty answers
+LEADERS, TRIES, STEPS = 5, 150, (0.05, 0.15, 0.3)  # of `pooled`: the best so far, and points drawn about them
+REFITS = 4  # generations after each of which its settings are chosen anew; then after every third
+TIES, RESTART = 1, 2  # what a generation's further seeds are for
+KERNELS = 6  # distributions of `pareto`, each of which settles on a point of the front
+
+
+@dataclass(frozen=True)
+class Genes:
+    """What the genes of a search are: numbers in [0, 1], but for those named here by their place.
+
+    `categories[gene]` is its number of options, `levels[gene]` its number of ordered values. Option or value k of n is
+    handed out as the middle of the k-th of n equal parts of [0, 1]. Only `mixed` and `pareto` heed them; to the others
+    all genes are numbers.
+    """
+
+    count: int
+    categories: Mapping[int, int] = field(default_factory=dict)
+    levels: Mapping[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"a search needs at least one gene, got {self.count}")
+        parts = {**self.categories, **self.levels}
+        if set(self.categories) & set(self.levels) or not set(parts) <= set(range(self.count)):
+            raise ValueError(f"categories and levels must be distinct genes below {self.count}, got {sorted(parts)}")
+        if few := [gene for gene, size in parts.items() if size < 2]:
+            raise ValueError(f"gene {few[0]} needs two options or more, got {parts[few[0]]}")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The places of the genes that are numbers."""
+        return [g for g in range(self.count) if g not in self.categories and g not in self.levels]
+
+
+class Search(ABC):
     """An ask/tell search of the unit cube."""
 
-    def __init__(self, start: Float[np.ndarray, " genes"], sigma: float, population: int, seed: int) -> None:
+    objectives = 1
+    drifts = True  # on fitness that is the same for all
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
         """Start around `start` with standard deviation `sigma` and `population` candidates a generation.
 
         Raises:
-            ValueError: `start` has no gene or leaves the cube, `sigma` is not in (0, 1], or `population` is below 4.
+            ValueError: `start` does not fit the genes or leaves the cube, `sigma` is not in (0, 1], or `population` is
+                below 4.
         """
-        if start.size < 1 or not ((start >= 0) & (start <= 1)).all():
-            raise ValueError(f"start must be at least one gene in [0, 1], got {start.tolist()}")
+        if start.shape != (genes.count,) or not ((start >= 0) & (start <= 1)).all():
+            raise ValueError(f"start must be {genes.count} gene(s) in [0, 1], got {start.tolist()}")
         if not 0 < sigma <= 1:
             raise ValueError(f"sigma must be in (0, 1], got {sigma}")
         if population < 4:
             raise ValueError(f"population must be 4 or more, got {population}")
+        self.genes, self.start, self.sigma, self.population, self.seed = genes, start.copy(), sigma, population, seed
         self.generation = 0
-        self._seed = seed
-        self._asked: list[Float[np.ndarray, " genes"]] = []
-        self._padded = start.size == 1  # cmaes needs two dimensions: the second is idle
-        mean = np.append(start, 0.5) if self._padded else start.copy()
-        self._cma = CMA(
-            mean=mean,
-            sigma=sigma,
-            bounds=np.tile([0.0, 1.0], (mean.size, 1)),
-            population_size=population,
-            lr_adapt=True,  # halves the error under the noise of a small subset
-        )
+        self._asked: list[Any] = []
 
-    @property
-    def mean(self) -> Float[np.ndarray, " genes"]:
-        """The centre of the search distribution, inside the cube."""
-        mean: Float[np.ndarray, " genes"] = np.clip(self._cma.mean, 0.0, 1.0)
-        return mean[:1].copy() if self._padded else mean
-
-    def ask(self) -> list[Float[np.ndarray, " genes"]]:
-        """The candidates of the next generation.
+    def ask(self) -> list[Genotype]:
+        """The candidates of the next generation; none where the search is at its end.
 
         Raises:
             RuntimeError: the last generation was not told yet.
         """
         if self._asked:
             raise RuntimeError(f"generation {self.generation} was asked and not told; tell its fitness first")
-        stream = np.random.SeedSequence(self._seed, spawn_key=(self.generation,))
-        self._cma.reseed_rng(int(stream.generate_state(1)[0]))
-        self._asked = [self._cma.ask() for _ in range(self._cma.population_size)]
-        return [x[:1].copy() if self._padded else x.copy() for x in self._asked]
+        self._asked = self._propose(self._seed())
+        return [np.clip(self._genotype(x), 0.0, 1.0) for x in self._asked]
 
-    def tell(self, fitness: Sequence[float]) -> None:
+    def tell(self, fitness: Sequence[Fitness], errors: Sequence[float] | None = None) -> None:
         """The fitness of the asked candidates, in their order; -inf for a candidate that failed.
 
-        Failed candidates are ranked last. A generation without a finite value teaches nothing and is passed over.
+        Failed candidates are ranked last. A generation in which all candidates are equal teaches nothing and is
+        passed over: an evolution strategy would drift on it. `errors` are the standard errors of the fitness, NaN
+        where it failed, for the search that heeds them.
 
         Raises:
             RuntimeError: nothing was asked.
-            ValueError: the number of values differs, or one is NaN or +inf.
+            ValueError: the number of values or of objectives differs, or one is NaN or +inf.
         """
         if not self._asked:
             raise RuntimeError("tell without ask: ask for a generation first")
         if len(fitness) != len(self._asked):
             raise ValueError(f"expected {len(self._asked)} fitness values, got {len(fitness)}")
-        if any(math.isnan(value) or value == math.inf for value in fitness):
+        values = np.array([np.atleast_1d(np.asarray(value, dtype=float)) for value in fitness], dtype=float)
+        if values.shape[1] != self.objectives:
+            raise ValueError(f"expected {self.objectives} objective(s) a candidate, got {values.shape[1]}")
+        if np.isnan(values).any() or (values == np.inf).any():
             raise ValueError(f"fitness must be finite, or -inf for a failed candidate; got {list(fitness)}")
-        finite = [value for value in fitness if math.isfinite(value)]
-        if finite:
-            worst = min(finite) - 1.0
-            losses = [-value if math.isfinite(value) else -worst for value in fitness]
-            self._cma.tell(list(zip(self._asked, losses, strict=True)))
+        values[np.isneginf(values).any(axis=1)] = -np.inf
+        if not self.drifts or np.ptp(np.nan_to_num(values, neginf=-1e300), axis=0).any():
+            self._errors = np.full(len(values), ERROR) if errors is None else np.nan_to_num(errors, nan=ERROR)
+            self._learn(self._asked, self._losses(values))
         self._asked = []
         self.generation += 1
+
+    def _seed(self, *purpose: int) -> int:
+        """A seed of this generation: for asking, or for another purpose."""
+        stream = np.random.SeedSequence(self.seed, spawn_key=(self.generation, *purpose))
+        return int(stream.generate_state(1)[0])
+
+    @property
+    def mean(self) -> Genotype:
+        """The centre of what the search would ask next, inside the cube; the start where it has none."""
+        return self.start.copy()
+
+    @property
+    def converged(self) -> bool:
+        """Whether the search has narrowed to one candidate, or is at its end."""
+        return False
+
+    @abstractmethod
+    def _propose(self, seed: int) -> list[Any]:
+        """The next generation, in the form that the method learns from."""
+
+    def _genotype(self, asked: Any) -> Genotype:
+        return np.array(asked, dtype=float)
+
+    def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
+        """Lower is better; failed candidates are one worse than the worst. One at least is whole."""
+        losses = -values[:, 0]
+        worst = losses[np.isfinite(losses)].max() + 1.0
+        return [float(v) for v in np.where(np.isfinite(losses), losses, worst)]
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:  # noqa: B027 - controls learn nothing
+        """Take in what was told; `losses` is this method's own to keep or sort."""
+
+
+class Cma(Search):
+    """CMA-ES. `cov` is the first covariance, in units of sigma², see `warm_start`."""
+
+    def __init__(
+        self,
+        genes: Genes,
+        start: Genotype,
+        sigma: float,
+        population: int,
+        seed: int,
+        cov: Float[np.ndarray, "genes genes"] | None = None,
+    ) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        self._cma = self._made(start, population, sigma, cov)
+
+    def _made(self, start: Genotype, population: int, sigma: float, cov: np.ndarray | None = None) -> CMA | SepCMA:
+        mean = _padded(start)
+        return CMA(
+            mean=mean,
+            sigma=sigma,
+            bounds=np.tile([0.0, 1.0], (mean.size, 1)),
+            population_size=population,
+            cov=cov.copy() if cov is not None and start.size > 1 else None,
+            lr_adapt=True,  # halves the error under the noise of a small subset
+        )
+
+    @property
+    def mean(self) -> Genotype:
+        """The centre of the search distribution, inside the cube."""
+        mean: Genotype = np.clip(self._cma.mean, 0.0, 1.0)[: self.genes.count].copy()
+        return mean
+
+    @property
+    def converged(self) -> bool:
+        """Whether the deviation in every gene is below `CONVERGED`."""
+        spread = np.diag(self._cma._C) if isinstance(self._cma, CMA) else self._cma._C
+        return bool(self._cma._sigma * np.sqrt(spread.max()) < CONVERGED)
+
+    def _propose(self, seed: int) -> list[Any]:
+        self._cma.reseed_rng(seed)
+        return [self._cma.ask() for _ in range(self._cma.population_size)]
+
+    def _genotype(self, asked: Any) -> Genotype:
+        genotype: Genotype = asked[: self.genes.count].copy()
+        return genotype
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
+        self._cma.tell(list(zip(asked, losses, strict=True)))
+
+
+class Sep(Cma):
+    """CMA-ES with a diagonal covariance."""
+
+    def _made(
+        self,
+        start: Genotype,
+        population: int,
+        sigma: float,
+        cov: np.ndarray | None = None,  # noqa: ARG002 - it starts from a round one
+    ) -> CMA | SepCMA:
+        mean = _padded(start)
+        bounds = np.tile([0.0, 1.0], (mean.size, 1))
+        return SepCMA(mean=mean, sigma=sigma, bounds=bounds, population_size=population)
+
+
+class Bipop(Cma):
+    """CMA-ES, restarted at a random point where it has converged (Hansen 2009, BBOB).
+
+    Of two regimes the one that has asked less goes next: populations that double with every restart of the kind, or
+    small ones (between the first and half the largest) with a small sigma.
+    """
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        self._spent = {"large": 0, "small": 0}
+        self._regime, self._largest = "large", population
+
+    @property
+    def converged(self) -> bool:
+        """Never: it restarts."""
+        return False
+
+    def _propose(self, seed: int) -> list[Any]:
+        if Cma.converged.fget(self):  # type: ignore[attr-defined]
+            generator = np.random.default_rng(self._seed(RESTART))
+            first = self._spent["large"] == 0 or self._largest == self.population
+            self._regime = "large" if first or self._spent["large"] <= self._spent["small"] else "small"
+            size, sigma = self.population, self.sigma
+            if self._regime == "large":
+                size = self._largest = 2 * self._largest
+            else:
+                share = generator.random() ** 2
+                size = int(self.population * (0.5 * self._largest / self.population) ** share)
+                sigma = self.sigma * 10 ** (-2 * generator.random())
+            self._cma = self._made(generator.random(self.genes.count), max(4, size), max(sigma, 2 * CONVERGED))
+        return super()._propose(seed)
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
+        self._spent[self._regime] += len(asked)
+        super()._learn(asked, losses)
+
+
+class Mixed(Search):
+    """CatCMA with margin: numbers, whole numbers and categories together."""
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        self._cma = _catcma(genes, start, sigma, population)
+
+    @property
+    def mean(self) -> Genotype:
+        """The centre of the distribution; of categories the most probable."""
+        x = np.full(self.genes.count, 0.5)
+        if hasattr(self._cma, "_mean"):
+            numbers = self.genes.numbers
+            x[numbers] = self._cma._mean[: len(numbers)]
+            for gene, place in zip(self.genes.levels, range(len(numbers), len(self._cma._mean)), strict=True):
+                size = self.genes.levels[gene]
+                x[gene] = (np.clip(np.round(self._cma._mean[place]), 0, size - 1) + 0.5) / size
+        for row, (gene, size) in enumerate(self.genes.categories.items()):
+            x[gene] = (int(self._cma._q[row].argmax()) + 0.5) / size
+        inside: Genotype = np.clip(x, 0.0, 1.0)
+        return inside
+
+    def _propose(self, seed: int) -> list[Any]:
+        self._cma.reseed_rng(seed)
+        return [self._cma.ask() for _ in range(self._cma.population_size)]
+
+    def _genotype(self, asked: Any) -> Genotype:
+        return _cube(asked, self.genes)
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
+        # ranks, equals in random order: a quartile range of zero would turn its penalties into NaN
+        order = np.random.default_rng(self._seed(TIES)).permutation(len(losses))
+        ranks = np.empty(len(losses))
+        ranks[order[np.argsort(np.array(losses)[order], kind="stable")]] = np.arange(len(losses))
+        self._cma.tell([(x, float(rank)) for x, rank in zip(asked, ranks, strict=True)])
+
+
+class Pareto(Search):
+    """COMO-CatCMA with margin: `KERNELS` distributions, each rewarded by what it adds to the front's hypervolume.
+
+    Two objectives, each of which is worth something above 0: (0, 0) is the reference point, and a failed candidate's
+    place. A generation is a distribution's candidates and some means; the first is larger.
+    """
+
+    objectives = 2
+    drifts = False  # and what was asked has to be told
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        generator = np.random.default_rng(np.random.SeedSequence(seed))
+        starts = [
+            start,
+            *(np.clip(start + sigma * generator.standard_normal(genes.count), 0, 1) for _ in range(KERNELS - 1)),
+        ]
+        kernels = [_catcma(genes, one, sigma, population) for one in starts]
+        self._como = COMOCatCMAwM(*_spaces(genes), reference_point=[0.0, 0.0], kernels=kernels, seed=self._seed())
+
+    def _propose(self, seed: int) -> list[Any]:
+        self._como.reseed_rng(seed)
+        return list(self._como.ask_iter())
+
+    def _genotype(self, asked: Any) -> Genotype:
+        return _cube(asked, self.genes)
+
+    def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
+        # a trace of chance: equal hypervolumes would turn its penalties into NaN
+        trace = 1e-9 * np.random.default_rng(self._seed(TIES)).random(values.shape)
+        return [loss.tolist() for loss in np.where(np.isfinite(values), -values, 0.0) + trace]
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
+        self._como.tell(list(zip(asked, losses, strict=True)))
+
+
+class Pooled(Search):
+    """Thompson sampling (1933) of a surface through all candidates: each candidate is the best point of a draw from it.
+
+    The first two generations are drawn around the start. A draw is compared at `TRIES` points about the `LEADERS`
+    candidates of the highest posterior mean. A failed candidate counts as the worst of its generation.
+    """
+
+    drifts = False
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        self._told: list[tuple[Genotype, float, float]] = []
+        self.surface: Surface | None = None
+
+    @property
+    def mean(self) -> Genotype:
+        """Where the surface is highest; the start before there is one."""
+        return self.start.copy() if self.surface is None else highest(self.surface, self.seed)
+
+    def _propose(self, seed: int) -> list[Any]:
+        generator = np.random.default_rng(seed)
+        if self.surface is None or self.generation < 2:
+            around = self.start + self.sigma * generator.standard_normal((self.population, self.genes.count))
+            return list(np.clip(around, 0.0, 1.0))
+        heights = self.surface.predict(self.surface.genes)[0]
+        leaders = self.surface.genes[np.argsort(-heights, kind="stable")[:LEADERS]]
+        steps = generator.choice(STEPS, (TRIES, 1)) * generator.standard_normal((TRIES, self.genes.count))
+        tries = np.clip(leaders[generator.integers(len(leaders), size=TRIES)] + steps, 0.0, 1.0)
+        return [tries[draw.argmax()] for draw in self.surface.sample(tries, self.population, generator)]
+
+    def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
+        losses = -values[:, 0]
+        whole = losses[np.isfinite(losses)]
+        return [float(v) for v in np.where(np.isfinite(losses), losses, whole.max() if len(whole) else np.nan)]
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
+        rows = zip(asked, losses, self._errors.tolist(), strict=True)
+        self._told += [(x, -loss, error) for x, loss, error in rows if not math.isnan(loss)]
+        if self._told:
+            genes, scores, errors = (np.array(column) for column in zip(*self._told, strict=True))
+            keep = self.surface.settings if self.surface and self.generation >= REFITS and self.generation % 3 else None
+            self.surface = Surface(genes, scores, errors, keep) if keep else fit(genes, scores, errors)
+
+
+class Random(Search):
+    """Uniform points."""
+
+    def _propose(self, seed: int) -> list[Any]:
+        return list(np.random.default_rng(seed).random((self.population, self.genes.count)))
+
+
+class Grid(Search):
+    """The points of a grid of `side` values a gene, in random order, each once."""
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int, side: int = 3) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        if side < 2:
+            raise ValueError(f"side must be 2 or more, got {side}")
+        self._side, self._seen = side, set[tuple[int, ...]]()
+
+    @property
+    def converged(self) -> bool:
+        """Whether every point was asked."""
+        return len(self._seen) == int(self._side**self.genes.count)
+
+    def _propose(self, seed: int) -> list[Any]:
+        generator, found = np.random.default_rng(seed), list[np.ndarray]()
+        while len(found) < self.population and not self.converged:
+            point = tuple(generator.integers(0, self._side, self.genes.count).tolist())
+            if point not in self._seen:
+                self._seen.add(point)
+                found.append(np.array(point) / (self._side - 1))
+        return found
+
+
+class Average(Search):
+    """The start alone, once."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the start was asked."""
+        return self.generation > 0
+
+    def _propose(self, seed: int) -> list[Any]:  # noqa: ARG002 - the signature of a method
+        return [] if self.generation else [self.start]
+
+
+class Pymoo(Search):
+    """A method of pymoo, an extra: `pip install merge3-pipeline[controls]`. Starts from uniform points."""
+
+    method = "GA"
+    drifts = False
+
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        try:
+            from pymoo.algorithms.moo.nsga2 import NSGA2
+            from pymoo.algorithms.soo.nonconvex.ga import GA
+            from pymoo.core.problem import Problem
+            from pymoo.core.termination import NoTermination
+        except ImportError as error:
+            raise ValueError("this search needs pymoo: pip install merge3-pipeline[controls]") from error
+        problem = Problem(n_var=genes.count, n_obj=self.objectives, xl=0.0, xu=1.0)
+        self._algorithm = {"GA": GA, "NSGA2": NSGA2}[self.method](pop_size=population)
+        self._algorithm.setup(problem, termination=NoTermination(), seed=seed, verbose=False)
+        self._infills: Any = None
+
+    def _propose(self, seed: int) -> list[Any]:  # noqa: ARG002 - pymoo has one stream for a whole search
+        self._infills = self._algorithm.ask()
+        return list(self._infills.get("X"))
+
+    def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
+        losses = -values
+        whole = losses[np.isfinite(losses).all(axis=1)]
+        worst = whole.max(axis=0) + 1.0 if len(whole) else 0.0
+        return list(np.where(np.isfinite(losses), losses, worst))
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:  # noqa: ARG002 - it keeps them itself
+        self._infills.set("F", np.array(losses))
+        for one in self._infills:
+            one.evaluated.update({"F", "G", "H"})
+        self._algorithm.tell(infills=self._infills)
+
+
+class Nsga2(Pymoo):
+    """NSGA-II (Deb et al. 2002), two objectives."""
+
+    method, objectives = "NSGA2", 2
+
+
+def warm_start(
+    genotypes: Float[np.ndarray, "candidates genes"],
+    fitness: Float[np.ndarray, " candidates"],
+    share: float = 0.1,
+    alpha: float = 0.1,
+) -> tuple[Genotype, float, Float[np.ndarray, "genes genes"]]:
+    """Start, sigma and covariance from another search's candidates: WS-CMA-ES (arXiv 2012.06932, section 4.2).
+
+    The best `share` of the candidates (one at least) as a mixture of Gaussians of width `alpha`, by its mean and
+    covariance. As `cmaes.get_warm_start_mgd`, by log-determinants, so that it holds for any number of genes.
+
+    Raises:
+        ValueError: no candidate, or a share outside (0, 1].
+    """
+    if len(fitness) == 0:
+        raise ValueError("expected one or more genotypes with their fitness, got none")
+    if not 0 < share <= 1 or not alpha > 0:
+        raise ValueError(f"share must be in (0, 1] and alpha above 0, got {share} and {alpha}")
+    count = max(1, math.floor(share * len(fitness)))
+    best = genotypes[np.argsort(-fitness, kind="stable")[:count]]
+    away = best - best.mean(axis=0)
+    covariance = alpha**2 * np.eye(best.shape[1]) + away.T @ away / count
+    sigma = float(np.exp(np.linalg.slogdet(covariance)[1] / (2 * best.shape[1])))
+    return best.mean(axis=0), sigma, covariance / sigma**2
+
+
+def _padded(start: Genotype) -> Float[np.ndarray, " padded"]:
+    """A copy of the start; cmaes needs two dimensions, so that a single gene has an idle companion."""
+    return np.append(start, 0.5) if start.size == 1 else start.copy()
+
+
+def _spaces(genes: Genes) -> tuple[list[list[float]] | None, list[list[int]] | None, list[int] | None]:
+    numbers, levels = [[0.0, 1.0]] * len(genes.numbers), [list(range(n)) for n in genes.levels.values()]
+    return numbers or None, levels or None, list(genes.categories.values()) or None
+
+
+def _catcma(genes: Genes, start: Genotype, sigma: float, population: int) -> CatCMAwM:
+    """CatCMAwM with its numbers at `start`; whole numbers are counted in levels."""
+    sizes = np.array(list(genes.levels.values()), dtype=float)
+    levels = start[list(genes.levels)] * sizes - 0.5
+    mean = np.concatenate([start[genes.numbers], np.clip(levels, 0.0, np.maximum(sizes - 1, 0))])
+    scale = np.concatenate([np.ones(len(genes.numbers)), sizes])
+    gaussian = {"mean": mean, "sigma": sigma, "cov": np.diag(scale**2)} if mean.size else {}
+    numbers, levels_, categories = _spaces(genes)
+    return CatCMAwM(numbers, levels_, categories, population_size=population, **gaussian)
+
+
+def _cube(solution: Any, genes: Genes) -> Genotype:
+    """The genotype of a solution of CatCMAwM."""
+    x = np.empty(genes.count)
+    if genes.numbers:
+        x[genes.numbers] = solution.x
+    for place, (gene, size) in enumerate(genes.levels.items()):
+        x[gene] = (solution.z[place] + 0.5) / size
+    for place, (gene, size) in enumerate(genes.categories.items()):
+        x[gene] = (int(solution.c[place].argmax()) + 0.5) / size
+    return x
+
+
+SEARCHES: dict[str, Callable[[Genes, Genotype, float, int, int], Search]] = {
+    "cma": Cma,
+    "bipop": Bipop,
+    "sep": Sep,
+    "mixed": Mixed,
+    "pareto": Pareto,
+    "pooled": Pooled,
+    "random": Random,
+    "grid": Grid,
+    "average": Average,
+    "genetic": Pymoo,
+    "nsga2": Nsga2,
+}

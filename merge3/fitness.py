@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Float
 
 from merge3.asker import Asker
 from merge3.estimate import Estimate, Estimator, Known
@@ -32,22 +32,42 @@ class Evaluation:
     cost: Cost
     margin: float = 0.0
     failed: int = 0
+    objective: float | None = None  # where it is another than the score on all items
+
+    @property
+    def value(self) -> float:
+        """What is searched for: the objective, or the estimated score; -inf for a broken model."""
+        if self.estimate is None:
+            return -np.inf
+        return self.estimate.score if self.objective is None else self.objective
 
     @property
     def fitness(self) -> float:
-        """The estimate, and a little for the margin; -inf for a broken model."""
-        return self.estimate.score + TIE * self.margin if self.estimate else -np.inf
+        """The value, and a little for the margin; -inf for a broken model."""
+        return self.value + TIE * self.margin
 
 
 class Fitness:
     """The estimated accuracy of a recipe on all items, from its answers to the subset that `known` names."""
 
-    def __init__(self, asker: Asker, items: Sequence[Item], estimator: Estimator, known: Known) -> None:
-        """`items` are all N items, in the order of `known`."""
+    def __init__(
+        self,
+        asker: Asker,
+        items: Sequence[Item],
+        estimator: Estimator,
+        known: Known,
+        objective: Callable[[Float[np.ndarray, " asked"]], float | None] | None = None,
+    ) -> None:
+        """`items` are all N items, in the order of `known`.
+
+        `objective` is what is searched for, out of the answers to the subset (NaN where one is not scored), where that
+        is not the estimated score; None where too little is answered.
+        """
         self.asker = asker
         self.questions = [items[i] for i in known.subset]
         self.estimator = estimator
         self.known = known
+        self.objective = objective
 
     def expect(self, recipes: Sequence[Recipe]) -> None:
         """Say which recipes come next: they are merged together, see `Asker.expect`."""
@@ -61,14 +81,9 @@ class Fitness:
         correct = self.asker.correct(self.questions, asked.answers)
         scored = ~np.isnan(correct)
         failed = int((~scored).sum())
-        if failed > MOST_FAILED * len(correct):
+        value = self.objective(correct) if self.objective and failed < len(correct) else None
+        if failed > MOST_FAILED * len(correct) or (self.objective and value is None):
             return Evaluation(None, asked.cost, 0.0, failed)
-        known = self.known if not failed else _answered(self.known, scored)
+        estimate = self.estimator(correct[scored], self.known.answered(scored))
         margins = self.asker.margins(self.questions, asked.answers)[scored]
-        return Evaluation(self.estimator(correct[scored], known), asked.cost, float(np.tanh(margins).mean()), failed)
-
-
-def _answered(known: Known, scored: Bool[np.ndarray, " questions"]) -> Known:
-    """What is known, with the subset of those questions alone; the weights keep their sum."""
-    weights = known.weights[scored]
-    return replace(known, subset=known.subset[scored], weights=weights * known.weights.sum() / weights.sum())
+        return Evaluation(estimate, asked.cost, float(np.tanh(margins).mean()), failed, value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from merge3.compare import interval, mcnemar
+from merge3.compare import holm, interval, mcnemar
 
 
 def test_the_interval_of_one_group_is_the_binomial_one() -> None:
@@ -39,3 +39,23 @@ def test_mcnemar_is_the_sign_test_of_the_disagreements() -> None:
     assert mcnemar(first, second) == pytest.approx(2 * binom.cdf(2, 10, 0.5))
     assert mcnemar(first, second) == mcnemar(second, first)
     assert mcnemar(first, first) == 1.0
+
+
+def test_holm_is_the_step_down_of_bonferronis() -> None:
+    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.6, 0.9])), [1.0, 1.0])
+    assert holm(np.array([0.02])) == pytest.approx(0.02)
+    assert holm(np.zeros(0)).size == 0
+
+
+def test_holm_claims_what_a_test_after_test_would() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        p_values = generator.random(6) ** 3
+        claimed, left = set[int](), 6
+        for place in np.argsort(p_values):  # until the first that is not below .05 over the number left
+            if p_values[place] > 0.05 / left:
+                break
+            claimed.add(int(place))
+            left -= 1
+        assert set(np.flatnonzero(holm(p_values) <= 0.05).tolist()) == claimed

@@ -1,73 +1,128 @@
 from __future__ import annotations
 
+import importlib.util
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
-from cmaes import CMA
+from cmaes import CMA, SepCMA, get_warm_start_mgd
 
-from merge3.evolve import Search
+from merge3.evolve import KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, warm_start
+
+HAS_PYMOO = importlib.util.find_spec("pymoo") is not None
+SINGLE = ["cma", "bipop", "sep", "mixed", "pooled", "random", "grid", *["genetic"] * HAS_PYMOO]
+DOUBLE = ["pareto", *["nsga2"] * HAS_PYMOO]
 
 
 def sphere(x: np.ndarray) -> float:
     return -float(((x - 0.7) ** 2).sum())
 
 
-def run(search: Search, generations: int) -> list[list[float]]:
+def two(x: np.ndarray) -> tuple[float, float]:
+    return tuple(1 - float(((x - at) ** 2).mean()) for at in (0.3, 0.7))
+
+
+def fitness(search: Search, x: np.ndarray) -> Any:
+    return sphere(x) if search.objectives == 1 else two(x)
+
+
+def make(name: str = "cma", genes: int = 5, seed: int = 3, **more: Any) -> Search:
+    return SEARCHES[name](Genes(genes, **more), np.full(genes, 0.3), 0.2, 8, seed)
+
+
+def run(search: Search, generations: int) -> list[list[Any]]:
     told = []
     for _ in range(generations):
-        told.append([sphere(x) for x in search.ask()])
+        told.append([fitness(search, x) for x in search.ask()])
         search.tell(told[-1])
     return told
 
 
-def start(genes: int = 5, seed: int = 3) -> Search:
-    return Search(np.full(genes, 0.3), 0.2, 8, seed)
+@pytest.mark.parametrize("name", ["cma", "bipop", "sep", "mixed", *["genetic"] * HAS_PYMOO])
+def test_it_finds_the_top_of_a_hill(name: str) -> None:
+    search = make(name)
+    best = max(max(values) for values in run(search, 60))
+    assert best > -0.005
+    if name in ("cma", "sep", "mixed"):
+        np.testing.assert_allclose(search.mean, 0.7, atol=0.02)
 
 
-def test_it_finds_the_top_of_a_hill() -> None:
-    search = start()
-    run(search, 60)
-    np.testing.assert_allclose(search.mean, 0.7, atol=0.01)
+@pytest.mark.parametrize("name", SINGLE + DOUBLE)
+def test_told_again_after_any_interruption_it_goes_the_same_way(name: str) -> None:
+    whole = make(name)
+    asked, told = [], []
+    for _ in range(6):
+        asked.append(whole.ask())
+        told.append([fitness(whole, x) for x in asked[-1]])
+        whole.tell(told[-1])
+    for stop in range(1, 6):
+        again = make(name)
+        for generation in range(6):
+            np.testing.assert_array_equal(again.ask(), asked[generation])
+            # up to the interruption from the record, then measured
+            again.tell(told[generation] if generation < stop else [fitness(again, x) for x in asked[generation]])
+        np.testing.assert_array_equal(again.mean, whole.mean)
 
 
-def test_replaying_what_was_told_continues_bit_for_bit() -> None:
-    whole = start()
-    told = run(whole, 12)
-    again = start()
-    for values in told[:7]:
-        again.ask()
-        again.tell(values)
-    for values in told[7:]:
-        assert [sphere(x) for x in again.ask()] == values
-        again.tell(values)
-    assert np.array_equal(again.mean, whole.mean)
+@pytest.mark.parametrize("name", SINGLE + DOUBLE)
+def test_two_seeds_differ_and_one_does_not(name: str) -> None:
+    np.testing.assert_array_equal(make(name).ask(), make(name).ask())
+    assert not np.array_equal(make(name).ask(), make(name, seed=4).ask())
 
 
-def test_two_seeds_differ_and_one_does_not() -> None:
-    assert np.array_equal(start().ask()[0], start().ask()[0])
-    assert not np.array_equal(start().ask()[0], start(seed=4).ask()[0])
-
-
-def test_the_first_generation_is_cmaes_own() -> None:
+@pytest.mark.parametrize(("name", "reference"), [("cma", CMA), ("sep", SepCMA)])
+def test_the_first_generation_is_cmaes_own(name: str, reference: type) -> None:
     seed = int(np.random.SeedSequence(3, spawn_key=(0,)).generate_state(1)[0])
-    reference = CMA(
-        np.full(5, 0.3), 0.2, bounds=np.tile([0.0, 1.0], (5, 1)), seed=seed, population_size=8, lr_adapt=True
-    )
-    expected = [reference.ask() for _ in range(8)]
-    np.testing.assert_array_equal(start().ask(), expected)
+    own = reference(np.full(5, 0.3), 0.2, bounds=np.tile([0.0, 1.0], (5, 1)), seed=seed, population_size=8)
+    np.testing.assert_array_equal(make(name).ask(), [own.ask() for _ in range(8)])
 
 
+@pytest.mark.parametrize("name", SINGLE + DOUBLE)
 @pytest.mark.parametrize("genes", [1, 2, 200])
-def test_any_number_of_genes_stays_in_the_cube(genes: int) -> None:
-    search = start(genes)
+def test_any_number_of_genes_stays_in_the_cube(name: str, genes: int) -> None:
+    search = make(name, genes)
     for _ in range(3):
         asked = search.ask()
         assert all(x.shape == (genes,) and ((x >= 0) & (x <= 1)).all() for x in asked)
-        search.tell([sphere(x) for x in asked])
+        if asked:  # one gene's grid has but three points
+            search.tell([fitness(search, x) for x in asked])
     assert search.mean.shape == (genes,)
 
 
-def test_a_failed_candidate_is_ranked_last() -> None:
-    failed, worst = start(), start()
+@pytest.mark.parametrize("name", [name for name in SINGLE if name != "pooled"])
+def test_flat_fitness_moves_nothing(name: str) -> None:
+    search = make(name)
+    first = search.mean
+    for _ in range(20):
+        search.tell([0.5] * len(search.ask()))
+    np.testing.assert_array_equal(search.mean, first)
+    assert search.generation == 20
+
+
+@pytest.mark.parametrize("name", SINGLE + DOUBLE)
+def test_when_all_fail_the_search_goes_on(name: str) -> None:
+    search = make(name)
+    failure = -np.inf if search.objectives == 1 else (-np.inf, -np.inf)
+    first = search.ask()
+    search.tell([failure] * len(first))
+    second = search.ask()
+    assert not np.array_equal(second, first[: len(second)])
+    search.tell([fitness(search, x) for x in second])
+    assert np.isfinite(search.ask()).all()
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_ties_of_most_candidates_do_no_harm(name: str) -> None:
+    search = make(name)
+    for _ in range(5):
+        search.tell([float(i == 0) for i in range(len(search.ask()))])
+    assert np.isfinite(search.ask()).all()
+
+
+@pytest.mark.parametrize("name", ["cma", "sep", "mixed"])
+def test_a_failed_candidate_is_ranked_last(name: str) -> None:
+    failed, worst = make(name), make(name)
     values = [sphere(x) for x in failed.ask()]
     worst.ask()
     failed.tell([-np.inf, *values[1:]])
@@ -75,17 +130,9 @@ def test_a_failed_candidate_is_ranked_last() -> None:
     assert np.array_equal(failed.mean, worst.mean)
 
 
-def test_a_generation_of_failures_teaches_nothing_and_the_search_goes_on() -> None:
-    search = start()
-    before = search.mean
-    first = search.ask()
-    search.tell([-np.inf] * 8)
-    assert np.array_equal(search.mean, before)
-    assert not np.array_equal(search.ask()[0], first[0])
-
-
-def test_what_is_handed_out_is_a_copy() -> None:
-    first, second = start(), start()
+@pytest.mark.parametrize("name", SINGLE)
+def test_what_is_handed_out_is_a_copy(name: str) -> None:
+    first, second = make(name), make(name)
     for x in first.ask():
         x[:] = 0.0
     second.ask()
@@ -94,11 +141,149 @@ def test_what_is_handed_out_is_a_copy() -> None:
     first.tell(values)
     second.tell(values)
     assert values == [float(i) for i in range(8)]
-    assert np.array_equal(first.mean, second.mean)
+    np.testing.assert_array_equal(first.ask(), second.ask())
 
 
-def test_misuse_is_refused() -> None:
-    search = start()
+def test_restarts_double_the_population_or_are_small() -> None:
+    search = make("bipop", 2)
+    sizes = [len(values) for values in run(search, 300)]
+    restarts = [after for before, after in pairwise(sizes) if before != after]
+    assert restarts[:3] == [16, 8, 32]
+    assert isinstance(search, Bipop)
+    assert not search.converged
+
+
+def test_a_search_that_has_narrowed_says_so() -> None:
+    search = make("cma", 2)
+    assert not search.converged
+    run(search, 80)
+    assert search.converged
+
+
+def test_pooled_finds_the_top_under_noise() -> None:
+    generator = np.random.default_rng(0)
+    search = SEARCHES["pooled"](Genes(3), np.full(3, 0.3), 0.25, 8, 0)
+    for _ in range(12):
+        values = [0.6 + sphere(x) / 2 + 0.05 * generator.standard_normal() for x in search.ask()]
+        search.tell(values, [0.05] * 8)
+    assert sphere(search.mean) > -0.05  # the start's is -.48
+
+
+def test_pooled_is_steady_on_flat_fitness() -> None:
+    search = make("pooled")
+    for _ in range(5):
+        asked = search.ask()
+        assert len(asked) == 8
+        search.tell([0.5] * 8)
+    assert np.isfinite(search.mean).all()
+
+
+def test_a_grid_asks_every_point_once() -> None:
+    search = Grid(Genes(3), np.full(3, 0.5), 0.2, 4, 0)
+    points = []
+    while asked := search.ask():
+        points += [tuple(x) for x in asked]
+        search.tell([sphere(x) for x in asked])
+    assert len(points) == len(set(points)) == 27
+    assert {value for point in points for value in point} == {0.0, 0.5, 1.0}
+    assert search.converged
+
+
+def test_the_average_is_asked_once() -> None:
+    search = make("average")
+    np.testing.assert_array_equal(search.ask(), [np.full(5, 0.3)])
+    search.tell([0.5])
+    assert search.ask() == []
+    assert search.converged
+
+
+# --- categories, whole numbers, fronts
+
+
+def mixed_score(x: np.ndarray) -> float:
+    return -float((x[1] - 0.7) ** 2) - float(abs(x[0] - 2.5 / 3)) - float(abs(x[2] - 0.5 / 5))
+
+
+def test_mixed_finds_the_category_and_the_whole_number() -> None:
+    genes = Genes(3, categories={0: 3}, levels={2: 5})
+    search = SEARCHES["mixed"](genes, np.full(3, 0.5), 0.3, 10, 0)
+    for _ in range(60):
+        asked = search.ask()
+        for x in asked:
+            assert np.isclose(x[0] * 3 % 1, 0.5)
+            assert np.isclose(x[2] * 5 % 1, 0.5)
+        search.tell([mixed_score(x) for x in asked])
+    np.testing.assert_allclose(search.mean, [2.5 / 3, 0.7, 0.1], atol=0.05)
+
+
+def test_categories_alone_can_be_searched() -> None:
+    search = SEARCHES["mixed"](Genes(1, categories={0: 4}), np.full(1, 0.5), 0.3, 6, 0)
+    for _ in range(30):
+        search.tell([float(x[0] > 0.75) for x in search.ask()])
+    assert search.mean[0] == pytest.approx(3.5 / 4)
+
+
+@pytest.mark.parametrize("name", DOUBLE)
+def test_a_front_is_covered(name: str) -> None:
+    search = make(name, 2)
+    values = np.array([value for generation in run(search, 60) for value in generation])
+    # the front of `two` in one gene t on the diagonal: (1 - (t - .3)², 1 - (t - .7)²), .3 <= t <= .7
+    for t in (0.35, 0.5, 0.65):
+        wanted = np.array([1 - (t - 0.3) ** 2, 1 - (t - 0.7) ** 2])
+        assert (values >= wanted - 0.01).all(axis=1).any()
+
+
+def test_the_first_generation_of_a_front_asks_the_means_too() -> None:
+    assert len(make("pareto").ask()) == 8 + KERNELS - 1
+
+
+# --- warm start
+
+
+def test_a_warm_start_is_cmaes_own_below_its_limit() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.random((60, 6))
+    values = np.array([sphere(one) for one in x])
+    mean, sigma, cov = warm_start(x, values)
+    reference = get_warm_start_mgd([(one, -value) for one, value in zip(x, values, strict=True)])
+    for ours, theirs in zip((mean, sigma, cov), reference, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_a_warm_start_holds_for_hundreds_of_genes() -> None:
+    x = np.random.default_rng(0).random((30, 400))
+    mean, sigma, cov = warm_start(x, x.sum(axis=1))
+    assert 0.05 < sigma < 1
+    assert np.linalg.slogdet(cov)[1] == pytest.approx(0.0, abs=1e-6)
+    search = Cma(Genes(400), mean, sigma, 8, 0, cov)
+    assert np.isfinite(search.ask()).all()
+
+
+def test_a_warm_start_is_nearer_than_a_cold_one() -> None:
+    x = np.random.default_rng(0).random((200, 5))
+    mean, sigma, cov = warm_start(x, np.array([sphere(one) for one in x]))
+    warm = Cma(Genes(5), mean, sigma, 8, 0, cov)
+    assert np.mean([sphere(one) for one in warm.ask()]) > np.mean([sphere(one) for one in make().ask()])
+
+
+@pytest.mark.parametrize(
+    ("x", "values", "share", "message"),
+    [
+        (np.zeros((0, 2)), np.zeros(0), 0.1, "one or more genotypes"),
+        (np.zeros((3, 2)), np.zeros(3), 0.0, "share must be"),
+    ],
+)
+def test_a_warm_start_of_nothing_is_refused(x: np.ndarray, values: np.ndarray, share: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        warm_start(x, values, share)
+
+
+# --- misuse
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_misuse_is_refused(name: str) -> None:
+    search = make(name)
     with pytest.raises(RuntimeError, match="tell without ask"):
         search.tell([0.0] * 8)
     search.ask()
@@ -106,6 +291,8 @@ def test_misuse_is_refused() -> None:
         search.ask()
     with pytest.raises(ValueError, match="expected 8 fitness values, got 3"):
         search.tell([0.0] * 3)
+    with pytest.raises(ValueError, match=r"expected 1 objective\(s\) a candidate, got 2"):
+        search.tell([(0.0, 0.0)] * 8)
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="must be finite"):
             search.tell([bad] + [0.0] * 7)
@@ -114,12 +301,33 @@ def test_misuse_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": np.array([])}, "at least one gene"),
-        ({"start": np.array([1.5])}, r"in \[0, 1\]"),
+        ({"start": np.array([])}, r"start must be 2 gene\(s\)"),
+        ({"start": np.array([1.5, 0.0])}, r"in \[0, 1\]"),
         ({"sigma": 0.0}, r"sigma must be in \(0, 1\]"),
         ({"population": 3}, "population must be 4 or more"),
     ],
 )
-def test_settings_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
+def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
+    settings = {"genes": Genes(2), "start": np.full(2, 0.5), "sigma": 0.2, "population": 6, "seed": 0}
     with pytest.raises(ValueError, match=message):
-        Search(**({"start": np.full(2, 0.5), "sigma": 0.2, "population": 6, "seed": 0} | change))
+        Cma(**(settings | change))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"count": 0}, "at least one gene"),
+        ({"count": 2, "categories": {2: 3}}, "distinct genes below 2"),
+        ({"count": 2, "categories": {0: 3}, "levels": {0: 3}}, "distinct genes below 2"),
+        ({"count": 2, "levels": {1: 1}}, "two options or more"),
+    ],
+)
+def test_genes_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Genes(**settings)
+
+
+@pytest.mark.skipif(HAS_PYMOO, reason="pymoo is installed")
+def test_without_pymoo_its_methods_say_what_to_install() -> None:
+    with pytest.raises(ValueError, match="pip install merge3-pipeline"):
+        make("genetic")

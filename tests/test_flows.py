@@ -149,6 +149,24 @@ def test_a_larger_budget_repeats_nothing(here: Path, saved: dict[str, Path]) -> 
     assert ledger["this_run"]["tokens"] <= new + ledger["finalists_tokens"]
 
 
+def test_a_budget_of_tokens_is_kept(here: Path, saved: dict[str, Path]) -> None:
+    before = pd.read_csv("data/evolve/history.csv")
+    one = before["tokens"].max()
+    for budget, generations in ((1, 1), (8 * one, 2), (12 * one - 1, 2)):  # the first generation is always asked
+        world.run(change(world.params(saved), "evolve", tokens=int(budget)), "evolve")
+        history = pd.read_csv("data/evolve/history.csv")
+        assert history["generation"].nunique() == generations
+        pd.testing.assert_frame_equal(history, before.head(len(history)))
+        assert json.loads(Path("data/evolve/winner.json").read_text())["estimate"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["cma", "bipop", "sep", "mixed", "random", "grid", "average"])
+def test_every_strategy_can_search(here: Path, saved: dict[str, Path], strategy: str) -> None:
+    world.run(change(world.params(saved), "evolve", strategy=strategy, generations=2, objective="worst"), "evolve")
+    assert len(pd.read_csv("data/evolve/history.csv")) == (1 if strategy == "average" else 8)
+    assert mergefile.read(Path("data/evolve/best.yaml")).recipe.method == "task_arithmetic"
+
+
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp", "breadcrumbs", "della"])
 def test_every_merge_method_can_be_searched(here: Path, saved: dict[str, Path], method: str) -> None:
     world.run(change(world.params(saved), "evolve", method=method, generations=1), "evolve", "evaluate", "report")
@@ -259,6 +277,8 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         ("estimate", {"method": "guess"}, "estimate", "estimate.method must be one of"),
         ("evolve", {"method": "average"}, "evolve", "merge method must be one of"),
         ("evolve", {"generations": 0}, "evolve", "evolve.generations must be 1 or more"),
+        ("evolve", {"strategy": "pareto"}, "evolve", "evolve.strategy must be one of"),
+        ("evolve", {"objective": "best"}, "evolve", "evolve.objective must be one of"),
         ("evolve", {"population": 2}, "evolve", "population must be 4 or more"),
         ("evaluate", {"sample": 1}, "evaluate", "evaluate.sample must be 2 or more"),
     ],

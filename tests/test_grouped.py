@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from merge3.estimate import ESTIMATORS, Known
+from merge3.grouped import Grouped, objective
+from merge3.irt import ItemParameters, probability
+
+GENERATOR = np.random.default_rng(0)
+COUNT = 120
+GROUPS = [f"g{n % 3}" for n in range(COUNT)]
+ITEMS = ItemParameters(GENERATOR.uniform(0.5, 2.0, (COUNT, 1)), GENERATOR.normal(0.0, 1.0, COUNT))
+
+
+def drawn(ability: float) -> np.ndarray:
+    return (GENERATOR.random(COUNT) < probability(ITEMS, np.array([[ability]]))[0]).astype(float)
+
+
+def known(subset: np.ndarray) -> Known:
+    return Known(ITEMS, subset, np.full(len(subset), 1 / len(subset)), np.stack([drawn(0.0), drawn(0.5)]))
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_with_all_items_asked_every_group_has_its_accuracy(name: str) -> None:
+    answers = drawn(0.3)
+    found = Grouped(ESTIMATORS[name], known(np.arange(COUNT)), GROUPS)(answers)
+    assert {group: e.score for group, e in found.items()} == pytest.approx(
+        {group: answers[[g == group for g in GROUPS]].mean() for group in ("g0", "g1", "g2")}
+    )
+
+
+def test_the_shares_make_the_whole() -> None:
+    answers, whole = drawn(0.3), known(np.arange(0, COUNT, 4))
+    grouped = Grouped(ESTIMATORS["mean"], whole, GROUPS)
+    total = sum(grouped.shares[g] * e.score for g, e in grouped(answers[whole.subset]).items())
+    assert sum(grouped.shares.values()) == pytest.approx(1.0)
+    assert total == pytest.approx(ESTIMATORS["mean"](answers[whole.subset], whole).score)
+
+
+def test_a_group_that_is_better_is_estimated_better() -> None:
+    answers = drawn(0.3)
+    answers[[g == "g1" for g in GROUPS]] = 1.0
+    whole = known(np.arange(60))
+    found = Grouped(ESTIMATORS["parent_aware"], whole, GROUPS)(answers[:60])
+    assert max(found, key=lambda group: found[group].score) == "g1"
+
+
+def test_a_group_that_nobody_asks_is_refused() -> None:
+    with pytest.raises(ValueError, match="of group 'g1'"):
+        Grouped(ESTIMATORS["mean"], known(np.array([0, 3, 5])), GROUPS)
+    with pytest.raises(ValueError, match="one group an item"):
+        Grouped(ESTIMATORS["mean"], known(np.array([0])), GROUPS[:5])
+
+
+def test_the_objective_of_the_worst_group_is_its_estimate() -> None:
+    answers, whole = drawn(0.3), known(np.arange(60))
+    found = {group: e.score for group, e in Grouped(ESTIMATORS["mean"], whole, GROUPS)(answers[:60]).items()}
+    assert objective("worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60]) == min(found.values())
+    with pytest.raises(ValueError, match="has 2 values"):
+        objective("mean_and_worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60])

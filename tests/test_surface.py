@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal, spearmanr
+
+from merge3.surface import Surface, best, fit
+
+GENERATOR = np.random.default_rng(0)
+SETTINGS = (0.4, 0.1)
+
+
+def hill(genes: np.ndarray) -> np.ndarray:
+    return 0.7 - ((genes - 0.6) ** 2).sum(axis=1) * 0.5
+
+
+def sampled(count: int, error: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Genes, estimates of the hill, errors."""
+    generator = np.random.default_rng(seed)
+    genes = generator.random((count, 3))
+    return genes, hill(genes) + error * generator.standard_normal(count), np.full(count, error)
+
+
+def test_the_posterior_is_that_of_the_joint_normal() -> None:
+    genes, scores, errors = sampled(6, 0.05)
+    new = GENERATOR.random((3, 3))
+    surface = Surface(genes, scores, errors, SETTINGS)
+    every = np.vstack([genes, new])
+    distances = ((every[:, None] - every[None]) ** 2).sum(axis=2)
+    K = 0.1**2 * np.exp(-distances / (2 * 0.4**2 * 3))
+    observed = K[:6, :6] + np.diag(errors**2)
+    inverse = np.linalg.inv(observed)
+    centre = inverse.sum(axis=0) @ scores / inverse.sum()
+    mean, deviation = surface.predict(new)
+    np.testing.assert_allclose(mean, centre + K[6:, :6] @ inverse @ (scores - centre))
+    np.testing.assert_allclose(deviation**2, np.diag(K[6:, 6:] - K[6:, :6] @ inverse @ K[:6, 6:]))
+    likelihood = multivariate_normal(np.full(6, centre), observed).logpdf(scores)
+    assert surface.evidence == pytest.approx(likelihood + 3 * np.log(2 * np.pi))
+
+
+def test_draws_have_the_posteriors_mean_and_deviation() -> None:
+    surface = Surface(*sampled(10, 0.05), SETTINGS)
+    new = GENERATOR.random((4, 3))
+    draws = surface.sample(new, 3000, GENERATOR)
+    mean, deviation = surface.predict(new)
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.008)
+    np.testing.assert_allclose(draws.std(axis=0), deviation, rtol=0.06)
+
+
+def test_an_error_that_all_share_moves_no_difference() -> None:
+    genes, scores, errors = sampled(20, 0.05)
+    first, second = (Surface(genes, scores + shift, errors, SETTINGS).predict(genes)[0] for shift in (0, 0.3))
+    np.testing.assert_allclose(second - first, 0.3)
+
+
+def test_pooling_ranks_better_than_the_estimates_themselves() -> None:
+    genes, scores, errors = sampled(150, 0.1)
+    pooled = fit(genes, scores, errors).predict(genes)[0]
+    assert spearmanr(pooled, hill(genes)).statistic > spearmanr(scores, hill(genes)).statistic + 0.1
+    assert np.abs(pooled - hill(genes)).mean() < 0.04
+
+
+def test_exact_estimates_are_met() -> None:
+    genes, _, _ = sampled(12, 0.0)
+    mean = fit(genes, hill(genes), np.zeros(12)).predict(genes)[0]
+    np.testing.assert_allclose(mean, hill(genes), atol=0.005)
+
+
+def test_the_optimum_of_a_hill_is_found() -> None:
+    surface = fit(*sampled(200, 0.03))
+    top = best(surface, 0)
+    np.testing.assert_allclose(top, 0.6, atol=0.12)
+    assert surface.predict(top[None])[0][0] >= surface.predict(surface.genes)[0].max()
+    np.testing.assert_array_equal(top, best(surface, 0))
+
+
+def test_one_candidate_makes_a_flat_surface() -> None:
+    surface = fit(np.full((1, 2), 0.5), np.array([0.6]), np.array([0.1]))
+    np.testing.assert_allclose(surface.predict(GENERATOR.random((5, 2)))[0], 0.6)
+
+
+def test_failures_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave out candidates that failed"):
+        fit(np.zeros((2, 1)), np.array([0.5, np.nan]), np.ones(2))
+    with pytest.raises(ValueError, match="got none"):
+        fit(np.zeros((0, 1)), np.zeros(0), np.zeros(0))
