@@ -59,3 +59,14 @@ def test_the_objective_of_the_worst_group_is_its_estimate() -> None:
     assert objective("worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60]) == min(found.values())
     with pytest.raises(ValueError, match="has 2 values"):
         objective("mean_and_worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60])
+
+
+def test_questions_without_an_answer_are_left_out() -> None:
+    answers, whole = drawn(0.3), known(np.arange(60))
+    some = answers[:60].copy()
+    some[[0, 3, 4]] = np.nan
+    found = Grouped(ESTIMATORS["mean"], whole, GROUPS)(some)
+    assert found["g0"].score == pytest.approx(np.nanmean(some[::3]))
+    some[::3] = np.nan  # all of a group
+    assert set(Grouped(ESTIMATORS["mean"], whole, GROUPS)(some)) == {"g1", "g2"}
+    assert objective("worst", ESTIMATORS["mean"], whole, GROUPS)(some) is None
