@@ -17,7 +17,7 @@ from torch import Tensor
 
 LEVELS = 256  # random draws and ranks are one byte
 GRID = 100  # densities that are multiples of 1/GRID are known after one sort
-BLOCK = 2**18  # elements of which inner products are summed at once, in float64
+BLOCK = 2**18  # elements of which inner products are summed, and magnitudes ranked, at once
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,15 @@ class Ingredients:
     def ranks(self, expert: str) -> UInt8[Tensor, "rows columns"]:
         """The rank of each magnitude in its row, from 0 for the smallest to 255 for the largest."""
         if expert not in self._ranks:
-            magnitudes = self.difference(expert).abs()
-            order = magnitudes.argsort(dim=1, stable=True)
-            width = magnitudes.shape[1]
-            levels = torch.linspace(0, LEVELS - 1, width, device=magnitudes.device).round().to(torch.uint8)
-            ranks = torch.empty_like(magnitudes, dtype=torch.uint8)
-            self._ranks[expert] = ranks.scatter_(1, order, levels.expand_as(order).contiguous())
+            table = matrix(self.base)
+            height, width = table.shape
+            levels = torch.linspace(0, LEVELS - 1, width, device=table.device).round().to(torch.uint8)
+            ranks = torch.empty(table.shape, dtype=torch.uint8, device=table.device)
+            step = max(1, BLOCK // width)  # rows at a time: an order is eight bytes an element
+            for start in range(0, height, step):
+                order = self.rows(expert, start, start + step).abs().argsort(dim=1, stable=True)
+                ranks[start : start + step].scatter_(1, order, levels.expand_as(order))
+            self._ranks[expert] = ranks
         return self._ranks[expert]
 
 
