@@ -10,7 +10,7 @@ from prefect import flow
 from scipy.stats import spearmanr
 
 from flows.asking import answer_all, open_asker
-from flows.known import study_items, study_of
+from flows.known import items_of, study_of
 from flows.stage import DATA, main, read_json, say, write_json
 from merge3 import compare, responses
 from merge3.items import Item
@@ -41,7 +41,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     winner = read_json(EVOLVE / "winner.json")
     if winner["study"] != study:
         raise ValueError(f"data/evolve holds study {winner['study']!r}, asked for {study!r}: run evolve first")
-    tests = study_items(groups, "test")
+    tests = items_of(groups, "test")
     candidates = sampled(pd.read_csv(EVOLVE / "history.csv"), sample)
     made = read_json(EVOLVE / "recipes.json")
     named = {EVOLVED: Recipe.from_dict(winner["recipe"])} | standard_merges(experts)

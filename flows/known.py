@@ -32,8 +32,8 @@ def study_of(study: str, studies: dict[str, Any]) -> tuple[list[str], list[str]]
     return list(definition["experts"]), list(definition["groups"])
 
 
-def study_items(groups: list[str], split: str = "search") -> list[Item]:
-    """The items of the study's groups; of the search's, those that the base and every expert have an answer to.
+def items_of(groups: list[str], split: str) -> list[Item]:
+    """The items of some groups.
 
     Raises:
         ValueError: a group has no item.
@@ -41,9 +41,16 @@ def study_items(groups: list[str], split: str = "search") -> list[Item]:
     found = items.read(PREPARE / f"{split}.parquet")
     if missing := [group for group in groups if group not in {item.group for item in found}]:
         raise ValueError(f"no {split} item has group {missing[0]!r}; groups are {sorted({i.group for i in found})}")
-    found = [item for item in found if item.group in groups]
-    if split != "search":
-        return found
+    return [item for item in found if item.group in groups]
+
+
+def study_items(groups: list[str]) -> list[Item]:
+    """The search items of some groups that the base and every expert have an answer to.
+
+    Raises:
+        ValueError: a group has no item.
+    """
+    found = items_of(groups, "search")
     table = responses.columns(responses.read(RESPOND / "search.parquet"), [item.id for item in found])
     whole = table.notna().all(axis=0)
     return [item for item in found if whole[item.id]]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.known import study_items, study_of
+from flows.known import items_of, study_of
 from flows.stage import DATA, main, read_json, say, served
 from merge3.report import Results, evidence, headline, outcome, page, percent, points, ranked
 
@@ -83,13 +83,13 @@ def read(study: str, studies: dict[str, Any]) -> Results:
     for stage, found in (("evolve", winner["study"]), ("evaluate", metrics["study"])):
         if found != study:
             raise ValueError(f"data/{stage} holds study {found!r}, asked for {study!r}: run {stage} first")
-    sizes = Counter(item.group for item in study_items(groups))
+    sizes = Counter(item.group for item in items_of(groups, "search"))
     folders = (RESPOND, POPULATION, EVOLVE, EVALUATE)
     return Results(
         study=study,
         experts=experts,
         search_items={group: sizes[group] for group in groups},
-        test_items=len(study_items(groups, "test")),
+        test_items=len(items_of(groups, "test")),
         metrics=metrics,
         scores=_table(EVALUATE / "scores.csv"),
         sample=_table(EVALUATE / "sample.csv"),

@@ -1,5 +1,4 @@
 import json
-import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -517,7 +516,7 @@ def test_a_learnt_prior_serves_a_family_that_differs_from_the_usual(dimensions):
         ({"weights": np.full(20, 0.1)}, "sum to 1"),
         ({"parents": np.full((2, 200), np.nan)}, "400 answers of the parents are missing"),
         ({"parents": np.full((2, 200), 0.3)}, "grade them first"),
-        ({"parents": np.ones((2, 100))}, "answers of the parents to 200 items"),
+        ({"parents": np.ones((2, 100)), "population": None}, "answers of the parents to 200 items"),
         ({"population": np.full((3, 200), np.nan)}, "population that answered all 200 items"),
     ],
 )
@@ -525,13 +524,3 @@ def test_parts_that_do_not_fit_together_are_refused(change, message):
     known, _ = world()
     with pytest.raises(ValueError, match=message):
         replace(known, **change)
-
-
-def test_an_estimate_takes_about_a_millisecond():
-    known, merges = world(count=1500, asked=30, parents=4, merges=200)
-    rows = merges[:, known.subset]
-    parent_aware(rows[0], known)
-    begin = time.perf_counter()
-    for row in rows:
-        parent_aware(row, known)
-    assert (time.perf_counter() - begin) / len(rows) < 0.01  # ten times what is meant, for busy machines

@@ -350,7 +350,7 @@ def test_free_text_items_go_all_the_way(here: Path, saved: dict[str, Path]) -> N
     for folder in Path("data").iterdir():
         shutil.rmtree(folder)
     with pytest.raises(ValueError, match="has no answer that could be scored"):  # all are truncated, none is wrong
-        world.run(world.params(saved), "experts", "prepare", "respond")
+        world.run(world.params(saved), "base", "experts", "prepare", "respond")
     stops = [chr(letter) for letter in range(32, 127)]
     for row in rows:
         row["free"] |= {"stop": stops, "max_tokens": 200, "extract": "text"}
