@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
-import venv
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from environments import environment
 from figures import Figure, publish
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,7 +40,6 @@ from merge3.items import FreeText, Item
 from merge3.ledger import flops
 
 HERE = Path(__file__).parent
-ENVIRONMENT = HERE.parent / ".bench" / "lm_eval"
 LM_EVAL = "0.4.13"
 BATCHES = (4, 16, 64)
 TRIED = 16  # items on which lm-eval's batch size is chosen
@@ -50,19 +47,6 @@ BATCH_TOKENS = 2048
 SHOTS = 5
 LEADS = ("Exactly", "Perhaps", "About", "Nearly")  # makes options that share no token
 FREE = FreeText(stop=("\n",), max_tokens=32, extract="text")
-
-
-def environment() -> Path:
-    """The Python of an environment with lm-eval, made if it is not there."""
-    python = ENVIRONMENT / "bin" / "python"
-    if not (ENVIRONMENT / "ready").exists():
-        print(f"installing lm-eval {LM_EVAL} into {ENVIRONMENT}", file=sys.stderr)
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        torch_version = torch.__version__.split("+")[0]
-        pins = [f"torch=={torch_version}", f"transformers=={transformers.__version__}", f"lm_eval[hf]=={LM_EVAL}"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
-        (ENVIRONMENT / "ready").touch()
-    return python
 
 
 class Peer:
@@ -182,7 +166,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     sizes = parser.parse_args()
     torch.set_num_threads(sizes.threads)
-    python = environment()
+    python = environment("lm_eval", f"lm_eval[hf]=={LM_EVAL}")
     model = models.load(Path("data/base"), models.resolve_dtype(sizes.dtype, "cpu"))
     tokenizer = models.load_tokenizer("data/base")
     every = items.read(Path("data/prepare/test.parquet"))

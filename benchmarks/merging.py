@@ -18,14 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-import transformers
 import yaml
+from environments import environment
 from figures import Figure, publish
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -34,7 +33,6 @@ from merge3.merging import LiveMerger
 from merge3.recipe import TRAITS, Merge, Recipe
 
 HERE = Path(__file__).parent
-ENVIRONMENT = HERE.parent / ".bench" / "mergekit"
 MERGEKIT = "0.1.5"
 ROUNDS = 7
 GENERATION = 12
@@ -48,19 +46,6 @@ TARGETS = {
     **dict.fromkeys(("dare_linear", "dare_ties", "della", "della_linear"), DRAWN),
 }
 OTHERS = ("nuslerp", "breadcrumbs_ties", "model_stock", "multislerp", "karcher", "sce")
-
-
-def environment() -> Path:
-    """The Python of an environment with mergekit, made if it is not there."""
-    python = ENVIRONMENT / "bin" / "python"
-    if not (ENVIRONMENT / "ready").exists():
-        print(f"installing mergekit {MERGEKIT} into {ENVIRONMENT}", file=sys.stderr)
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        torch_version = torch.__version__.split("+")[0]
-        pins = [f"torch=={torch_version}", f"transformers=={transformers.__version__}", f"mergekit=={MERGEKIT}"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
-        (ENVIRONMENT / "ready").touch()
-    return python
 
 
 def make_models(folder: Path) -> None:
@@ -149,7 +134,7 @@ def measured_theirs(python: Path, folder: Path, method: str) -> dict[str, float]
 
 def main() -> None:
     """Measure, print a table, write the results."""
-    python = environment()
+    python = environment("mergekit", f"mergekit=={MERGEKIT}")
     figures = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
