@@ -16,6 +16,7 @@ from merge3.grading import failures
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.merging import LiveMerger
+from merge3.plan import resolve_batch_tokens
 from merge3.recipe import Recipe, constant
 from merge3.store import Store
 
@@ -51,11 +52,13 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     needed = (1 + len(names)) * live.num_parameters() * stored_dtype.itemsize
     stored = models.weights_of(models.load(folders[base.name], stored_dtype, models.home(device, needed)))
     changes = {name: models.changes(folders[name], stored, live.config) for name in names}
+    held = needed + live.num_parameters() * dtype.itemsize
+    batch = resolve_batch_tokens(runtime["batch_tokens"], live.config, dtype, device, held)
     merger = LiveMerger(live, changes, {name: by_name[name].fingerprint for name in names}, stored)
     identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     if not runtime["portable"]:
-        identity["runtime"] = f"{models.runtime_name(device)}, batches of {runtime['batch_tokens']} tokens"
-    return Asker(merger, tokenizer, Store(store), identity, runtime["batch_tokens"], runtime["scoring"])
+        identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
+    return Asker(merger, tokenizer, Store(store), identity, batch, runtime["scoring"])
 
 
 def single(expert: str) -> Recipe:

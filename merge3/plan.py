@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from merge3.models import ADAPTER_CONFIG, is_adapter
 from merge3.recipe import TRAITS
@@ -19,6 +20,8 @@ from merge3.recipe import TRAITS
 GIGABYTE = 1e9
 RANKED = ("della", "della_linear")  # methods that keep a rank beside each draw
 ROOM = 0.1  # of a device, left for its own needs
+CPU_TOKENS = 4096  # answered at once on a CPU
+MOST_TOKENS = 32768  # answered at once on any device: none is faster for more
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,7 @@ def plan(
 ) -> Plan:
     """What merging `experts` (models or adapters) into `base`, and asking `tokens` tokens a candidate, takes.
 
-    Memory of answering: a batch's activations (12 vectors of the hidden and 3 of the inner width a token) and its
-    logits in float32. Operations: 2 a weight and token. Merging moves every byte of the ingredients and the result
-    once.
+    Operations: 2 a weight and token. Merging moves every byte of the ingredients and the result once.
 
     Raises:
         FileNotFoundError: a config cannot be found.
@@ -94,19 +95,49 @@ def plan(
     width = dtype.itemsize
     ingredients = count * width * (1 + len(full)) + 4 * factors
     mask = (2 if method in RANKED else 1) * count * len(experts) if TRAITS[method].masks else 0
-    text = config.get_text_config()
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    answering = batch_tokens * (12 * text.hidden_size + 3 * inner) * width + 4 * text.vocab_size * batch_tokens // 4
     return Plan(
         parameters=count,
         model=count * width,
         ingredients=ingredients,
         masks=mask,
-        answering=answering,
+        answering=batch_tokens * token_bytes(config, dtype),
         merging_seconds=(ingredients + mask + count * width) / machine.bandwidth,
         answering_seconds=2 * count * tokens / machine.operations,
         memory=machine.memory,
     )
+
+
+def token_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Memory that a token of a batch takes while it is answered.
+
+    Its activations, 12 vectors of the hidden and 3 of the inner width, and float32 logits for a token in four.
+    """
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return int((12 * text.hidden_size + 3 * inner) * dtype.itemsize + text.vocab_size)
+
+
+def resolve_batch_tokens(
+    wanted: str | int, config: PretrainedConfig, dtype: torch.dtype, device: str, held: int
+) -> int:
+    """The tokens answered at once: the number itself, or for `auto` what suits the device.
+
+    On a GPU the largest power of two up to `MOST_TOKENS` whose batch takes at most half of what `held` bytes leave; on
+    a CPU, which larger batches make no faster, `CPU_TOKENS`. By the device's whole memory, so that it is the same in
+    every run; where a batch does not fit after all, it is halved.
+
+    Raises:
+        ValueError: neither `auto` nor a number above 0.
+    """
+    if wanted != "auto":
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise ValueError(f"batch_tokens must be auto or a number above 0, got {wanted!r}")
+        return wanted
+    if torch.device(device).type == "cpu":
+        return CPU_TOKENS
+    room = (memory(device) * (1 - ROOM) - held) / 2
+    fits = max(1.0, room / token_bytes(config, dtype))
+    return min(MOST_TOKENS, 1 << int(math.log2(fits)))
 
 
 def adapter_parameters(folder: Path, model: torch.nn.Module) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
 from merge3 import models
-from merge3.plan import Machine, adapter_parameters, measure, plan
+from merge3.plan import (
+    CPU_TOKENS,
+    MOST_TOKENS,
+    ROOM,
+    Machine,
+    adapter_parameters,
+    measure,
+    memory,
+    plan,
+    resolve_batch_tokens,
+    token_bytes,
+)
 
 CARD = Machine(memory=24e9, bandwidth=1e12, operations=100e12)
 
@@ -30,6 +42,26 @@ def test_bytes_and_seconds_follow_from_the_config(seven_billion: Path) -> None:
     assert found.merging_seconds == 4 * found.model / 1e12
     assert found.answering_seconds == 2 * found.parameters * 1000 / 100e12
     assert found.mode == "streamed"
+
+
+def test_automatic_batches_take_half_of_what_the_device_has_left() -> None:
+    config = LlamaConfig(hidden_size=4096, intermediate_size=14336, vocab_size=32000)
+    one = token_bytes(config, torch.bfloat16)
+    assert one == (12 * 4096 + 3 * 14336) * 2 + 32000
+    room = memory("meta") * (1 - ROOM)
+    for left in (0.9 * room, 3e8, 1e6):  # a device that is no CPU: the same arithmetic
+        found = resolve_batch_tokens("auto", config, torch.bfloat16, "meta", int(room - left))
+        assert math.log2(found).is_integer()
+        assert found == 1 or found * one <= left / 2
+        assert found == MOST_TOKENS or 2 * found * one > left / 2
+    assert resolve_batch_tokens("auto", config, torch.bfloat16, "cpu", 0) == CPU_TOKENS
+    assert resolve_batch_tokens(77, config, torch.bfloat16, "cpu", 0) == 77
+
+
+@pytest.mark.parametrize("wanted", [0, -1, True, "all"])
+def test_batch_tokens_are_auto_or_a_number(wanted: str | int) -> None:
+    with pytest.raises(ValueError, match="batch_tokens must be auto or a number above 0"):
+        resolve_batch_tokens(wanted, LlamaConfig(), torch.float32, "cpu", 0)
 
 
 def test_masks_are_a_byte_an_element_and_ranks_another(seven_billion: Path) -> None:
