@@ -146,15 +146,36 @@ def replies(
     theirs, seconds = peer.ask("generate_until", requests, batch)
     (ours, work), spent = timed(lambda: generate(model, tokenizer, free, BATCH_TOKENS))
     agree = [mine.text == text for mine, text in zip(ours, theirs, strict=True)]
+    leads = []
     for item, mine, text, same in zip(free, ours, theirs, agree, strict=True):
         if not same:
-            print(f"replies: {item.id}: lm-eval {text!r}, ours {mine.text!r}")
+            leads.append(lead(model, tokenizer, item.prompt, mine.text, text))
+            print(f"replies: {item.id}: lm-eval {text!r}, ours {mine.text!r}, ahead by {leads[-1]:.3f} where they part")
     label = f"short replies, {len(free)} items"
     return [
         Figure(f"{label}: lm-eval's time (batches of {batch}) / ours", seconds / spent, "ratio", 1.5),
         Figure(f"{label}: texts that agree", float(np.mean(agree)), "share", 0.995),
+        Figure(f"{label}: disagreements", float(len(leads)), "items"),
+        Figure(
+            f"{label}: of them no near-tie",
+            float((~(np.array(leads) < TOLERANCE[model.dtype])).sum()),
+            "items",
+            0,
+            below=True,
+        ),
         Figure(f"{label}: share of the matrix-product peak", flops(model, work) / spent / peak(model.dtype), "share"),
     ]
+
+
+@torch.inference_mode()
+def lead(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, mine: str, theirs: str) -> float:
+    """By how much our token's logit is ahead of lm-eval's where two replies part, the prompt read alone."""
+    ours, others = (tokenizer(prompt + text)["input_ids"] for text in (mine, theirs))
+    place = next((i for i, pair in enumerate(zip(ours, others, strict=False)) if pair[0] != pair[1]), None)
+    if place is None:  # one begins with the other: it ended there, by a stop text
+        return float("nan")
+    logits = model(torch.tensor([ours[:place]])).logits[0, -1].float()
+    return float(logits[ours[place]] - logits[others[place]])
 
 
 def main() -> None:
