@@ -16,6 +16,8 @@ from scipy.stats import norm, qmc
 from merge3.irt import ItemParameters, Predictor, probability
 
 DRAWS = 32  # of candidates from their prior, over which `design` averages
+CLIMB = 1.0  # deviations of ability that a search may end above the most able parent, for `ascent`
+STEPS = 9  # abilities on that way
 
 Subset = tuple[Int[np.ndarray, " asked"], Float[np.ndarray, " asked"]]
 
@@ -122,6 +124,43 @@ def fisher(
     P = probability(items, points)
     information = (items.discrimination**2).sum(axis=1) * (P * (1 - P)).mean(axis=0)
     return _best_of_each_group(information, count, groups, seed)
+
+
+def ascent(
+    items: ItemParameters,
+    parent_abilities: Float[np.ndarray, "parents dimensions"],
+    count: int,
+    groups: Sequence[str],
+    seed: int,
+    model: Predictor | None = None,
+) -> Subset:
+    """Items that tell candidates apart all the way up: from the parents' mean ability to `CLIMB` above the best's.
+
+    `fisher` asks what the parents are unsure of, and good merges know all of that: their estimates are one. Here each
+    next item is the one that raises the mean over the abilities on that way of log(1 + information so far) most, a
+    D-optimal design: where much is known already, more counts little. Ties are broken by `seed`. The population's mean
+    and standard deviation stand for the parents where there are none.
+
+    Raises:
+        ValueError: a count outside 1..items, or groups that are not one an item.
+    """
+    known = parent_abilities if len(parent_abilities) else np.zeros((1, items.dimensions))
+    way = np.linspace(known.mean(axis=0), known.max(axis=0) + CLIMB, STEPS)
+    P = probability(items, way)
+    information = (items.discrimination**2).sum(axis=1) * P * (1 - P)
+    group, left = _budget(count, groups, len(items))
+    sizes, seats = np.bincount(group), left.copy()
+    shuffled = np.random.default_rng(seed).permutation(len(items))
+    chosen: list[int] = []
+    told = np.ones(len(way))
+    for _ in range(count):
+        gain = np.log1p(information / told[:, None]).mean(axis=0)
+        gain[chosen] = -1.0
+        item = int(shuffled[np.where(left[group] > 0, gain, -1.0)[shuffled].argmax()])
+        chosen.append(item)
+        left[group[item]] -= 1
+        told += information[:, item]
+    return _sorted(chosen, list((sizes / np.maximum(seats, 1))[group[chosen]]))
 
 
 def disagreement(
@@ -338,6 +377,7 @@ METHODS: dict[str, Method] = {
     "stratified": stratified,
     "anchors": anchors,
     "fisher": fisher,
+    "ascent": ascent,
     "disagreement": disagreement,
     "design": design,
 }

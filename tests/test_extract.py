@@ -3,7 +3,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge3.extract import METHODS, Interview, adaptive, design, disagreement, fisher, share, stratified, uniform
+from merge3.extract import (
+    CLIMB,
+    METHODS,
+    STEPS,
+    Interview,
+    adaptive,
+    ascent,
+    design,
+    disagreement,
+    fisher,
+    share,
+    stratified,
+    uniform,
+)
 from merge3.irt import ItemParameters, Predictor
 
 PARENTS = np.array([[0.5], [1.0]])
@@ -95,6 +108,35 @@ def test_fisher_without_ties_depends_neither_on_the_seed_nor_on_the_order_of_the
     items, groups = items_of(40), ["x"] * 25 + ["y"] * 15
     one, other = fisher(items, PARENTS, 8, groups, 0)[0], fisher(items, PARENTS[::-1], 8, groups, 7)[0]
     np.testing.assert_array_equal(one, other)
+
+
+def test_ascent_asks_all_the_way_up_where_fisher_asks_one_step():
+    steps = np.linspace(0.75, 2.0, 6)  # the parents' mean, and CLIMB above the better
+    a = np.full((18, 1), 12.0)
+    items = ItemParameters(a, a[:, 0] * np.repeat(steps, 3))
+    of = {name: steps[METHODS[name](items, PARENTS, 6, ["x"] * 18, 0)[0] // 3] for name in ("ascent", "fisher")}
+    assert len(set(of["ascent"].tolist())) >= 5  # hardly two of three alike
+    assert of["ascent"].max() >= 1.75
+    assert of["fisher"].max() <= 1.0
+
+
+def test_ascent_is_greedy_in_the_mean_log_information():
+    items, groups = items_of(12, 3), ["x"] * 12
+    way = np.linspace(PARENTS.mean(), PARENTS.max() + CLIMB, STEPS)
+
+    def value(chosen):
+        total = np.ones(STEPS)
+        for i in chosen:
+            a, b = items.discrimination[i, 0], items.difficulty[i]
+            p = 1 / (1 + np.exp(b - a * way))
+            total += a * a * p * (1 - p)
+        return np.log(total).mean()
+
+    greedy: list[int] = []
+    for _ in range(4):
+        greedy.append(max(set(range(12)) - set(greedy), key=lambda i: value([*greedy, i])))
+    chosen, _ = ascent(items, PARENTS, 4, groups, 0)
+    np.testing.assert_array_equal(chosen, sorted(greedy))
 
 
 @pytest.mark.parametrize("method", METHODS)
