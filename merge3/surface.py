@@ -7,8 +7,10 @@ errors; knows neither models nor items.
 
     estimate_c = mean + f(x_c) + e_c,   f ~ GP(0, signal² k),   e_c ~ N(0, v_c)
 
-with k(x, y) = exp(-|x - y|² / (2 length²)) and v_c the squared standard error of the estimate (Rasmussen & Williams
-2006: eq. 2.25 and 2.26 for the posterior, 2.30 for the evidence, by which length and signal are chosen).
+with k(x, y) = exp(-|x - y|² / (2 length²)) and v_c the square of a share of the estimate's standard error (Rasmussen
+& Williams 2006: eq. 2.25 and 2.26 for the posterior, 2.30 for the evidence, which chooses length, signal and share).
+A standard error speaks of the level, most of which candidates with the same items have in common, and is widened to
+be right on average: taken whole, it would pass a real difference for noise, and the surface for a plane.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
 LENGTHS = (0.2, 0.35, 0.6, 1.0)  # in units of the cube's diagonal
-SIGNALS = (0.04, 0.1, 0.25)  # of accuracy
+SIGNALS = (0.02, 0.04, 0.1, 0.25)  # of accuracy
+SHARES = (0.125, 0.25, 0.5, 1.0)  # of a standard error, that are a candidate's own
 CLIMBERS, CLIMB, TRIES = 4, 24, 24  # of `best`: starts, steps, tries of a step
-FLOOR = 0.005  # least standard error of an estimate: what the genes cannot say of a candidate
+FLOOR = 0.005  # least error of a candidate: what the genes cannot say of it
+UNSEEN = 0.02  # of an error, at least: what the few items asked favour in one candidate and not in its neighbours
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,13 @@ class Surface:
         genes: of the candidates, in the unit cube.
         scores: their estimates.
         errors: the estimates' standard errors.
-        settings: length (of the cube's diagonal) and signal; see `fit` for the most likely ones.
+        settings: length (of the cube's diagonal), signal, and share of the errors; see `fit` for the most likely ones.
     """
 
     genes: Float[np.ndarray, "candidates genes"]
     scores: Float[np.ndarray, " candidates"]
     errors: Float[np.ndarray, " candidates"]
-    settings: tuple[float, float]
+    settings: tuple[float, float, float]
 
     def __post_init__(self) -> None:
         if len(self.scores) == 0:
@@ -51,7 +55,8 @@ class Surface:
 
     @cached_property
     def _covariance(self) -> Float[np.ndarray, "candidates candidates"]:
-        return np.asarray(self._kernel(self.genes, self.genes) + np.diag(np.maximum(self.errors, FLOOR) ** 2))
+        own = np.maximum(self.settings[2] * self.errors, np.minimum(self.errors, UNSEEN))
+        return np.asarray(self._kernel(self.genes, self.genes) + np.diag(np.maximum(own, FLOOR) ** 2))
 
     @cached_property
     def _factor(self) -> tuple[Float[np.ndarray, "candidates candidates"], bool]:
@@ -77,7 +82,7 @@ class Surface:
     def _kernel(
         self, first: Float[np.ndarray, "some genes"], second: Float[np.ndarray, "others genes"]
     ) -> Float[np.ndarray, "some others"]:
-        length, signal = self.settings
+        length, signal, _ = self.settings
         scale = length * np.sqrt(first.shape[1])
         distances = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
         return np.asarray(signal**2 * np.exp(-np.maximum(distances, 0.0) / (2 * scale**2)))
@@ -109,7 +114,7 @@ def fit(
     errors: Float[np.ndarray, " candidates"],
 ) -> Surface:
     """The surface of the highest evidence, over a grid of settings."""
-    made = (Surface(genes, scores, errors, settings) for settings in product(LENGTHS, SIGNALS))
+    made = (Surface(genes, scores, errors, settings) for settings in product(LENGTHS, SIGNALS, SHARES))
     return max(made, key=lambda surface: surface.evidence)
 
 

@@ -7,7 +7,7 @@ from scipy.stats import multivariate_normal, spearmanr
 from merge3.surface import Surface, best, fit
 
 GENERATOR = np.random.default_rng(0)
-SETTINGS = (0.4, 0.1)
+SETTINGS = (0.4, 0.1, 0.5)
 
 
 def hill(genes: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def test_the_posterior_is_that_of_the_joint_normal() -> None:
     every = np.vstack([genes, new])
     distances = ((every[:, None] - every[None]) ** 2).sum(axis=2)
     K = 0.1**2 * np.exp(-distances / (2 * 0.4**2 * 3))
-    observed = K[:6, :6] + np.diag(errors**2)
+    observed = K[:6, :6] + np.diag((0.5 * errors) ** 2)
     inverse = np.linalg.inv(observed)
     centre = inverse.sum(axis=0) @ scores / inverse.sum()
     mean, deviation = surface.predict(new)
