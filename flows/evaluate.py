@@ -13,7 +13,6 @@ from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
 from flows.stage import DATA, main, read_json, say, write_json
 from merge3 import compare, responses
-from merge3.items import Item
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
 RESPOND = DATA / "respond"
@@ -21,7 +20,6 @@ EVOLVE = DATA / "evolve"
 OUT = DATA / "evaluate"
 
 EVOLVED = "evolved merge"
-LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
 
 
 @flow
@@ -64,7 +62,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
         tests = [item for item, kept in zip(tests, whole, strict=True) if kept]
     OUT.mkdir(parents=True, exist_ok=True)
     responses.write(OUT / "responses.parquet", table)
-    scored = scores(table, tests, seed)
+    scored = compare.scores(table, tests, EVOLVED, seed)
     kinds = dict.fromkeys(experts, "expert") | dict.fromkeys(standard_merges(experts), "standard merge")
     scored.insert(1, "kind", [kinds.get(name, name if name == "base" else "winner") for name in scored["model"]])
     scored.to_csv(OUT / "scores.csv", index=False)
@@ -75,7 +73,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     write_json(OUT / "ledger.json", ledger)
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
-    say(verdict(figures["no_better_than"]))
+    say(compare.verdict(EVOLVED, figures["no_better_than"]))
 
 
 def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -86,41 +84,6 @@ def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
     return ranked.iloc[places][["generation", "candidate", "phenotype", "estimate", "low", "high"]].reset_index(
         drop=True
     )
-
-
-def scores(table: pd.DataFrame, tests: list[Item], seed: int) -> pd.DataFrame:
-    """Accuracy of every model with its 95 % interval, by group and form, and the winner's lead over it."""
-    groups = [item.group for item in tests]
-    best = table.loc[EVOLVED].to_numpy()
-    rows = []
-    for model, answers in zip(table.index, table.to_numpy(), strict=True):
-        low, high = compare.interval(answers, groups, seed)
-        lead_low, lead_high = compare.interval(best - answers, groups, seed)
-        row = {"model": model, "accuracy": answers.mean(), "low": low, "high": high}
-        row |= {"lead": (best - answers).mean(), "lead_low": lead_low, "lead_high": lead_high}
-        row["mcnemar_p"] = 1.0 if model == EVOLVED else compare.mcnemar(best, answers)
-        for label in ("group", "form"):
-            of = np.array([getattr(item, label) for item in tests])
-            row |= {f"{label} {value}": answers[of == value].mean() for value in sorted(set(of))}
-        rows.append(row)
-    scored = pd.DataFrame(rows)
-    rivals = (scored["model"] != EVOLVED).to_numpy()
-    scored["holm_p"] = 1.0  # the winner is compared with every rival: one claim among many is soon true by chance
-    scored.loc[rivals, "holm_p"] = compare.holm(scored.loc[rivals, "mcnemar_p"].to_numpy())
-    return scored
-
-
-def unbeaten(scored: pd.DataFrame) -> list[str]:
-    """The rivals that the winner is not shown to beat, by a paired test corrected for their number (Holm, .05)."""
-    beaten = (scored["lead"] > 0) & (scored["holm_p"] <= LEVEL)
-    return [str(model) for model in scored.loc[~beaten & (scored["model"] != EVOLVED), "model"]]
-
-
-def verdict(rivals: list[str]) -> str:
-    """The result in a sentence."""
-    if not rivals:
-        return f"the {EVOLVED} beats every expert and standard merge (McNemar, corrected for their number)"
-    return f"the {EVOLVED} is not shown to be better than {', '.join(rivals)} (McNemar, corrected for their number)"
 
 
 def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +101,7 @@ def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: 
         },
         "best_expert": {"name": expert, "accuracy": by_model.loc[expert, "accuracy"]},
         "over_best_expert": by_model.loc[expert, fields].to_dict(),
-        "no_better_than": unbeaten(scored),
+        "no_better_than": compare.unbeaten(scored, EVOLVED),
         "over_uniform_average": by_model.loc[AVERAGE, fields].to_dict(),
         "estimates": {
             "candidates": len(candidates),

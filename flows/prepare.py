@@ -6,13 +6,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prefect import flow
 
 from demo.problems import LANGUAGES, PROMPT, Problem, generate
 from flows.stage import DATA, main, say, section
 from merge3 import items
-from merge3.benchmark import Form, rows, to_items
+from merge3.benchmark import Form, rows, split, to_items
 from merge3.items import Item
 
 OUT = DATA / "prepare"
@@ -86,28 +85,6 @@ def read(benchmark: dict[str, Any], seed: int) -> dict[str, list[Item]]:
             found = {part: [replace(item, id=f"{part}:{item.id}") for item in of] for part, of in found.items()}
         return found
     return split(found["search"], own["test_share"], seed)
-
-
-def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Item]]:
-    """Search and test items: `test_share` of each group, rounded, is held out; items of one prompt stay together.
-
-    Raises:
-        ValueError: the share is not inside (0, 1), or leaves a group without search or test items.
-    """
-    if not 0 < test_share < 1:
-        raise ValueError(f"prepare.benchmark.test_share must be inside (0, 1), got {test_share}")
-    generator = np.random.default_rng(np.random.SeedSequence(seed))
-    held: set[str] = set()
-    for group in sorted({item.group for item in found}):
-        texts = sorted({item.prompt for item in found if item.group == group})
-        count = round(test_share * len(texts))
-        if not 0 < count < len(texts):
-            raise ValueError(f"group {group!r} has {len(texts)} distinct prompts: too few to split by {test_share}")
-        held |= {texts[i] for i in generator.permutation(len(texts))[:count]}
-    return {
-        "search": [item for item in found if item.prompt not in held],
-        "test": [item for item in found if item.prompt in held],
-    }
 
 
 if __name__ == "__main__":

@@ -269,3 +269,25 @@ def _index(answer: Any, options: Sequence[str], labels: Sequence[Any] | None) ->
     if labels is None and text.isdigit() and int(text) < len(options):
         return int(text)
     raise ValueError(f"the answer {answer!r} is neither one of {names} nor an option: {list(options)}")
+
+
+def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Item]]:
+    """Search and test items: `test_share` of each group, rounded, is held out; items of one prompt stay together.
+
+    Raises:
+        ValueError: the share is not inside (0, 1), or leaves a group without search or test items.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share must be inside (0, 1), got {test_share}")
+    generator = np.random.default_rng(np.random.SeedSequence(seed))
+    held: set[str] = set()
+    for group in sorted({item.group for item in found}):
+        texts = sorted({item.prompt for item in found if item.group == group})
+        count = round(test_share * len(texts))
+        if not 0 < count < len(texts):
+            raise ValueError(f"group {group!r} has {len(texts)} distinct prompts: too few to split by {test_share}")
+        held |= {texts[i] for i in generator.permutation(len(texts))[:count]}
+    return {
+        "search": [item for item in found if item.prompt not in held],
+        "test": [item for item in found if item.prompt in held],
+    }

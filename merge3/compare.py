@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from scipy.stats import binomtest
 
+from merge3.items import Item
+
 RESAMPLES = 10_000
+LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
 
 
 def interval(
@@ -48,3 +52,42 @@ def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     corrected = np.empty_like(p_values)
     corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1.0)
     return corrected
+
+
+def scores(table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int) -> pd.DataFrame:
+    """A row a model: accuracy with its 95 % interval, by group and form, and the winner's lead over it.
+
+    `table` holds the models' answers to `tests`, none missing. `lead_low` and `lead_high` are the paired interval,
+    `mcnemar_p` is the paired test's, `holm_p` the same corrected for the number of rivals.
+    """
+    groups = [item.group for item in tests]
+    best = table.loc[winner].to_numpy()
+    rows = []
+    for model, answers in zip(table.index, table.to_numpy(), strict=True):
+        low, high = interval(answers, groups, seed)
+        lead_low, lead_high = interval(best - answers, groups, seed)
+        row = {"model": model, "accuracy": answers.mean(), "low": low, "high": high}
+        row |= {"lead": (best - answers).mean(), "lead_low": lead_low, "lead_high": lead_high}
+        row["mcnemar_p"] = 1.0 if model == winner else mcnemar(best, answers)
+        for label in ("group", "form"):
+            of = np.array([getattr(item, label) for item in tests])
+            row |= {f"{label} {value}": answers[of == value].mean() for value in sorted(set(of))}
+        rows.append(row)
+    scored = pd.DataFrame(rows)
+    rivals = (scored["model"] != winner).to_numpy()
+    scored["holm_p"] = 1.0  # the winner is compared with every rival: one claim among many is soon true by chance
+    scored.loc[rivals, "holm_p"] = holm(scored.loc[rivals, "mcnemar_p"].to_numpy())
+    return scored
+
+
+def unbeaten(scored: pd.DataFrame, winner: str) -> list[str]:
+    """The rivals that the winner is not shown to beat, by a paired test corrected for their number (Holm, .05)."""
+    beaten = (scored["lead"] > 0) & (scored["holm_p"] <= LEVEL)
+    return [str(model) for model in scored.loc[~beaten & (scored["model"] != winner), "model"]]
+
+
+def verdict(winner: str, rivals: Sequence[str]) -> str:
+    """The result in a sentence."""
+    if not rivals:
+        return f"the {winner} beats every expert and standard merge (McNemar, corrected for their number)"
+    return f"the {winner} is not shown to be better than {', '.join(rivals)} (McNemar, corrected for their number)"

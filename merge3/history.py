@@ -1,0 +1,198 @@
+"""The history of a search: what every candidate was, what its answers told, and which of the leaders wins.
+
+Both the stage `evolve` and `merge3 run` search so: generations are asked and told, the leaders are asked fresh items,
+and the winner is the one that does best on what search and fresh items say together. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from merge3 import surface
+from merge3.estimate import Known
+from merge3.evolve import Search
+from merge3.extract import METHODS
+from merge3.fitness import Evaluation, Fitness
+from merge3.genome import Genome
+from merge3.ledger import Cost
+from merge3.recipe import Recipe
+
+Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior
+
+UNSEEN = 0.02  # deviation of a leader's score that the few items of the search cannot say, whatever the surface says
+HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the better half of them a half, ...
+BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
+
+
+class History:
+    """A row a candidate, and what this run spent."""
+
+    def __init__(self, fitness: Fitness, tokens: int, genome: Genome) -> None:
+        """`tokens` is what a candidate costs that was not asked before in this search."""
+        self.fitness = fitness
+        self.tokens = tokens
+        self.genome = genome
+        self.rows: list[dict[str, Any]] = []
+        self.told: list[tuple[np.ndarray, float, float]] = []  # genotype, score, its error: of distinct whole models
+        self.finalists: list[dict[str, Any]] = []
+        self.finalists_tokens = 0
+        self.recipes: dict[str, Recipe] = {}
+        self.distinct = 0  # of the search: finalists may be others
+        self.tokens_spent = 0
+        self.cost = Cost()
+
+    def phenotype(self, recipe: Recipe) -> str:
+        """What names the model that a recipe makes."""
+        return recipe.phenotype(self.fitness.asker.merger.fingerprints)
+
+    def evaluate(self, genotype: np.ndarray, recipe: Recipe, place: dict[str, int]) -> Evaluation:
+        """Ask a candidate, and write a row of the history for it."""
+        evaluation = self.fitness(recipe)
+        name = self.phenotype(recipe)
+        new = name not in self.recipes
+        tokens = self.tokens if new else 0
+        genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
+        self.rows.append(
+            {**place, "phenotype": name, **_scores(evaluation), "margin": evaluation.margin, "tokens": tokens, **genes}
+        )
+        self.recipes.setdefault(name, recipe)
+        self.distinct = len(self.recipes)
+        self.tokens_spent += tokens
+        self.cost += evaluation.cost
+        if evaluation.estimate and new:
+            self.told.append((genotype, evaluation.fitness, evaluation.estimate.standard_error))
+        return evaluation
+
+    def surface(self) -> surface.Surface:
+        """The surface through all that was told.
+
+        Raises:
+            ValueError: every candidate is broken.
+        """
+        if not self.told:
+            raise ValueError(BROKEN)
+        genes, scores, errors = (np.array(column) for column in zip(*self.told, strict=True))
+        return surface.fit(genes, scores, errors)
+
+    @property
+    def best(self) -> tuple[Recipe, float, float]:
+        """The asked candidate of the highest posterior, with the mean and deviation of its score.
+
+        Raises:
+            ValueError: every candidate so far is broken.
+        """
+        pooled = self.surface()
+        means, deviations = pooled.predict(pooled.genes)
+        top = int(np.argmax(means))
+        return self.genome.decode(pooled.genes[top]), float(means[top]), float(deviations[top])
+
+    def leaders(self, count: int, search: Search) -> dict[str, Leader]:
+        """Up to `count` candidates with the mean and deviation of their posterior, the highest first.
+
+        First where the surface is highest and where the search would go on, asked before or not; then the distinct
+        candidates of the highest posterior means.
+        """
+        pooled = self.surface()
+        asked = pooled.genes[np.argsort(-pooled.predict(pooled.genes)[0], kind="stable")]
+        genotypes = np.vstack([surface.best(pooled, search.seed), search.mean, asked])
+        found: dict[str, Leader] = {}
+        for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True):
+            recipe = self.genome.decode(genotype)
+            if len(found) < count:
+                found.setdefault(self.phenotype(recipe), (recipe, float(mean), float(deviation)))
+        return found
+
+    def verify(self, leaders: dict[str, Leader], rounds: list[Fitness]) -> dict[str, Any]:
+        """Ask the leaders fresh items, half of them twice as many, and so on; the row of the best.
+
+        The best is so by both: the surface, which knows all candidates by the items of the search, and the fresh
+        items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing.
+
+        Raises:
+            ValueError: every leader is broken.
+        """
+        alive, made, items = list(leaders), dict[str, Evaluation](), dict[str, int]()
+        for fitness in rounds:
+            fitness.expect([leaders[name][0] for name in alive])
+            for name in alive:
+                evaluation = fitness(leaders[name][0])
+                self.cost += evaluation.cost
+                made[name], items[name] = evaluation, len(fitness.questions)
+            self.finalists_tokens += len(alive) * fitness.asker.cost(fitness.questions).tokens
+            whole = [name for name in alive if made[name].estimate]
+            if not whole:
+                raise ValueError(BROKEN)
+            means, deviations = np.array([leaders[name][1:] for name in whole]).T
+            found = np.array([made[name].value for name in whole])
+            errors = np.array([e.standard_error for name in whole if (e := made[name].estimate)])
+            searched, asked = (np.maximum(deviations, UNSEEN) ** 2).mean(), (errors**2).mean()
+            share = searched / (searched + asked)
+            together = (1 - share) * (means - means.mean()) + share * (found - found.mean())
+            alive = [whole[i] for i in np.argsort(-together, kind="stable")]
+            if fitness is not rounds[-1]:
+                self.finalists_tokens -= (len(alive) + 1) // 2 * fitness.asker.cost(fitness.questions).tokens
+                alive = alive[: (len(alive) + 1) // 2]
+        self.finalists = [{"phenotype": name, **_scores(made[name]), "items": items[name]} for name in made]
+        for name, (recipe, _, _) in leaders.items():
+            self.recipes.setdefault(name, recipe)
+        return next(row for row in self.finalists if row["phenotype"] == alive[0])
+
+
+def generation(search: Search, history: History, advance: Callable[[int], None], left: int | None) -> bool:
+    """Ask for a generation, evaluate it, tell it; False where the search is at its end or `left` tokens may not do.
+
+    The first generation is asked whatever it takes.
+    """
+    number = search.generation
+    if search.converged or (left is not None and number and left < search.population * history.tokens):
+        return False
+    asked = [(genotype, history.genome.decode(genotype)) for genotype in search.ask()]
+    if not asked:
+        return False
+    history.fitness.expect([recipe for _, recipe in asked])
+    told = []
+    for candidate, (genotype, recipe) in enumerate(asked):
+        told.append(history.evaluate(genotype, recipe, {"generation": number, "candidate": candidate}))
+        advance(1)
+    search.tell(
+        [evaluation.fitness for evaluation in told],
+        [evaluation.estimate.standard_error if evaluation.estimate else np.nan for evaluation in told],
+    )
+    return True
+
+
+def halves(known: Known) -> list[Known]:
+    """The subset by a quarter, a half, and whole: each within the next; the whole alone where it is all items."""
+    if len(known.unasked) == 0:
+        return [known]
+    parts = []
+    for step in HALVES:
+        weights = known.weights[::step]
+        parts.append(replace(known, subset=known.subset[::step], weights=weights / weights.sum()))
+    return parts
+
+
+def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:
+    """What is known, with a subset of up to `count` other items, drawn uniformly within groups: calibrate it anew.
+
+    Where the search asks every item there are no others: the subset stays.
+    """
+    rest = np.setdiff1d(np.arange(len(known.items)), known.subset)
+    if len(rest) == 0:
+        return known
+    picked, weights = METHODS["uniform"](
+        known.items.take(rest), known.parent_abilities, min(count, len(rest)), [groups[i] for i in rest], seed
+    )
+    return replace(known, subset=rest[picked], weights=weights)
+
+
+def _scores(evaluation: Evaluation) -> dict[str, float]:
+    """A candidate's estimate and its interval; NaN where it has none."""
+    estimate = evaluation.estimate
+    names = ("score", "low", "high")
+    score, low, high = (getattr(estimate, name) if estimate else np.nan for name in names)
+    return {"estimate": score, "low": low, "high": high}
