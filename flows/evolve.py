@@ -13,7 +13,7 @@ from prefect import flow
 
 from flows.asking import MANIFEST, open_asker
 from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
-from flows.stage import DATA, bounds, main, progress, read_json, say, write_json
+from flows.stage import DATA, alone, bounds, main, progress, read_json, say, write_json, write_text
 from merge3 import mergefile, surface
 from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
 from merge3.evolve import SEARCHES, Genes, Search
@@ -37,6 +37,7 @@ HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the bett
 
 
 @flow
+@alone("evolve")
 def evolve(
     seed: int,
     study: str,
@@ -119,7 +120,7 @@ def evolve(
     _write_csv(log.finalists, "finalists.csv")
     best = log.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
-    (OUT / "winner.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
+    write_text(OUT / "winner.yaml", mergefile.to_yaml(with_sources(best)))
     ledger = {
         "search_tokens": log.tokens_spent,
         "search_flops": log.distinct * one.flops,
@@ -196,7 +197,7 @@ class Log:
         write_json(OUT / "recipes.json", {name: recipe.to_dict() for name, recipe in self.recipes.items()})
         if self.told:
             best = self.genome.decode(max(self.told, key=lambda row: row[1])[0])
-            (OUT / "best.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
+            write_text(OUT / "best.yaml", mergefile.to_yaml(with_sources(best)))
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
         """Up to `count` candidates with the mean and deviation of their posterior, the highest first.
@@ -317,11 +318,8 @@ def _scores(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _write_csv(rows: list[dict[str, Any]], name: str) -> None:
-    """Write a table through a temporary name."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    temporary = OUT / f"{name}.tmp"
-    pd.DataFrame(rows).to_csv(temporary, index=False)
-    temporary.replace(OUT / name)
+    """Write a table, complete or not at all."""
+    write_text(OUT / name, pd.DataFrame(rows).to_csv(index=False))
 
 
 if __name__ == "__main__":

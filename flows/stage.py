@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from prefect import Flow, get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.settings import get_current_settings
@@ -119,10 +120,10 @@ def call(flow: Flow[Any, Any], **values: Any) -> Any:
 
 
 def main(flow: Flow[Any, Any]) -> None:
-    """Run a stage from the command line, `python -m flows.<stage>`; bad input ends with status 1 and one paragraph."""
+    """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph."""
     try:
         call(flow, **arguments(flow, read_params()))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("MERGE3_TRACEBACK"):
             raise
         sys.exit(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)")
@@ -181,12 +182,37 @@ def _lines(label: str, total: int) -> Iterator[Callable[[int], None]]:
     yield show
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON through a temporary name, so that a file that is there is complete."""
+@contextmanager
+def alone(stage: str) -> Iterator[None]:
+    """Be the only process that runs `stage` on this data folder: another is waited for."""
+    DATA.mkdir(exist_ok=True)
+    lock = FileLock(DATA / f".{stage}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say(f"another process runs {stage} here; this one goes on when that has ended")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file through a temporary name, so that a file that is there is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, complete or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
