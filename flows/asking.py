@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, progress, say, section
+from flows.stage import DATA, do, progress, say, section
 from merge3 import models, responses
 from merge3.asker import Asker
 from merge3.grading import failures
@@ -104,7 +105,7 @@ def answer_all(
     rows, total = [], Cost()
     with progress(f"{label}: answers", len(recipes) * len(items)) as advance:
         for name, recipe in recipes.items():
-            asked = asker.ask(recipe, items, advance)
+            asked = do(f"{label}: {name}", partial(asker.ask, recipe, items, advance), lambda asked: asked.new == 0)
             total += asked.cost
             advance(len(items) - asked.new)
             if asked.answers is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -13,7 +14,7 @@ from prefect import flow
 
 from flows.asking import MANIFEST, open_asker
 from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
-from flows.stage import DATA, alone, bounds, main, progress, read_json, say, write_json, write_text
+from flows.stage import DATA, alone, bounds, do, main, progress, read_json, say, show_table, write_json, write_text
 from merge3 import mergefile, surface
 from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
 from merge3.evolve import SEARCHES, Genes, Search
@@ -108,7 +109,8 @@ def evolve(
     begin = monotonic()
     with progress("evolve: candidates", population * generations) as advance:
         for _ in range(generations):
-            if not generation(search, log, advance, left=None if tokens is None else tokens - log.tokens_spent):
+            left = None if tokens is None else tokens - log.tokens_spent
+            if not do(f"generation {search.generation}", partial(generation, search, log, advance, left)):
                 break
             log.write()
             if hours is not None and monotonic() - begin > 3600 * hours:
@@ -132,6 +134,8 @@ def evolve(
         "this_run": log.cost.to_dict(),
     }
     write_json(OUT / "ledger.json", ledger)
+    show_table("evolve-history", log.rows, "every candidate of the search")
+    show_table("evolve-finalists", log.finalists, "its leaders on fresh items")
     say(f"{log.distinct} distinct candidates of {len(log.rows)}; this run asked {log.cost.tokens:,} tokens")
 
 
@@ -228,7 +232,7 @@ class Log:
         for fitness in rounds:
             fitness.expect([leaders[name][0] for name in alive])
             for name in alive:
-                evaluation = fitness(leaders[name][0])
+                evaluation = do(f"finalist {name[:8]}", partial(fitness, leaders[name][0]), was_kept)
                 self.cost += evaluation.cost
                 made[name], items[name] = evaluation, len(fitness.questions)
             self.finalists_tokens += len(alive) * fitness.asker.cost(fitness.questions).tokens
@@ -265,13 +269,19 @@ def generation(search: Search, log: Log, advance: Callable[[int], None], left: i
     log.fitness.expect([recipe for _, recipe in asked])
     told = []
     for candidate, (genotype, recipe) in enumerate(asked):
-        told.append(log.evaluate(genotype, recipe, {"generation": number, "candidate": candidate}))
+        place = {"generation": number, "candidate": candidate}
+        told.append(do(f"candidate {number}-{candidate}", partial(log.evaluate, genotype, recipe, place), was_kept))
         advance(1)
     search.tell(
         [evaluation.fitness for evaluation in told],
         [evaluation.estimate.standard_error if evaluation.estimate else np.nan for evaluation in told],
     )
     return True
+
+
+def was_kept(evaluation: Evaluation) -> bool:
+    """Whether an evaluation's answers were all in the store."""
+    return evaluation.cost.tokens == 0
 
 
 def halves(known: Known) -> list[Known]:
