@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, progress, say, section
+from flows.stage import DATA, do, progress, say, section
 from merge3 import models, responses
 from merge3.asker import Asker
 from merge3.grading import failures
@@ -18,7 +19,7 @@ from merge3.ledger import Cost
 from merge3.merging import LiveMerger
 from merge3.plan import resolve_batch_tokens
 from merge3.recipe import Recipe, constant
-from merge3.store import Store
+from merge3.store import Answer, Store
 
 MANIFEST = DATA / "experts" / "manifest.json"
 
@@ -39,6 +40,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     device = runtime["device"]
     dtype = models.resolve_dtype(runtime["dtype"], device)
     folders = {expert.name: models.weights_folder(expert.source) for expert in (base, *(by_name[n] for n in names))}
+    kept = Watched(store, folders)
     for model in (base, *(by_name[name] for name in names)):
         if models.fingerprint(folders[model.name]) != model.fingerprint:
             raise ValueError(
@@ -58,7 +60,28 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     if not runtime["portable"]:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
-    return Asker(merger, tokenizer, Store(store), identity, batch, runtime["scoring"])
+    return Asker(merger, tokenizer, kept, identity, batch, runtime["scoring"])
+
+
+class Watched(Store):
+    """A store that takes no answer after a file of the models changed: weights are mapped from their files."""
+
+    def __init__(self, root: Path, sources: Mapping[str, Path]) -> None:
+        """`sources` are folders or files by their name for the reader."""
+        super().__init__(root)
+        self.sources = dict(sources)
+        self.stamps = {name: models.stamp(source) for name, source in self.sources.items()}
+
+    def put(self, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
+        """Keep answers, see `Store.put`.
+
+        Raises:
+            ValueError: a model's files are not those that were loaded.
+        """
+        for name, source in self.sources.items():
+            if models.stamp(source) != self.stamps[name]:
+                raise ValueError(f"the files of {name!r} in {source} changed while it was asked; run the experts stage")
+        super().put(key, answers)
 
 
 def single(expert: str) -> Recipe:
@@ -85,7 +108,7 @@ def answer_all(
     rows, total = [], Cost()
     with progress(f"{label}: answers", len(recipes) * len(items)) as advance:
         for name, recipe in recipes.items():
-            asked = asker.ask(recipe, items, advance)
+            asked = do(f"{label}: {name}", partial(asker.ask, recipe, items, advance), lambda asked: asked.new == 0)
             total += asked.cost
             advance(len(items) - asked.new)
             if asked.answers is None:

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, main, read_json, say, write_json
+from flows.stage import DATA, main, read_json, say, show_table, write_json
 from merge3 import compare, responses
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
@@ -71,6 +71,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
     write_json(OUT / "metrics.json", figures)
     write_json(OUT / "ledger.json", ledger)
+    show_table("evaluate-scores", scored.to_dict("records"), "every model on the test items")
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
     say(compare.verdict(EVOLVED, figures["no_better_than"]))

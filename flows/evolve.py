@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -10,12 +11,12 @@ import pandas as pd
 from prefect import flow
 
 from flows.asking import MANIFEST, open_asker
-from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
-from flows.stage import DATA, bounds, main, progress, read_json, say, write_json
+from flows.known import expert_answers, parameters, study_items, study_of, subset
+from flows.stage import DATA, alone, bounds, do, main, progress, read_json, say, show_table, write_json, write_text
 from merge3 import mergefile
-from merge3.estimate import ESTIMATORS, Calibration, Known, calibrate
+from merge3.estimate import ESTIMATORS, Calibration, Known
 from merge3.evolve import SEARCHES, Genes
-from merge3.fitness import Fitness
+from merge3.fitness import Evaluation, Fitness
 from merge3.genome import Genome, live_groups
 from merge3.grouped import objective as grouped_objective
 from merge3.history import History, fresh, generation, halves
@@ -30,6 +31,7 @@ SINGLE = {name for name in SEARCHES if name not in ("pareto", "nsga2")}  # front
 
 
 @flow
+@alone("evolve")
 def evolve(
     seed: int,
     study: str,
@@ -81,12 +83,12 @@ def evolve(
     methods = (method,) if isinstance(method, str) else tuple(method)
     genome = Genome(methods, tuple(experts), live, knots, *ranges, seed)
 
-    def fitness_of(part: Known) -> Fitness:
+    def fitness_of(part: Known, estimator: str) -> Fitness:
         chosen, labels = ESTIMATORS[estimator], [item.group for item in found]
         wanted = None if objective == "mean" else grouped_objective(objective, chosen, part, labels)
         return Fitness(asker, found, chosen, part, wanted)
 
-    fitness = fitness_of(known)
+    fitness = fitness_of(known, estimator)
     one, everything = asker.cost(fitness.questions), asker.cost(found)
     count = generations * population
     say(
@@ -96,24 +98,24 @@ def evolve(
     start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
     genes = Genes(start.size, categories={0: len(methods)} if len(methods) > 1 else {})
     search = SEARCHES[strategy](genes, start, sigma, population, seed)
-    history = History(fitness, one.tokens, genome)
+    history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
     begin = monotonic()
     with progress("evolve: candidates", population * generations) as advance:
         for _ in range(generations):
-            if not generation(search, history, advance, left=None if tokens is None else tokens - history.tokens_spent):
+            left = None if tokens is None else tokens - history.tokens_spent
+            if not do(f"generation {search.generation}", partial(generation, search, history, advance, left)):
                 break
             write(history)
             if hours is not None and monotonic() - begin > 3600 * hours:
                 say(f"stopped after {hours} h; started again, the search goes on where it is")
                 break
     others = fresh(known, [item.group for item in found], finalist_items, seed)
-    verified = calibrate(estimator, relatives(study, found)[1], others) if len(known.unasked) else known
-    rounds = [fitness_of(part) for part in halves(verified)]
+    rounds = [fitness_of(part, "weighted_mean") for part in halves(others)]  # a fair sample needs no model
     winner = history.verify(history.leaders(finalists, search), rounds)
     _write_csv(history.finalists, "finalists.csv")
     best = history.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
-    (OUT / "winner.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
+    write_text(OUT / "winner.yaml", mergefile.to_yaml(with_sources(best)))
     ledger = {
         "search_tokens": history.tokens_spent,
         "search_flops": history.distinct * one.flops,
@@ -125,6 +127,8 @@ def evolve(
         "this_run": history.cost.to_dict(),
     }
     write_json(OUT / "ledger.json", ledger)
+    show_table("evolve-history", history.rows, "every candidate of the search")
+    show_table("evolve-finalists", history.finalists, "its leaders on fresh items")
     say(f"{history.distinct} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens")
 
 
@@ -140,7 +144,12 @@ def write(history: History) -> None:
     write_json(OUT / "recipes.json", {name: recipe.to_dict() for name, recipe in history.recipes.items()})
     if history.told:
         best = history.genome.decode(max(history.told, key=lambda row: row[1])[0])
-        (OUT / "best.yaml").write_text(mergefile.to_yaml(with_sources(best)), encoding="utf-8")
+        write_text(OUT / "best.yaml", mergefile.to_yaml(with_sources(best)))
+
+
+def was_kept(evaluation: Evaluation) -> bool:
+    """Whether an evaluation's answers were all in the store."""
+    return evaluation.cost.tokens == 0
 
 
 def _known(experts: list[str], found: list[Item]) -> tuple[Known, str]:
@@ -153,11 +162,8 @@ def _known(experts: list[str], found: list[Item]) -> tuple[Known, str]:
 
 
 def _write_csv(rows: list[dict[str, Any]], name: str) -> None:
-    """Write a table through a temporary name."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    temporary = OUT / f"{name}.tmp"
-    pd.DataFrame(rows).to_csv(temporary, index=False)
-    temporary.replace(OUT / name)
+    """Write a table, complete or not at all."""
+    write_text(OUT / name, pd.DataFrame(rows).to_csv(index=False))
 
 
 if __name__ == "__main__":

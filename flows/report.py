@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.known import items_of, study_of
-from flows.stage import DATA, main, read_json, say, served
+from flows.stage import DATA, main, read_json, say, served, show_text
 from merge3.report import Results, evidence, headline, outcome, page, percent, points, ranked
 
 PREPARE = DATA / "prepare"
@@ -111,6 +111,8 @@ def show(results: Results) -> None:
     else:
         say(plain(results))
     say(f"\nreport: {OUT / 'index.html'}")
+    where = f"The whole page: `{(OUT / 'index.html').resolve()}`"
+    show_text("report", f"```\n{plain(results)}```\n\n{where}\n", "the result of the study")
 
 
 def plain(results: Results) -> str:

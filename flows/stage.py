@@ -1,7 +1,8 @@
 """What every stage shares: its parameters out of params.yaml, its Prefect server if there is one, its progress.
 
 A stage is a Prefect flow whose arguments are its section of params.yaml, and those of `SHARED` that it names.
-Without a configured server the flow's function is called as it is: a stage of a few seconds does not start one.
+Without a server the flow's function is called as it is: a stage of a few seconds does not start one. A server only
+watches: where it goes away, a stage goes on without it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,27 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from threading import Event
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
+import pandas as pd
 import yaml
-from prefect import Flow, get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from filelock import FileLock, Timeout
+from prefect import Flow, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
+from prefect.states import Completed, State
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,6 +48,10 @@ PARAMS = Path("params.yaml")
 DATA = Path("data")
 SHARED = ("seed", "study", "studies", "runtime")
 LINES = 10  # lines that a progress prints where there is no terminal
+PATIENCE = 5  # seconds in which a Prefect server must answer
+GONE = Event()  # set where the Prefect server has gone away from a run
+
+T = TypeVar("T")
 
 
 def arguments(flow: Flow[Any, Any], params: dict[str, Any]) -> dict[str, Any]:
@@ -109,23 +127,59 @@ STAGES = (
 
 
 def served() -> bool:
-    """Whether a Prefect server or Prefect Cloud is configured."""
-    return get_current_settings().api.url is not None
+    """Whether a Prefect server follows this run."""
+    return FlowRunContext.get() is not None and not GONE.is_set()
+
+
+def reachable() -> bool:
+    """Whether a Prefect server or Prefect Cloud is configured and answers."""
+    url = get_current_settings().api.url
+    if url is None:
+        return False
+    try:
+        httpx.get(f"{url}/health", timeout=PATIENCE)
+    except httpx.TransportError as error:
+        say(f"the Prefect server at {url} does not answer ({error}): this run is not shown there")
+        return False
+    return True
 
 
 def call(flow: Flow[Any, Any], **values: Any) -> Any:
-    """Run a stage: as a flow run where a server is configured, as a plain function where none is."""
-    return flow(**values) if served() else flow.fn(**values)
+    """Run a stage: as a flow run where a Prefect server answers, as a plain function where none does."""
+    if not reachable():
+        return flow.fn(**values)
+    made: list[Any] = []
+
+    @wraps(flow.fn)
+    def work(**values: Any) -> None:
+        made.append(flow.fn(**values))
+
+    try:
+        Flow(work, name=flow.name)(**values)
+    except httpx.HTTPError:
+        if not made:
+            raise
+        lose()
+    return made[0]
+
+
+def lose() -> None:
+    """Go on without the Prefect server."""
+    GONE.set()
+    say("the Prefect server has gone away; the work goes on, and is not shown there from here on")
 
 
 def main(flow: Flow[Any, Any]) -> None:
-    """Run a stage from the command line, `python -m flows.<stage>`; bad input ends with status 1 and one paragraph."""
+    """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph."""
     try:
         call(flow, **arguments(flow, read_params()))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("MERGE3_TRACEBACK"):
             raise
         sys.exit(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)")
+    if GONE.is_set():
+        sys.stderr.flush()
+        os._exit(0)  # else Prefect tries for minutes to tell the server what it has left to tell
 
 
 def say(message: str) -> None:
@@ -136,24 +190,63 @@ def say(message: str) -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
+def tell(report: Callable[[], T]) -> T | None:
+    """Tell the Prefect server something if it follows this run."""
+    if served():
+        try:
+            return report()
+        except httpx.HTTPError:
+            lose()
+    return None
+
+
+def do(name: str, work: Callable[[], T], kept: Callable[[T], bool] = lambda result: False) -> T:
+    """Do a part of a stage, as a task run of that name where a Prefect server follows.
+
+    Its state there is `Cached` where what it gave was kept from before.
+    """
+    if not served():
+        return work()
+    made: list[T] = []
+
+    @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    def part() -> State | None:
+        made.append(work())
+        return Completed(name="Cached", message="answered before") if kept(made[0]) else None
+
+    part()
+    return made[0]
+
+
+def show_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """Show a table as an artifact where a Prefect server follows."""
+    plain = json.loads(pd.DataFrame(rows).to_json(orient="records"))  # null where a cell is NaN
+    tell(lambda: create_table_artifact(plain, key=key, description=description))
+
+
+def show_text(key: str, text: str, description: str) -> None:
+    """Show Markdown as an artifact where a Prefect server follows."""
+    tell(lambda: create_markdown_artifact(text, key=key, description=description))
+
+
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how far a long work is; yields a function that is told how many more units are done.
 
-    A bar in a terminal, at most `LINES` plain lines elsewhere, and an artifact where a Prefect server is configured.
+    A bar in a terminal, at most `LINES` plain lines elsewhere, and an artifact where a Prefect server follows.
     """
     with _bar(label, total) if sys.stderr.isatty() else _lines(label, total) as show:
-        if not served():
+        artifact = tell(lambda: create_progress_artifact(0.0, description=label))
+        if artifact is None:
             yield show
             return
-        artifact = create_progress_artifact(0.0, description=label)
         done = 0
 
         def both(step: int) -> None:
             nonlocal done
             done += step
             show(step)
-            update_progress_artifact(artifact, 100.0 * done / total)
+            tell(lambda: update_progress_artifact(artifact, 100.0 * done / total))
 
         yield both
 
@@ -181,12 +274,37 @@ def _lines(label: str, total: int) -> Iterator[Callable[[int], None]]:
     yield show
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON through a temporary name, so that a file that is there is complete."""
+@contextmanager
+def alone(stage: str) -> Iterator[None]:
+    """Be the only process that runs `stage` on this data folder: another is waited for."""
+    DATA.mkdir(exist_ok=True)
+    lock = FileLock(DATA / f".{stage}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say(f"another process runs {stage} here; this one goes on when that has ended")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file through a temporary name, so that a file that is there is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, complete or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -33,6 +33,7 @@ class Evaluation:
     margin: float = 0.0
     failed: int = 0
     objective: float | None = None  # where it is another than the score on all items
+    correct: Float[np.ndarray, " asked"] | None = None  # right 1, wrong 0, not scored NaN; None for a broken model
 
     @property
     def value(self) -> float:
@@ -83,7 +84,7 @@ class Fitness:
         failed = int((~scored).sum())
         value = self.objective(correct) if self.objective and failed < len(correct) else None
         if failed > MOST_FAILED * len(correct) or (self.objective and value is None):
-            return Evaluation(None, asked.cost, 0.0, failed)
+            return Evaluation(None, asked.cost, 0.0, failed, correct=correct)
         estimate = self.estimator(correct[scored], self.known.answered(scored))
         margins = self.asker.margins(self.questions, asked.answers)[scored]
-        return Evaluation(estimate, asked.cost, float(np.tanh(margins).mean()), failed, value)
+        return Evaluation(estimate, asked.cost, float(np.tanh(margins).mean()), failed, value, correct)

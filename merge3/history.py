@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from merge3 import surface
-from merge3.estimate import Known
+from merge3.estimate import Calibration, Known
 from merge3.evolve import Search
 from merge3.extract import METHODS
 from merge3.fitness import Evaluation, Fitness
@@ -21,6 +22,7 @@ from merge3.genome import Genome
 from merge3.ledger import Cost
 from merge3.recipe import Recipe
 
+Do = Callable[[str, Callable[[], Evaluation]], Evaluation]
 Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior
 
 UNSEEN = 0.02  # deviation of a leader's score that the few items of the search cannot say, whatever the surface says
@@ -28,11 +30,17 @@ HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the bett
 BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
 
 
+def plainly(name: str, work: Callable[[], Evaluation]) -> Evaluation:  # noqa: ARG001 - others show the name
+    """Do a piece of work."""
+    return work()
+
+
 class History:
     """A row a candidate, and what this run spent."""
 
-    def __init__(self, fitness: Fitness, tokens: int, genome: Genome) -> None:
-        """`tokens` is what a candidate costs that was not asked before in this search."""
+    def __init__(self, fitness: Fitness, tokens: int, genome: Genome, do: Do = plainly) -> None:
+        """`tokens` is what a candidate costs that was not asked before in this search; `do` does each evaluation."""
+        self.do = do
         self.fitness = fitness
         self.tokens = tokens
         self.genome = genome
@@ -91,14 +99,14 @@ class History:
         return self.genome.decode(pooled.genes[top]), float(means[top]), float(deviations[top])
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
-        """Up to `count` candidates with the mean and deviation of their posterior, the highest first.
+        """Up to `count` candidates with the mean and deviation of their posterior.
 
-        First where the surface is highest and where the search would go on, asked before or not; then the distinct
-        candidates of the highest posterior means.
+        First where the surface is highest, where the search would go on and where it began, asked before or not; then
+        the distinct candidates of the highest posterior means.
         """
         pooled = self.surface()
         asked = pooled.genes[np.argsort(-pooled.predict(pooled.genes)[0], kind="stable")]
-        genotypes = np.vstack([surface.best(pooled, search.seed), search.mean, asked])
+        genotypes = np.vstack([surface.best(pooled, search.seed), search.mean, search.start, asked])
         found: dict[str, Leader] = {}
         for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True):
             recipe = self.genome.decode(genotype)
@@ -115,31 +123,46 @@ class History:
         Raises:
             ValueError: every leader is broken.
         """
-        alive, made, items = list(leaders), dict[str, Evaluation](), dict[str, int]()
+        alive, made, items, paid = list(leaders), dict[str, Evaluation](), dict[str, int](), dict[str, int]()
         for fitness in rounds:
             fitness.expect([leaders[name][0] for name in alive])
             for name in alive:
-                evaluation = fitness(leaders[name][0])
+                evaluation = self.do(f"finalist {name[:8]}", partial(fitness, leaders[name][0]))
+                self.finalists_tokens += fitness.asker.cost(fitness.questions).tokens - paid.get(name, 0)
+                paid[name] = fitness.asker.cost(fitness.questions).tokens
                 self.cost += evaluation.cost
                 made[name], items[name] = evaluation, len(fitness.questions)
-            self.finalists_tokens += len(alive) * fitness.asker.cost(fitness.questions).tokens
             whole = [name for name in alive if made[name].estimate]
             if not whole:
                 raise ValueError(BROKEN)
             means, deviations = np.array([leaders[name][1:] for name in whole]).T
             found = np.array([made[name].value for name in whole])
-            errors = np.array([e.standard_error for name in whole if (e := made[name].estimate)])
-            searched, asked = (np.maximum(deviations, UNSEEN) ** 2).mean(), (errors**2).mean()
-            share = searched / (searched + asked)
+            searched = (np.maximum(deviations, UNSEEN) ** 2).mean()
+            share = searched / (searched + paired([made[name] for name in whole], len(fitness.known.items)))
             together = (1 - share) * (means - means.mean()) + share * (found - found.mean())
             alive = [whole[i] for i in np.argsort(-together, kind="stable")]
             if fitness is not rounds[-1]:
-                self.finalists_tokens -= (len(alive) + 1) // 2 * fitness.asker.cost(fitness.questions).tokens
                 alive = alive[: (len(alive) + 1) // 2]
         self.finalists = [{"phenotype": name, **_scores(made[name]), "items": items[name]} for name in made]
         for name, (recipe, _, _) in leaders.items():
             self.recipes.setdefault(name, recipe)
         return next(row for row in self.finalists if row["phenotype"] == alive[0])
+
+
+def paired(evaluations: Sequence[Evaluation], items: int) -> float:
+    """The variance of a model's mean answer, but for what all models' answers to an item have in common.
+
+    All answered the same questions, out of `items` in all: a hard item is hard for all of them, and says nothing of
+    which is better.
+    """
+    answers = np.array([e.correct for e in evaluations if e.correct is not None])
+    answers = answers[:, ~np.isnan(answers).any(axis=0)]
+    models, n = answers.shape
+    if models < 2 or n < 2:
+        return 0.25
+    own = answers - answers.mean(axis=0)
+    own -= own.mean(axis=1, keepdims=True)
+    return float((own**2).sum() / ((models - 1) * (n - 1)) / n * (1 - n / items))
 
 
 def generation(search: Search, history: History, advance: Callable[[int], None], left: int | None) -> bool:
@@ -156,7 +179,8 @@ def generation(search: Search, history: History, advance: Callable[[int], None],
     history.fitness.expect([recipe for _, recipe in asked])
     told = []
     for candidate, (genotype, recipe) in enumerate(asked):
-        told.append(history.evaluate(genotype, recipe, {"generation": number, "candidate": candidate}))
+        place = {"generation": number, "candidate": candidate}
+        told.append(history.do(f"candidate {number}-{candidate}", partial(history.evaluate, genotype, recipe, place)))
         advance(1)
     search.tell(
         [evaluation.fitness for evaluation in told],
@@ -177,7 +201,7 @@ def halves(known: Known) -> list[Known]:
 
 
 def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:
-    """What is known, with a subset of up to `count` other items, drawn uniformly within groups: calibrate it anew.
+    """What is known, with a subset of up to `count` other items, drawn uniformly within groups.
 
     Where the search asks every item there are no others: the subset stays.
     """
@@ -187,7 +211,7 @@ def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:
     picked, weights = METHODS["uniform"](
         known.items.take(rest), known.parent_abilities, min(count, len(rest)), [groups[i] for i in rest], seed
     )
-    return replace(known, subset=rest[picked], weights=weights)
+    return replace(known, subset=rest[picked], weights=weights, calibration=Calibration())
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:

@@ -107,15 +107,27 @@ def fingerprint(folder: Path) -> str:
     Raises:
         FileNotFoundError: there is no folder, or no safetensors file in it, nor a GGUF file of that name.
     """
-    files = [folder] if is_gguf(folder) and folder.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
-    files += sorted(file for pattern in NAMED for file in folder.glob(pattern))
     total = hashlib.sha256()
-    for file in files:
+    for file in _files(folder):
         with file.open("rb") as stream:
             total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def stamp(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Name, number, size and time of change of the files that `fingerprint` reads: another where one was written.
+
+    Raises:
+        FileNotFoundError: as `fingerprint`.
+    """
+    return [(f.name, (s := f.stat()).st_ino, s.st_size, s.st_mtime_ns) for f in _files(folder)]
+
+
+def _files(folder: Path) -> list[Path]:
+    files = [folder] if is_gguf(folder) and folder.is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
+    return files + sorted(file for pattern in NAMED for file in folder.glob(pattern))
 
 
 def weights_folder(source: str) -> Path:

@@ -102,41 +102,65 @@ class Store:
     def get(self, key: Mapping[str, Any]) -> dict[str, Answer]:
         """All intact answers under `key`, by item content hash; empty where nothing is kept.
 
+        A file is whole at any time, so it is read without a lock, and a store that cannot be written can be read.
+
+        Raises:
+            PermissionError: the file cannot be read.
+
         Warns:
             DamagedAnswers: lines failed their checksum; they are moved to a file ending in `.damaged`.
         """
         path = self.path(key)
-        if not path.exists():
-            return {}
-        with FileLock(path.parent / ".lock"):
-            return self._read(path, key)
+        answers, damaged = _read(path, key)
+        if damaged:
+            try:
+                with FileLock(path.parent / ".lock"):
+                    return self._mended(path, key)
+            except OSError as error:
+                warnings.warn(
+                    f"{path}: {len(damaged)} damaged line(s) are passed over, and stay as they are: {error}",
+                    DamagedAnswers,
+                    stacklevel=2,
+                )
+        return answers
 
     def put(self, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
         """Keep `answers` (by item content hash) beside those already under `key`.
 
         Raises:
             ValueError: a log-likelihood is not finite.
+            OSError: the file cannot be written, the disk being full for instance; what was kept before still is.
         """
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
-            kept = self._read(path, key) if path.exists() else {}
-            self._write(path, key, kept | dict(answers))
+            _write(path, key, self._mended(path, key) | dict(answers))
 
-    def _read(self, path: Path, key: Mapping[str, Any]) -> dict[str, Answer]:
-        text = path.read_bytes().decode(errors="replace")
-        header, *lines = text.removesuffix("\n").split("\n")  # not at every line end that Unicode knows
-        if header == canonical(key):
-            entries = [_parse(line) for line in lines]
-            damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]
-        else:  # whose answers these are cannot be known
-            entries, damaged = [], [header, *lines]
-        answers = dict(entry for entry in entries if entry is not None)
+    def take(self, other: Store) -> tuple[int, int]:
+        """Keep all that `other` keeps, too: how many answers were added, and how many differ from our own.
+
+        Of two answers to one question ours stays. Equal keys promise equal answers: where two differ, one of them was
+        not made by what its key says.
+        """
+        added = differ = 0
+        for key in other.keys():  # noqa: SIM118 - no mapping
+            ours, theirs = self.get(key), other.get(key)
+            new = {item: answer for item, answer in theirs.items() if item not in ours}
+            differ += sum(ours[item] != answer for item, answer in theirs.items() if item in ours)
+            if new:
+                self.put(key, new)
+            added += len(new)
+        return added, differ
+
+    @staticmethod
+    def _mended(path: Path, key: Mapping[str, Any]) -> dict[str, Answer]:
+        """The intact answers of a file, whose damaged lines are set aside. Under its lock."""
+        answers, damaged = _read(path, key)
         if damaged:
             aside = path.with_suffix(".damaged")
             with aside.open("a", encoding="utf-8") as file:
                 file.write("\n".join(damaged) + "\n")
-            self._write(path, key, answers)
+            _write(path, key, answers)
             warnings.warn(
                 f"{path}: {len(damaged)} damaged line(s) set aside in {aside.name}; what they held will be asked again",
                 DamagedAnswers,
@@ -144,9 +168,35 @@ class Store:
             )
         return answers
 
-    @staticmethod
-    def _write(path: Path, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
-        lines = [canonical(key), *(_line(item, answers[item]) for item in sorted(answers))]
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+def _read(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Answer], list[str]]:
+    """The intact answers of a file, and its damaged lines."""
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return {}, []
+    except PermissionError as error:
+        raise PermissionError(
+            f"{path} cannot be read: give it its permissions back, or remove it to have its questions asked again"
+        ) from error
+    header, *lines = text.removesuffix("\n").split("\n")  # not at every line end that Unicode knows
+    if header != canonical(key):  # whose answers these are cannot be known
+        return {}, [header, *lines]
+    entries = [_parse(line) for line in lines]
+    damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]
+    return dict(entry for entry in entries if entry is not None), damaged
+
+
+def _write(path: Path, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
+    """Write a file through a temporary name: whole or not at all, even where the disk is full or the power is cut."""
+    lines = [canonical(key), *(_line(item, answers[item]) for item in sorted(answers))]
+    temporary = path.with_suffix(".tmp")  # one a file: a killed writer's is written over
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -50,8 +50,7 @@ def fine_tune(model: PreTrainedModel, seed: int, spread: float = 0.1) -> PreTrai
     return copy
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerBase:
+def byte_tokenizer() -> PreTrainedTokenizerBase:
     """A token a byte, which no text can escape."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {letter: i + 3 for i, letter in enumerate(alphabet)}
@@ -59,6 +58,21 @@ def tokenizer() -> PreTrainedTokenizerBase:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def save_models(root: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Path]:
+    """Write a tiny Llama base and two fine-tunes of it into folders: `base`, `first`, `second`."""
+    base = build(CONFIGS["llama"], seed=1)
+    for name, made in (("base", base), ("first", fine_tune(base, 2)), ("second", fine_tune(base, 3))):
+        made.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {name: root / name for name in ("base", "first", "second")}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """A token a byte, which no text can escape."""
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session", params=sorted(CONFIGS))
@@ -76,9 +90,4 @@ def llama() -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, Path]:
     """Folders of a tiny Llama base and two fine-tunes of it: `base`, `first`, `second`."""
-    root = tmp_path_factory.mktemp("models")
-    base = build(CONFIGS["llama"], seed=1)
-    for name, made in (("base", base), ("first", fine_tune(base, 2)), ("second", fine_tune(base, 3))):
-        made.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    return {name: root / name for name in ("base", "first", "second")}
+    return save_models(tmp_path_factory.mktemp("models"), tokenizer)

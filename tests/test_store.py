@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +97,61 @@ def test_a_kill_between_write_and_rename_leaves_the_old_answers(tmp_path: Path) 
     store.put(KEY, {"a": (-1.0,)})
     store.path(KEY).with_suffix(".123.tmp").write_text("half of a li")
     assert store.get(KEY) == {"a": (-1.0,)}
+
+
+def test_a_full_disk_is_said_and_the_old_answers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, {"a": (-1.0,)})
+    (limit, most) = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (store.path(KEY).stat().st_size, most))  # no file may be longer
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.put(KEY, {"b": (-2.0,)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert store.get(KEY) == {"a": (-1.0,)}
+    assert not list(tmp_path.glob("*/*.tmp"))
+
+
+def without_privileges(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code for which permissions count, whoever runs the tests."""
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*drop, sys.executable, "-W", "error", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": "."})
+
+
+def test_a_store_that_cannot_be_written_can_be_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(KEY, {"a": (-1.5,), "b": (-2.5,)})
+    path = store.path(KEY)
+    (path.parent / ".lock").unlink()
+    code = "import sys; from pathlib import Path; from merge3.store import Store\n"
+    code += f"print(Store(Path(sys.argv[1])).get({KEY}))"
+    path.parent.chmod(0o555)
+    whole = without_privileges(code, str(tmp_path))
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace("1.5", "1.6"))
+    damaged = without_privileges(code, str(tmp_path))
+    path.chmod(0o000)
+    unreadable = without_privileges(code, str(tmp_path))
+    path.parent.chmod(0o755)
+    assert whole.stdout.strip() == str({"a": (-1.5,), "b": (-2.5,)})
+    assert "1 damaged line(s) are passed over, and stay as they are" in damaged.stderr
+    assert "cannot be read: give it its permissions back" in unreadable.stderr
+
+
+def test_a_store_takes_what_another_keeps(tmp_path: Path) -> None:
+    ours, theirs, other = Store(tmp_path / "ours"), Store(tmp_path / "theirs"), {**KEY, "runtime": "there"}
+    ours.put(KEY, {"a": (-1.0,), "b": (-2.0,)})
+    theirs.put(KEY, {"b": (-9.0,), "c": (-3.0,)})
+    theirs.put(other, {"a": (-4.0,)})
+    assert ours.take(theirs) == (2, 1)
+    assert ours.get(KEY) == {"a": (-1.0,), "b": (-2.0,), "c": (-3.0,)}
+    assert ours.get(other) == {"a": (-4.0,)}
+    assert ours.take(theirs) == (0, 1)
+    assert theirs.take(ours) == (1, 1)
 
 
 def _write_many(root: Path, writer: int) -> None:
