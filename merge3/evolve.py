@@ -35,6 +35,7 @@ Fitness = float | tuple[float, ...]
 CONVERGED = 0.005  # of the cube's edge: below this deviation in every gene all candidates are one
 ERROR = 0.1  # of a fitness whose standard error is not told: about that of twenty answers
 LEADERS, TRIES, STEPS = 5, 150, (0.05, 0.15, 0.3)  # of `pooled`: the best so far, and points drawn about them
+SWITCH = 0.25  # share of those points where a category is drawn anew
 REFITS = 4  # generations after each of which its settings are chosen anew; then after every third
 TIES, RESTART = 1, 2  # what a generation's further seeds are for
 KERNELS = 6  # distributions of `pareto`, each of which settles on a point of the front
@@ -45,8 +46,8 @@ class Genes:
     """What the genes of a search are: numbers in [0, 1], but for those named here by their place.
 
     `categories[gene]` is its number of options, `levels[gene]` its number of ordered values. Option or value k of n is
-    handed out as the middle of the k-th of n equal parts of [0, 1]. Only `mixed` and `pareto` heed them; to the others
-    all genes are numbers.
+    handed out as the middle of the k-th of n equal parts of [0, 1]. Only `pooled`, `mixed` and `pareto` heed them; to
+    the others all genes are numbers.
     """
 
     count: int
@@ -340,7 +341,8 @@ class Pooled(Search):
     """Thompson sampling (1933) of a surface through all candidates: each candidate is the best point of a draw from it.
 
     The first two generations are drawn around the start. A draw is compared at `TRIES` points about the `LEADERS`
-    candidates of the highest posterior mean. A failed candidate counts as the worst of its generation.
+    candidates of the highest posterior mean. A failed candidate counts as the worst of its generation. Options of a
+    category are as far apart as the ends of a number are: what one teaches of the other genes, the others learn.
     """
 
     drifts = False
@@ -353,18 +355,33 @@ class Pooled(Search):
     @property
     def mean(self) -> Genotype:
         """Where the surface is highest; the start before there is one."""
-        return self.start.copy() if self.surface is None else highest(self.surface, self.seed)
+        if self.surface is None:
+            return self.start.copy()
+        top: Genotype = self._placed(highest(self.surface, self.seed)[None], 0.0, np.random.default_rng(0))[0]
+        return top
 
     def _propose(self, seed: int) -> list[Any]:
         generator = np.random.default_rng(seed)
         if self.surface is None or self.generation < 2:
             around = self.start + self.sigma * generator.standard_normal((self.population, self.genes.count))
-            return list(np.clip(around, 0.0, 1.0))
+            return list(self._placed(around, 1.0, generator))
         heights = self.surface.predict(self.surface.genes)[0]
         leaders = self.surface.genes[np.argsort(-heights, kind="stable")[:LEADERS]]
         steps = generator.choice(STEPS, (TRIES, 1)) * generator.standard_normal((TRIES, self.genes.count))
-        tries = np.clip(leaders[generator.integers(len(leaders), size=TRIES)] + steps, 0.0, 1.0)
+        tries = self._placed(leaders[generator.integers(len(leaders), size=TRIES)] + steps, SWITCH, generator)
         return [tries[draw.argmax()] for draw in self.surface.sample(tries, self.population, generator)]
+
+    def _placed(
+        self, points: Float[np.ndarray, "points genes"], switch: float, generator: np.random.Generator
+    ) -> Float[np.ndarray, "points genes"]:
+        """The points in the cube, whole numbers and categories in the middle of their parts, some categories anew."""
+        placed: np.ndarray = np.clip(points, 0.0, 1.0)
+        for gene in self.genes.categories:
+            anew = generator.random(len(placed)) < switch
+            placed[anew, gene] = generator.random(int(anew.sum()))
+        for gene, size in {**self.genes.categories, **self.genes.levels}.items():
+            placed[:, gene] = (np.minimum(np.floor(placed[:, gene] * size), size - 1) + 0.5) / size
+        return placed
 
     def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
         losses = -values[:, 0]

@@ -204,9 +204,10 @@ def mixed_score(x: np.ndarray) -> float:
     return -float((x[1] - 0.7) ** 2) - float(abs(x[0] - 2.5 / 3)) - float(abs(x[2] - 0.5 / 5))
 
 
-def test_mixed_finds_the_category_and_the_whole_number() -> None:
+@pytest.mark.parametrize("name", ["mixed", "pooled"])
+def test_the_category_and_the_whole_number_are_found(name: str) -> None:
     genes = Genes(3, categories={0: 3}, levels={2: 5})
-    search = SEARCHES["mixed"](genes, np.full(3, 0.5), 0.3, 10, 0)
+    search = SEARCHES[name](genes, np.full(3, 0.5), 0.3, 10, 0)
     for _ in range(60):
         asked = search.ask()
         for x in asked:
