@@ -7,6 +7,7 @@ follows the reader's light or dark theme.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from merge3 import report_plots, report_tables, report_text
 from merge3.items import Item
@@ -33,7 +34,8 @@ def page(results: Results) -> str:
     """The report as one HTML file that needs no other."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {name: getattr(report_text, name) for name in ("percent", "points", "count", "number")}
-    environment.filters |= {"minutes": report_text.minutes, "p": p_value}
+    environment.filters |= {"minutes": report_text.minutes, "p": p_value, "soft": soft}
+    environment.filters["whole"] = lambda share: NONE if pd.isna(share) else f"{share:.0%}"
     template = environment.from_string(files("merge3").joinpath("report.html").read_text(encoding="utf-8"))
     tried = report_tables.candidates(results)
     items = report_tables.item_map(results)
@@ -87,6 +89,11 @@ def verdict(results: Results) -> str:
         if names := [row["model"] for row in results.rivals if outcome(row) == ending]:
             parts.append(f"{WORDS[ending]} {listed(names)}")
     return "; ".join(parts)
+
+
+def soft(name: str) -> Markup:
+    """A name that may break after an underscore or a slash, where its column is narrow."""
+    return Markup(re.sub("([_/])", r"\1<wbr>", str(escape(name))))  # noqa: S704 - escaped
 
 
 def listed(names: Sequence[str]) -> str:

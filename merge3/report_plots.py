@@ -112,7 +112,7 @@ def draw_genes(axes: Axes, tried: pd.DataFrame, genes: Sequence[str], winner: Se
     rows = np.arange(len(genes))[::-1]
     for label, part, colour, width in parts:
         low, high = (part[list(genes)].quantile(share).to_numpy() for share in (0.1, 0.9))
-        axes.hlines(rows, low, high, color=colour, linewidth=width, label=f"{label} of the search", capstyle="round")
+        axes.hlines(rows, low, high, color=colour, linewidth=width, label=label, capstyle="round")
     axes.plot(winner, rows, "D", color=ORANGE, markersize=6, markeredgecolor=PAPER, label="winner")
     named = len(genes) <= NAMED_GENES
     axes.set_yticks(rows if named else [], short_genes(genes) if named else [])

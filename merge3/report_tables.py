@@ -287,7 +287,8 @@ def divisors(item: Item, scoring: str) -> list[int]:
 def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """A row for all that was asked: the stage, what for, tokens, seconds of the last run, whether to find the winner.
 
-    What finds the winner comes first, what measures it last.
+    Seconds are empty where the last run found all answers kept, and where they are another row's. What finds the
+    winner comes first, what measures it last.
     """
     search, respond = ledgers["evolve"], ledgers["respond"]
     rows = [
@@ -300,7 +301,8 @@ def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=["stage", "what", "tokens", "seconds", "finding"])
     table["seconds"] = [
-        np.nan if run is None else run["merging_seconds"] + run["answering_seconds"] for run in table["seconds"]
+        run["merging_seconds"] + run["answering_seconds"] if run and run["tokens"] else np.nan
+        for run in table["seconds"]
     ]
     return table
 

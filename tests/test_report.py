@@ -22,7 +22,7 @@ from merge3.report_text import count, fraction, minutes, p_value, percent, point
 from merge3.store import Reply, Store
 
 ATTACK = "<script>alert(1)</script>"
-VOID = {"meta", "br", "link", "img", "hr", "input"}
+VOID = {"wbr", "meta", "br", "link", "img", "hr", "input"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,11 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        if self.tags and self.tags[-1] == "wbr":
+            self.texts[-1] += data
+            self.tags.pop()
+        else:
+            self.texts.append(data)
 
     @property
     def text(self):
@@ -131,7 +135,7 @@ def test_the_first_screen_says_what_was_merged_who_won_how_sure_and_at_what_cost
     assert "Is it real? Yes Better than all 8 rivals the best expert: p < 0.001" in first
     assert "guessing: 25%" in first
     assert "1/48 of asking every question; 1/4.4 with all preparation" in first
-    assert "task arithmetic standard merge 54.7% [51.1%, 58.3%] +6.6 [+3.5, +9.7] p = 0.025" in first
+    assert "task arithmetic standard 54.7% [51.1%, 58.3%] +6.6 [+3.5, +9.7] p = 0.025" in first
     assert "base 12.1% [8.5%, 15.7%]" in first
 
 
@@ -147,7 +151,7 @@ def test_every_figure_of_the_scores_is_on_the_page(results, html):
 
 def test_the_search_the_sample_and_the_estimators_are_on_the_page(results, html):
     text = Reader(html).text
-    for figure in ("2.3 points", "0.86", "0.4 points", "parent_aware", "87.5%", "−3.4", "20 of 960 search items"):
+    for figure in ("2.3 points", "0.86", "0.4 points", "parent_aware", "−3.4", "20 of 960 search items"):
         assert figure in text
     assert results.winner["phenotype"] in text
     for row in results.finalists.to_dict("records"):
