@@ -127,7 +127,7 @@ def standings(results: Results) -> list[dict[str, Any]]:
     for row in ranked(results.scores):
         bar = {name: round(100 * (row[name] - low) / (high - low), 2) for name in ("low", "accuracy", "high")}
         ending = "" if row["kind"] == WINNER else outcome(row)
-        rows.append({"row": row, "outcome": ending, "words": WORDS.get(ending, ""), "bar": bar})
+        rows.append({"row": row, "outcome": ending, "bar": bar})
     return rows
 
 
@@ -249,7 +249,7 @@ def plots(results: Results, tried: pd.DataFrame, items: pd.DataFrame) -> dict[st
             f"Estimate against truth of {len(results.sample)} candidates; mean absolute error "
             f"{percent(estimates['mean_absolute_error'])}",
             4.2,
-            lambda axes: report_plots.draw_sample(axes, results.sample),
+            lambda axes: report_plots.draw_sample(axes, report_tables.estimates(results)),
         ),
         "items": (
             f"{len(items)} search items by difficulty and discrimination; the {len(results.subset)} that are asked "

@@ -162,9 +162,10 @@ def step(values: np.ndarray) -> np.ndarray:
 
 def draw_sample(axes: Axes, sample: pd.DataFrame) -> None:
     """Estimate against truth: on the line is right, an interval that crosses it is honest."""
-    table = 100 * sample[["truth", "estimate", "low", "high"]]
+    table = 100 * sample[["truth", "truth_low", "truth_high", "estimate", "low", "high"]]
     ends = [float(np.nanmin(table)) - 1, float(np.nanmax(table)) + 1]
     axes.plot(ends, ends, "--", color=MUTED, linewidth=1.2)
+    axes.hlines(table["estimate"], table["truth_low"], table["truth_high"], color=MUTED, linewidth=1.0, alpha=0.7)
     axes.vlines(table["truth"], table["low"], table["high"], color=BLUE, linewidth=1.5, alpha=0.6)
     axes.plot(table["truth"], table["estimate"], "o", color=BLUE, markersize=6)
     axes.set_xlim(*ends)

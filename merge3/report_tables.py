@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from merge3.grading import margin
 from merge3.irt import ItemParameters, probability
@@ -32,6 +33,7 @@ PLACE = (
     "tokens",
 )  # of a history; the rest is genes
 SPREAD = (0.1, 0.9)  # quantiles of a generation's estimates, and of its coefficients
+INTERVAL = 0.9  # of a candidate's truth: that of the estimates
 KINDS = {"weight": "weights", "density": "densities"}  # of a gene, and what a recipe calls them
 
 
@@ -126,7 +128,7 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         "models": pd.DataFrame(ranked(results.scores)),
         "search": generations(tried),
         "candidates": tried,
-        "estimates": results.sample,
+        "estimates": estimates(results),
         "items": item_map(results),
         "duels": duels(results),
         "ledger": costs(results.ledgers),
@@ -154,11 +156,11 @@ def outcome(row: Mapping[str, Any]) -> str:
 
 def candidates(results: Results) -> pd.DataFrame:
     """A row a candidate, in the order of the search: tokens asked so far, estimate, and its coefficients."""
-    history = results.history
-    made = [coefficients(results.recipes[name], results.genes) for name in history["phenotype"]]
+    history, genes = results.history, results.genes
+    made = [coefficients(results.recipes[name], genes) for name in history["phenotype"]]
     table = history[["generation", "candidate", "phenotype", "estimate", "low", "high"]].copy()
     table.insert(2, "asked", history["tokens"].cumsum())
-    return table.join(pd.DataFrame(made, columns=results.genes, index=history.index))
+    return table.join(pd.DataFrame(made, columns=genes, index=history.index))
 
 
 def coefficients(recipe: Mapping[str, Any], genes: Sequence[str]) -> list[float]:
@@ -194,6 +196,16 @@ def telling(tried: pd.DataFrame, genes: Sequence[str]) -> list[str]:
         warnings.simplefilter("ignore", RuntimeWarning)  # all estimates are equal: no correlation, and none is first
         strength = tried[varied].rank().corrwith(tried["estimate"].rank()).abs().fillna(0.0)
     return [str(gene) for gene in strength.sort_values(ascending=False, kind="stable").index[:2]]
+
+
+def estimates(results: Results) -> pd.DataFrame:
+    """The candidates that were answered in full, with the truth's own 90 % interval (Wilson 1927)."""
+    items = results.responses.shape[1]
+    ends = [
+        binomtest(round(truth * items), items).proportion_ci(INTERVAL, method="wilson")
+        for truth in results.sample["truth"]
+    ]
+    return results.sample.assign(truth_low=[end.low for end in ends], truth_high=[end.high for end in ends])
 
 
 # The items

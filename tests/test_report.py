@@ -135,7 +135,7 @@ def test_the_first_screen_says_what_was_merged_who_won_how_sure_and_at_what_cost
     assert "Is it real? Yes Better than all 8 rivals the best expert: p < 0.001" in first
     assert "guessing: 25%" in first
     assert "1/48 of asking every question; 1/4.4 with all preparation" in first
-    assert "task arithmetic standard 54.7% [51.1%, 58.3%] +6.6 [+3.5, +9.7] p = 0.025" in first
+    assert "task arithmetic standard 54.7% [51.1%, 58.3%] +6.6 [+3.5, +9.7] p = 0.025 ✓" in first
     assert "base 12.1% [8.5%, 15.7%]" in first
 
 

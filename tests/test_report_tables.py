@@ -21,6 +21,7 @@ from merge3.report_tables import (
     coefficients,
     costs,
     duels,
+    estimates,
     extracted,
     generations,
     information,
@@ -72,6 +73,15 @@ def test_the_telling_coefficients_are_those_of_the_highest_rank_correlation(resu
     assert telling(tried, findings.GENES) == sorted(strength, key=lambda gene: -strength[gene])[:2]
     assert telling(tried.assign(**{findings.GENES[0]: 0.5}), findings.GENES[:2]) == findings.GENES[1:2]
     assert telling(tried.assign(estimate=0.5), findings.GENES) == findings.GENES[:2]
+
+
+def test_the_truth_has_an_interval_of_its_own(results: Results) -> None:
+    """Wilson's interval holds the shares p with |truth - p| = z sqrt(p (1 - p) / n) at its ends."""
+    table, items = estimates(results), results.responses.shape[1]
+    for row in table.to_dict("records"):
+        truth = round(row["truth"] * items) / items
+        for end in (row["truth_low"], row["truth_high"]):
+            assert abs(truth - end) == pytest.approx(1.6448536 * np.sqrt(end * (1 - end) / items), rel=1e-5)
 
 
 def test_information_is_the_curvature_of_the_likelihood(results: Results) -> None:
