@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.known import items_of, parameters, study_items, study_of
-from flows.stage import DATA, main, read_json, say, served, show_text
+from flows.stage import DATA, main, read_json, say, served, show_text, write_text
 from merge3 import responses
 from merge3.grading import grade
 from merge3.items import Item
@@ -82,10 +82,8 @@ def report(study: str, studies: dict[str, Any], runtime: dict[str, Any]) -> None
     OUT.mkdir(parents=True, exist_ok=True)
     for name, table in tables(results).items():
         table.to_csv(OUT / f"{name}.csv", index=False)
-    temporary = OUT / "index.tmp"
-    temporary.write_text(page(results), encoding="utf-8")
-    temporary.replace(OUT / "index.html")
-    (OUT / "result.txt").write_text(plain(results), encoding="utf-8")
+    write_text(OUT / "index.html", page(results))
+    write_text(OUT / "result.txt", plain(results))
     show(results)
 
 
@@ -155,9 +153,8 @@ def kept(
     for store in (Store(RESPOND / "answers"), Store(EVALUATE / "answers")):
         for key in store.keys():  # noqa: SIM118 - no mapping
             for model in [name for name, phenotype in phenotypes.items() if phenotype == digest(key.get("merge"))]:
-                for content, answer in store.get(key).items():
-                    item = wanted.get(content)
-                    if item is None or (item.options and scoring == "tokens"):
+                for item, answer in [(wanted[c], answer) for c, answer in store.get(key).items() if c in wanted]:
+                    if item.options and scoring == "tokens":
                         continue
                     if grade(item, answer, divisors(item, scoring))[0] == answered.loc[model, item.id]:
                         found.setdefault(model, {})[item.id] = answer

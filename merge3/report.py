@@ -97,9 +97,9 @@ def soft(name: str) -> Markup:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them, three at most."""
+    """Names as a sentence has them: a, b and c; three at most."""
     shown = list(names) if len(names) <= 3 else [*names[:2], f"{len(names) - 2} others"]
-    return " and ".join([*([", ".join(shown[:-1])] if shown[1:] else []), shown[-1]])
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def evidence(row: Mapping[str, Any], items: int) -> str:
