@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.known import items_of, study_of
-from flows.stage import DATA, main, read_json, say, served, show_text
-from merge3.report import Results, evidence, headline, outcome, page, percent, points, ranked
+from flows.known import items_of, parameters, study_items, study_of
+from flows.stage import DATA, main, read_json, say, served, show_text, write_text
+from merge3 import responses
+from merge3.grading import grade
+from merge3.items import Item
+from merge3.recipe import Recipe, constant, standard_merges
+from merge3.report import evidence, headline, page
+from merge3.report_tables import BASE, Results, divisors, outcome, ranked, tables
+from merge3.report_text import percent, points
+from merge3.store import Answer, Store, digest
 
 PREPARE = DATA / "prepare"
+EXPERTS = DATA / "experts"
 RESPOND = DATA / "respond"
 POPULATION = DATA / "population"
+CALIBRATE = DATA / "calibrate"
 EXTRACT = DATA / "extract"
 ESTIMATE = DATA / "estimate"
 EVOLVE = DATA / "evolve"
@@ -28,34 +37,40 @@ EVALUATE = DATA / "evaluate"
 OUT = DATA / "report"
 
 INPUTS = (
+    EXPERTS / "manifest.json",
     PREPARE / "search.parquet",
     PREPARE / "test.parquet",
+    RESPOND / "search.parquet",
     RESPOND / "ledger.json",
     POPULATION / "ledger.json",
+    CALIBRATE / "items.parquet",
     EXTRACT / "subset.parquet",
     ESTIMATE / "calibration.json",
     ESTIMATE / "estimators.csv",
+    ESTIMATE / "experts.csv",
     EVOLVE / "history.csv",
+    EVOLVE / "recipes.json",
     EVOLVE / "finalists.csv",
     EVOLVE / "winner.json",
     EVOLVE / "ledger.json",
     EVALUATE / "metrics.json",
     EVALUATE / "scores.csv",
     EVALUATE / "sample.csv",
+    EVALUATE / "responses.parquet",
     EVALUATE / "ledger.json",
 )
 COMMANDS = (
-    "dvc repro                  # every stage that is out of date",
-    "python -m flows.evolve     # the search alone; answers that are kept are not asked again",
-    "python -m flows.evaluate   # the winner on the test items",
-    "python -m flows.report     # this page",
+    "make run                                          # all of this; nothing that is up to date runs again",
+    "merge3 merge data/evolve/winner.yaml my-model     # the winner as a model that anyone can load",
+    "merge3 answers data/evaluate/answers --items data/prepare/test.parquet    # every answer, raw",
+    "python -m flows.report                            # this page",
 )
 COLOURS = {"better": "green", "worse": "red", "undecided": "yellow"}
 
 
 @flow
-def report(study: str, studies: dict[str, Any]) -> None:
-    """Write data/report/index.html and result.txt, and say the result.
+def report(study: str, studies: dict[str, Any], runtime: dict[str, Any]) -> None:
+    """Write data/report/index.html, its figures as CSV and result.txt, and say the result.
 
     Raises:
         FileNotFoundError: a stage before was not run.
@@ -63,16 +78,16 @@ def report(study: str, studies: dict[str, Any]) -> None:
     """
     if missing := [path for path in INPUTS if not path.exists()]:
         raise FileNotFoundError(f"{missing[0]} is missing: run the stage {missing[0].parent.name} first")
-    results = read(study, studies)
+    results = read(study, studies, runtime["scoring"])
     OUT.mkdir(parents=True, exist_ok=True)
-    temporary = OUT / "index.tmp"
-    temporary.write_text(page(results), encoding="utf-8")
-    temporary.replace(OUT / "index.html")
-    (OUT / "result.txt").write_text(plain(results), encoding="utf-8")
+    for name, table in tables(results).items():
+        table.to_csv(OUT / f"{name}.csv", index=False)
+    write_text(OUT / "index.html", page(results))
+    write_text(OUT / "result.txt", plain(results))
     show(results)
 
 
-def read(study: str, studies: dict[str, Any]) -> Results:
+def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
     """What the stages before wrote about the study.
 
     Raises:
@@ -83,25 +98,67 @@ def read(study: str, studies: dict[str, Any]) -> Results:
     for stage, found in (("evolve", winner["study"]), ("evaluate", metrics["study"])):
         if found != study:
             raise ValueError(f"data/{stage} holds study {found!r}, asked for {study!r}: run {stage} first")
-    sizes = Counter(item.group for item in items_of(groups, "search"))
+    search, tests = study_items(groups), items_of(groups, "test")
+    scores = _table(EVALUATE / "scores.csv")
+    answered = responses.read(EVALUATE / "responses.parquet")
     folders = (RESPOND, POPULATION, EVOLVE, EVALUATE)
+    manifest = read_json(EXPERTS / "manifest.json")
+    fingerprints = {expert["name"]: expert["fingerprint"] for expert in manifest["experts"]}
+    recipes = {name: constant("task_arithmetic", {name: 1.0}) for name in experts} | standard_merges(experts)
+    recipes[BASE] = constant("task_arithmetic", dict.fromkeys(experts, 0.0))
+    recipes[scores["model"][0]] = Recipe.from_dict(winner["recipe"])
     return Results(
         study=study,
         experts=experts,
-        search_items={group: sizes[group] for group in groups},
-        test_items=len(items_of(groups, "test")),
+        search=search,
+        tests=tests,
+        parameters=parameters(search),
+        abilities=_table(ESTIMATE / "experts.csv"),
+        subset=pd.read_parquet(EXTRACT / "subset.parquet"),
         metrics=metrics,
-        scores=_table(EVALUATE / "scores.csv"),
+        scores=scores,
+        responses=answered,
+        raw=kept({name: recipe.phenotype(fingerprints) for name, recipe in recipes.items()}, tests, answered, scoring),
+        scoring=scoring,
         sample=_table(EVALUATE / "sample.csv"),
         history=_table(EVOLVE / "history.csv"),
+        recipes=read_json(EVOLVE / "recipes.json"),
         finalists=_table(EVOLVE / "finalists.csv"),
         winner=winner,
         estimator=read_json(ESTIMATE / "calibration.json")["estimator"],
         estimators=_table(ESTIMATE / "estimators.csv"),
-        subset=pd.read_parquet(EXTRACT / "subset.parquet"),
         ledgers={folder.name: read_json(folder / "ledger.json") for folder in folders},
+        identity={
+            "the winner (phenotype)": winner["phenotype"],
+            "base (weights)": manifest["base"]["fingerprint"],
+            **{f"{name} (weights)": fingerprints[name] for name in experts},
+            "search items": digest([item.content_hash for item in search]),
+            "test items": digest([item.content_hash for item in tests]),
+            "answered on": read_json(RESPOND / "ledger.json")["test"]["runtime"].get("runtime", "any device"),
+        },
         commands=COMMANDS,
     )
+
+
+def kept(
+    phenotypes: dict[str, str], tests: Sequence[Item], answered: pd.DataFrame, scoring: str
+) -> dict[str, dict[str, Answer]]:
+    """By model and test item: the raw answers that respond and evaluate still have, if graded as `answered` says.
+
+    The stores are scratch: what is not there is left out, as are answers of other runs that were graded otherwise, and
+    options scored by tokens, which cannot be graded here.
+    """
+    wanted = {item.content_hash: item for item in tests if item.id in answered.columns}
+    found: dict[str, dict[str, Answer]] = {}
+    for store in (Store(RESPOND / "answers"), Store(EVALUATE / "answers")):
+        for key in store.keys():  # noqa: SIM118 - no mapping
+            for model in [name for name, phenotype in phenotypes.items() if phenotype == digest(key.get("merge"))]:
+                for item, answer in [(wanted[c], answer) for c, answer in store.get(key).items() if c in wanted]:
+                    if item.options and scoring == "tokens":
+                        continue
+                    if grade(item, answer, divisors(item, scoring))[0] == answered.loc[model, item.id]:
+                        found.setdefault(model, {})[item.id] = answer
+    return found
 
 
 def show(results: Results) -> None:
@@ -146,7 +203,7 @@ def summary(results: Results) -> Text:
     """The result in a sentence and its evidence."""
     rival = results.best_expert
     text = Text(f"{headline(results)}:\n", style=f"bold {COLOURS[outcome(rival)]}")
-    return text.append(f"{evidence(rival, results.test_items)}.", style="not bold default")
+    return text.append(f"{evidence(rival, results.responses.shape[1])}.", style="not bold default")
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -5,137 +5,29 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import findings
 import numpy as np
 import pandas as pd
 import pytest
+from findings import EXPERTS, GENES, GROUPS
 
 from flows import report as stage
-from merge3 import items
-from merge3.report import (
-    Results,
-    count,
-    fraction,
-    headline,
-    outcome,
-    p_value,
-    page,
-    percent,
-    points,
-    ranked,
-    short_genes,
-)
+from merge3 import items, responses
+from merge3.irt import ItemParameters
+from merge3.items import FreeText, Item
+from merge3.report import headline, page, verdict
+from merge3.report_plots import short_genes
+from merge3.report_tables import outcome, ranked
+from merge3.report_text import count, fraction, minutes, p_value, percent, points
+from merge3.store import Reply, Store
 
-EXPERTS = ["english_arithmetic", "french_language", "spanish_language", "italian_language"]
-GROUPS = ["fr", "es", "it"]
-GENES = [f"weight {expert} {group} 0" for group in ("attention", "mlp") for expert in EXPERTS]
 ATTACK = "<script>alert(1)</script>"
-VOID = {"meta", "br", "link", "img", "hr", "input"}
-
-
-def scores_of(names):
-    rng = np.random.default_rng(1)
-    kinds = ["winner"] + ["standard merge"] * 3 + ["base"] + ["expert"] * (len(names) - 5)
-    accuracy = np.array([0.613, 0.532, 0.547, 0.489, 0.121, 0.503, 0.341, 0.298, 0.317])[: len(names)]
-    table = pd.DataFrame({"model": names, "kind": kinds, "accuracy": accuracy})
-    table["low"], table["high"] = accuracy - 0.036, accuracy + 0.036
-    table["lead"] = accuracy[0] - accuracy
-    table["lead_low"], table["lead_high"] = table["lead"] - 0.031, table["lead"] + 0.031
-    table["mcnemar_p"] = np.where(table["lead"] > 0.1, 1e-9, 0.0123)
-    table.loc[0, ["lead", "lead_low", "lead_high", "mcnemar_p"]] = [0, 0, 0, 1]
-    for group in [*(f"group {g}" for g in GROUPS), "form symbols", "form words"]:
-        table[group] = np.clip(accuracy + rng.normal(0, 0.05, len(table)), 0, 1)
-    return table
-
-
-def history_of(genes, generations=16, population=12):
-    rng = np.random.default_rng(2)
-    rows = []
-    for generation in range(generations):
-        for candidate in range(population):
-            estimate = 0.3 + 0.28 * (1 - np.exp(-generation / 4)) + rng.normal(0, 0.05)
-            place = {"generation": generation, "candidate": candidate}
-            place["phenotype"] = f"{generation:02d}{candidate:02d}".ljust(64, "e")
-            place |= {
-                "estimate": estimate,
-                "low": estimate - 0.06,
-                "high": estimate + 0.06,
-                "margin": 0.5,
-                "tokens": 1620,
-            }
-            rows.append(place | dict(zip(genes, rng.beta(2, 2, len(genes)), strict=True)))
-    return pd.DataFrame(rows)
-
-
-def asked(tokens):
-    return {"tokens": tokens, "this_run": cost(tokens)}
-
-
-def cost(tokens):
-    return {"tokens": tokens, "flops": tokens * 2 * 10**8, "merging_seconds": 41.5, "answering_seconds": 612.0}
+VOID = {"wbr", "meta", "br", "link", "img", "hr", "input"}
 
 
 @pytest.fixture(scope="module")
 def results():
-    """A study as its stages write it: the winner leads the best expert by 11.0 points."""
-    rng = np.random.default_rng(3)
-    names = ["evolved merge", "uniform average", "task arithmetic", "TIES", "base", *EXPERTS]
-    history = history_of(GENES)
-    sample = history.iloc[::24][["generation", "candidate", "phenotype", "estimate", "low", "high"]].reset_index(
-        drop=True
-    )
-    sample["truth"] = sample["estimate"] + rng.normal(0, 0.03, len(sample))
-    scores = scores_of(names)
-    weights = {g: {e: [round(float(rng.uniform(0, 1.2)), 2)] for e in EXPERTS} for g in ("attention", "mlp")}
-    recipe = {"method": "task_arithmetic", "experts": EXPERTS, "weights": weights, "densities": {}, "mask_seed": 0}
-    finalists = history.sort_values("estimate", ascending=False)[["phenotype", "estimate", "low", "high"]].head(5)
-    fields = ["lead", "lead_low", "lead_high", "mcnemar_p"]
-    by_model = scores.set_index("model")
-    return Results(
-        study="transfer",
-        experts=EXPERTS,
-        search_items=dict.fromkeys(GROUPS, 320),
-        test_items=720,
-        metrics={
-            "study": "transfer",
-            "winner": {**by_model.loc["evolved merge", ["accuracy", "low", "high"]].to_dict(), "estimate": 0.62},
-            "best_expert": {"name": "english_arithmetic", "accuracy": 0.503},
-            "over_best_expert": by_model.loc["english_arithmetic", fields].to_dict(),
-            "over_uniform_average": by_model.loc["uniform average", fields].to_dict(),
-            "estimates": {"candidates": 8, "mean_absolute_error": 0.0231, "spearman": 0.8571, "regret": 0.004},
-        },
-        scores=scores,
-        sample=sample,
-        history=history,
-        finalists=finalists,
-        winner={"study": "transfer", **finalists.iloc[0].to_dict(), "recipe": recipe},
-        estimator="parent_aware",
-        estimators=pd.DataFrame(
-            {
-                "estimator": ["mean", "gp_irt", "parent_aware"],
-                "models": 8,
-                "mean_absolute_error": [0.071, 0.043, 0.026],
-                "bias": [0.012, -0.034, 0.002],
-                "deviation": [0.08, 0.05, 0.03],
-                "spearman": [0.55, 0.7, np.nan],
-                "coverage": [np.nan, 0.875, 1.0],
-            }
-        ),
-        subset=pd.DataFrame({"id": range(20), "group": ["fr"] * 7 + ["es"] * 7 + ["it"] * 6, "weight": 0.05}),
-        ledgers={
-            "population": asked(2_600_000),
-            "respond": {"search": asked(430_000), "test": asked(310_000)},
-            "evolve": {
-                "search_tokens": 311_040,
-                "finalists_tokens": 48_600,
-                "all_items_tokens": 14_929_920,
-                "candidates": 192,
-                "distinct": 192,
-                "this_run": cost(359_640),
-            },
-            "evaluate": asked(700_000),
-        },
-        commands=["dvc repro", "python -m flows.evolve"],
-    )
+    return findings.results()
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +60,11 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        if self.tags and self.tags[-1] == "wbr":
+            self.texts[-1] += data
+            self.tags.pop()
+        else:
+            self.texts.append(data)
 
     @property
     def text(self):
@@ -177,7 +73,7 @@ class Reader(HTMLParser):
 
 def with_lead(results, lead, low, high, p):
     scores = results.scores.copy()
-    scores.loc[scores["model"] == "english_arithmetic", ["lead", "lead_low", "lead_high", "mcnemar_p"]] = [
+    scores.loc[scores["model"] == "english_arithmetic", ["lead", "lead_low", "lead_high", "holm_p"]] = [
         lead,
         low,
         high,
@@ -194,7 +90,7 @@ def test_the_page_is_whole_and_small(html):
     reader = Reader(html)
     assert html.startswith("<!DOCTYPE html>")
     assert reader.tags.count("html") == reader.tags.count("h1") == reader.tags.count("title") == 1
-    assert len(html.encode()) < 300_000
+    assert len(html.encode()) < 400_000
 
 
 def test_the_page_loads_and_runs_nothing(html):
@@ -222,22 +118,25 @@ def test_plots_say_what_they_show_and_take_the_colours_of_the_page(html):
     reader = Reader(html)
     pictures = [value for tag, name, value in reader.attributes if tag == "svg" and name == "role"]
     labels = [value for tag, name, value in reader.attributes if tag == "svg" and name == "aria-label"]
-    assert pictures == ["img"] * 4
-    assert len(labels) == 4
+    assert pictures == ["img"] * 6
+    assert len(labels) == 6
     assert all(len(label) > 20 for label in labels)
     assert "61.3%" in labels[0]
-    assert "#000000" not in "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
-    assert not re.search(r"#0[1-6]0[1-6]0[1-6]", html)
+    drawn = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    assert "var(--blue)" in drawn
+    assert not re.search(r"#[0-9a-f]{6}\b", drawn)
 
 
-def test_the_first_screen_says_who_won_by_how_much_how_sure_and_at_what_cost(html):
-    first = Reader(html[: html.index("</header>")] + "</header></body></html>").text
+def test_the_first_screen_says_what_was_merged_who_won_how_sure_and_at_what_cost(html):
+    first = Reader(html[: html.index("<nav")] + "</main></body></html>").text
+    assert "english_arithmetic, french_language, spanish_language and italian_language were merged" in first
     assert "The evolved merge beats the best expert, english_arithmetic, by 11.0 points" in first
-    assert "+11.0 points [+7.9, +14.1] on 720 held-out items; exact McNemar p < 0.001" in first
-    assert "better than the best standard merge, task arithmetic: lead +6.6 points [+3.5, +9.7]" in first
-    for figure in ("61.3%", "[57.7%, 64.9%]", "50.3%", "53.2%", "12.1%"):
-        assert figure in first
-    assert "1/48 of a full search’s tokens; 1/4.4 with all preparation" in first
+    assert "Against the best expert +11.0 points [+7.9, +14.1] english_arithmetic: 50.3%" in first
+    assert "Is it real? Yes Better than all 8 rivals the best expert: p < 0.001" in first
+    assert "guessing: 25%" in first
+    assert "1/48 of asking every question; 1/4.4 with all preparation" in first
+    assert "task arithmetic standard 54.7% [51.1%, 58.3%] +6.6 [+3.5, +9.7] p = 0.025 ✓" in first
+    assert "base 12.1% [8.5%, 15.7%]" in first
 
 
 def test_every_figure_of_the_scores_is_on_the_page(results, html):
@@ -247,12 +146,12 @@ def test_every_figure_of_the_scores_is_on_the_page(results, html):
             assert f"{row[name]:.1%}" in text
         if row["kind"] != "winner":
             assert points(row["lead"]) in text
-            assert p_value(row["mcnemar_p"]) in text
+            assert p_value(row["holm_p"]) in text
 
 
 def test_the_search_the_sample_and_the_estimators_are_on_the_page(results, html):
     text = Reader(html).text
-    for figure in ("2.3 points", "0.86", "0.4 points", "parent_aware", "87.5%", "−3.4", "20 of 960 search items"):
+    for figure in ("2.3 points", "0.86", "0.4 points", "parent_aware", "−3.4", "20 of 960 search items"):
         assert figure in text
     assert results.winner["phenotype"] in text
     for row in results.finalists.to_dict("records"):
@@ -263,7 +162,7 @@ def test_the_search_the_sample_and_the_estimators_are_on_the_page(results, html)
 def test_the_recipe_can_be_read_back(results, html):
     yaml = pytest.importorskip("yaml")
     text = "".join(Reader(html).texts)
-    made = yaml.safe_load(text[text.index("method: ") :])
+    made = yaml.safe_load(text[text.index("method: ") : text.index("Make it again", text.index("method: "))])
     assert made == json.loads(json.dumps(results.winner["recipe"]))
 
 
@@ -278,7 +177,7 @@ def test_the_ledger_adds_up(html):
     [
         (0.081, 0.05, 0.113, 0.0002, "better", "beats the best expert, english_arithmetic, by 8.1 points"),
         (0.012, -0.008, 0.031, 0.31, "undecided", "is not shown to be better than the best expert"),
-        (0.030, 0.001, 0.060, 0.07, "undecided", "is not shown to be better than the best expert"),
+        (0.030, 0.001, 0.060, 0.051, "undecided", "is not shown to be better than the best expert"),
         (0.0, 0.0, 0.0, 1.0, "undecided", "is not shown to be better than the best expert"),
         (-0.010, -0.030, 0.010, 0.4, "undecided", "is not shown to be better than the best expert"),
         (-0.040, -0.060, -0.020, 0.001, "worse", "is worse than the best expert, english_arithmetic, by 4.0 points"),
@@ -296,50 +195,155 @@ def test_a_lead_that_may_be_none_is_said_with_its_interval(results):
     text = Reader(page(with_lead(results, 0.012, -0.008, 0.031, 0.31))).text
     assert "is not shown to be better" in text
     assert "beats" not in text
-    assert "+1.2 points [−0.8, +3.1] on 720 held-out items; exact McNemar p = 0.310" in text
+    assert "Is it real? Not shown Better than 7 of 8 rivals; not shown to be better than english_arithmetic" in text
+    assert "+1.2 points [−0.8, +3.1]" in text
+    assert "the best expert: p = 0.310" in text
+
+
+def test_a_rival_that_beats_the_winner_is_named_in_the_headline(results):
+    scores = results.scores.copy()
+    scores.loc[scores["model"] == "TIES", ["lead", "lead_low", "lead_high"]] = [-0.02, -0.03, -0.01]
+    ours = replace(results, scores=scores)
+    assert headline(ours).endswith("by 11.0 points, but not TIES")
+    assert verdict(ours) == "Better than 7 of 8 rivals; worse than TIES"
 
 
 def test_a_missing_p_and_an_undefined_correlation_are_said_so(results):
     metrics = results.metrics | {"estimates": results.metrics["estimates"] | {"spearman": None}}
     text = Reader(page(replace(with_lead(results, 0.081, 0.05, 0.113, np.nan), metrics=metrics))).text
-    assert "exact McNemar p not available" in text
+    assert "the best expert: p not available" in text
     assert "(Spearman) not defined" in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
 
 
-def test_names_and_groups_come_out_escaped(results):
-    scores = results.scores.replace({"model": {"TIES": ATTACK, "english_arithmetic": f"{ATTACK}$x^2$"}})
-    recipe = results.winner["recipe"] | {"weights": {ATTACK: {f'"{ATTACK}': [0.5]}}, "experts": [f'"{ATTACK}']}
+def renamed(results, names):
+    """The same study, whose models are called otherwise."""
+    best = results.metrics["best_expert"]["name"]
+    return replace(
+        results,
+        scores=results.scores.replace({"model": names}),
+        responses=results.responses.rename(index=names),
+        raw={names.get(model, model): answers for model, answers in results.raw.items()},
+        metrics=results.metrics | {"best_expert": {"name": names.get(best, best)}},
+    )
+
+
+def test_what_comes_from_data_comes_out_escaped(results):
+    ours = renamed(results, {"TIES": ATTACK, "english_arithmetic": f"{ATTACK}$x^2$"})
+    recipe = results.winner["recipe"] | {"weights": {f'"{ATTACK}': {ATTACK: [0.5]}}, "experts": [f'"{ATTACK}']}
+    search = [replace(results.search[0], group=ATTACK, id=ATTACK), *results.search[1:]]
+    tests = [replace(item, prompt=ATTACK, options=(ATTACK, "b"), group=ATTACK, form=ATTACK) for item in results.tests]
     html = page(
         replace(
-            results,
+            ours,
             study=ATTACK,
             experts=[ATTACK, *EXPERTS],
-            search_items={ATTACK: 320},
-            scores=scores.rename(columns={"group fr": f"group {ATTACK}"}),
+            search=search,
+            tests=[replace(item, answer=1) for item in tests],
+            raw={},
+            scores=ours.scores.rename(columns={"group fr": f"group {ATTACK}"}),
             history=results.history.rename(columns={GENES[0]: f"weight {ATTACK} mlp 0"}),
-            metrics=results.metrics | {"best_expert": {"name": f"{ATTACK}$x^2$"}},
             winner=dict(results.winner) | {"recipe": recipe, "phenotype": ATTACK},
+            identity={ATTACK: ATTACK},
             commands=[ATTACK],
         )
     )
     assert "script" not in Reader(html).tags
     assert "<script" not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 50
+
+
+def written(results, texts):
+    """The same study with free-text test items, to which models wrote `texts`, right and wrong."""
+    tests = [Item(i.id, i.prompt, group=i.group, expected=("42",), free=FreeText()) for i in results.tests]
+    raw = {
+        model: {name: Reply(texts[int(right)], "stop", 3) for name, right in row.items()}
+        for model, row in results.responses.iterrows()
+    }
+    return replace(results, tests=tests, raw=raw)
+
+
+def test_replies_are_shown_as_they_are_and_escaped(results):
+    html = page(written(results, ("Because </td>" + ATTACK, "42")))
+    text = Reader(html).text
+    assert "<script" not in html
+    assert f"expected 42 evolved merge ✓ 42 base Because </td>{ATTACK}" in text
+    assert "guessing" not in text
+
+
+def test_the_clearest_items_won_and_lost_against_each_parent_are_shown_with_the_answers(results, html):
+    ours, theirs = (results.responses.loc[name] for name in ("evolved merge", "base"))
+    won, lost = int((ours > theirs).sum()), int((ours < theirs).sum())
+    text = Reader(html).text
+    assert f"Against base : {won} won, {lost} lost" in text
+    part = text[text.index("The merge is right, base is not") : text.index("base is right, the merge is not")]
+    shown = [item for item in results.tests if f" {item.id} " in part]
+    assert len(shown) == 4
+    assert all(ours[item.id] > theirs[item.id] for item in shown)
+    first = min(shown, key=lambda item: part.index(f" {item.id} "))
+    leads = {}
+    for model in ("evolved merge", "base"):
+        answers = results.raw[model][first.id]
+        leads[model] = answers[1] - max(answers[:1] + answers[2:])
+        for value in answers:
+            assert f"{value:.2f}".replace("-", "−") in part
+    best = max(
+        m[1] - max(m[:1] + m[2:]) - (b[1] - max(b[:1] + b[2:]))
+        for item in results.tests
+        for m, b in [(results.raw["evolved merge"][item.id], results.raw["base"][item.id])]
+        if ours[item.id] > theirs[item.id]
+    )
+    assert leads["evolved merge"] - leads["base"] == pytest.approx(best)
+
+
+def test_the_pick_of_each_model_is_marked(results):
+    (item,) = [item for item in results.tests if item.id == "fr-test-0"]
+    raw = {"evolved merge": {item.id: (-3.0, -1.0, -2.0, -4.0)}, "base": {item.id: (-3.0, -9.0, -2.0, -4.0)}}
+    answers = results.responses.copy()
+    answers[:] = 1.0
+    answers.loc["base", item.id] = 0.0
+    html = page(replace(results, raw=raw, responses=answers))
+    cells = r'<th scope="row">(one|two|three|four).*?</th><td class="(.*?)">.*?</td><td class="(.*?)">'
+    rows = re.findall(cells, html)
+    picked = {word: (ours.endswith("pick"), theirs.endswith("pick")) for word, ours, theirs in rows}
+    assert picked == {"one": (False, False), "two": (True, False), "three": (False, True), "four": (False, False)}
+
+
+def test_an_answer_that_was_not_kept_is_a_dash(results):
+    text = Reader(page(replace(results, raw={}))).text
+    assert "one – – two ✓ – – three – – four – –" in text
+
+
+def test_a_long_prompt_is_shown_by_its_end(results):
+    tests = [
+        replace(item, prompt="its first words " + "x " * 2000 + f"the question {item.id}") for item in results.tests
+    ]
+    made = page(replace(results, tests=tests))
+    assert "its first words" not in made
+    assert "the question" in made
 
 
 def test_names_of_any_script_are_drawn(results):
-    scores = results.scores.replace({"model": {"TIES": "日本語モデル", "task arithmetic": "x" * 300}})
-    assert "日本語モデル" in page(replace(results, scores=scores))
+    assert "日本語モデル" in page(renamed(results, {"TIES": "日本語モデル", "task arithmetic": "x" * 300}))
 
 
-def test_one_gene_is_enough(results):
-    history = results.history[[name for name in results.history if name not in GENES[1:]]]
-    Reader(page(replace(results, history=history)))
+def test_one_gene_is_enough_and_none_is_not_drawn(results):
+    for kept in (1, 0):
+        history = results.history[[name for name in results.history if name not in GENES[kept:]]]
+        reader = Reader(page(replace(results, history=history)))
+        drawn = {value for tag, name, value in reader.attributes if tag == "svg" and name == "class"}
+        assert drawn == {"search", "sample", "items", "information", *["genes"] * kept}
 
 
 def test_one_generation_is_enough(results):
-    Reader(page(replace(results, history=history_of(GENES, generations=1, population=4))))
+    Reader(page(replace(results, history=findings.history_of(GENES, generations=1, population=4))))
+
+
+def test_abilities_of_several_dimensions_have_no_curve(results):
+    two = ItemParameters(np.hstack([results.parameters.discrimination] * 2), results.parameters.difficulty)
+    html = page(replace(results, parameters=two, abilities=results.abilities.assign(ability_2=0.0)))
+    assert 'class="items"' in html
+    assert 'class="information"' not in html
 
 
 def test_a_candidate_that_failed_is_counted_and_not_drawn(results, html):
@@ -348,25 +352,43 @@ def test_a_candidate_that_failed_is_counted_and_not_drawn(results, html):
     made = page(replace(results, history=history))
     assert "2 failed and have no estimate" in made
     assert "failed" not in html
-    assert made.count("<use") == html.count("<use") - 2
+    assert drawn(made, "search") == drawn(html, "search") - 2
 
 
-def test_a_long_search_stays_a_small_page(results):
+def drawn(html, plot):
+    """How many marks a plot has."""
+    (found,) = re.findall(rf'<svg class="{plot}".*?</svg>', html, re.DOTALL)
+    return found.count("<use")
+
+
+def test_a_long_search_of_many_genes_stays_a_small_page(results):
     many = [f"weight expert_{i} mlp 0" for i in range(120)]
-    made = page(replace(results, history=history_of(many, generations=100, population=60)))
+    history = findings.history_of(many, generations=100, population=60)
+    made = page(replace(results, history=history, recipes=findings.recipes_of(history, many)))
     Reader(made)
-    assert len(made.encode()) < 300_000
+    assert len(made.encode()) < 1_000_000
+
+
+def test_two_thousand_candidates_and_five_thousand_items_stay_below_5_megabytes():
+    large = findings.results(search=5000 // 3 + 1, tests=5000 // 3 + 1, generations=50, population=40)
+    assert len(large.history) == 2000
+    assert len(large.search) > 5000 - 1
+    made = page(large)
+    Reader(made)
+    assert len(made.encode()) < 5_000_000
+    assert "not all are drawn" in made
 
 
 def test_densities_and_values_along_depth_are_shown(results):
-    values = {"mlp": {"french_language": [0.2, 0.9], "english_arithmetic": [0.5, 0.5]}}
+    values = {"french_language": {"mlp": [0.2, 0.9]}, "english_arithmetic": {"mlp": [0.5, 0.5]}}
     recipe = results.winner["recipe"] | {"method": "ties", "weights": values, "densities": values}
     text = Reader(page(replace(results, winner=dict(results.winner) | {"recipe": recipe}))).text
-    assert text.count("0.20 → 0.90") == 2
+    assert text.count("french_language 0.20 → 0.90") == 2
+    assert text.count("spanish_language –") == 2
 
 
 def test_a_recipe_of_zeros_is_shown(results):
-    recipe = results.winner["recipe"] | {"weights": {"mlp": {"french_language": [0.0]}}}
+    recipe = results.winner["recipe"] | {"weights": {"french_language": {"mlp": [0.0]}}}
     Reader(page(replace(results, winner=dict(results.winner) | {"recipe": recipe})))
 
 
@@ -375,6 +397,8 @@ def test_a_table_of_another_version_is_refused(results):
         replace(results, sample=results.sample.drop(columns="truth"))
     with pytest.raises(ValueError, match="one model of kind 'winner', got 0"):
         replace(results, scores=results.scores.iloc[1:])
+    with pytest.raises(ValueError, match=r"not of the same models \('TIES'\)"):
+        replace(results, responses=results.responses.drop(index="TIES"))
     with pytest.raises(ValueError, match="name the best expert 'nobody'"):
         replace(results, metrics=results.metrics | {"best_expert": {"name": "nobody"}})
 
@@ -396,6 +420,7 @@ def test_figures_are_written_as_people_read_them():
     ]
     assert [fraction(*x) for x in ((1, 40), (10, 34), (3, 2), (0, 5), (1, 0))] == ["1/40", "1/3.4", "150%", "0", "–"]
     assert [count(x) for x in (950, 12_345_678, 2.5e9)] == ["950", "12.3 million", "2.5 billion"]
+    assert [minutes(x) for x in (41.4, 720, 12_240, np.nan)] == ["41 s", "12 min", "3.4 h", "–"]
     assert percent(None) == "–"
 
 
@@ -411,53 +436,98 @@ def folder(results, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in stage.INPUTS:
         path.parent.mkdir(parents=True, exist_ok=True)
-    for split, size in (("search", 320), ("test", 240)):
-        found = [items.Item(f"{split}-{g}-{i}", "?", ("a", "b"), 0, g) for g in (*GROUPS, "en") for i in range(size)]
-        items.write(stage.PREPARE / f"{split}.parquet", found)
+    others = {
+        "search": Item("en-search-0", "?", ("a", "b"), 0, "en"),
+        "test": Item("en-test-0", "?", ("a", "b"), 0, "en"),
+    }
+    for split, found in (("search", results.search), ("test", results.tests)):
+        items.write(stage.PREPARE / f"{split}.parquet", [*found, others[split]])
+    ids = [item.id for item in results.search]
+    answered = responses.table(["base", *EXPERTS], ids, np.ones((5, len(ids))))
+    responses.write(stage.RESPOND / "search.parquet", answered)
+    responses.write(stage.EVALUATE / "responses.parquet", results.responses)
+    pd.DataFrame(
+        {
+            "id": ids,
+            "discrimination_1": results.parameters.discrimination[:, 0],
+            "difficulty": results.parameters.difficulty,
+        }
+    ).to_parquet(stage.CALIBRATE / "items.parquet", index=False)
     results.subset.to_parquet(stage.EXTRACT / "subset.parquet", index=False)
     for name in ("scores", "sample"):
         getattr(results, name).to_csv(stage.EVALUATE / f"{name}.csv", index=False)
     for name in ("history", "finalists"):
         getattr(results, name).to_csv(stage.EVOLVE / f"{name}.csv", index=False)
     results.estimators.to_csv(stage.ESTIMATE / "estimators.csv", index=False)
+    results.abilities.to_csv(stage.ESTIMATE / "experts.csv", index=False)
+    models = [{"name": name, "source": name, "fingerprint": name[0] * 64} for name in ("base", *EXPERTS)]
+    runtime = {"runtime": {"base": "b" * 64, "dtype": "float32", "runtime": "cpu, 2 threads"}}
+    respond = {split: ledger | runtime for split, ledger in results.ledgers["respond"].items()}
     contents = {
+        stage.EXPERTS / "manifest.json": {"base": models[0], "experts": models[1:]},
         stage.ESTIMATE / "calibration.json": {"estimator": "parent_aware"},
         stage.EVOLVE / "winner.json": results.winner,
+        stage.EVOLVE / "recipes.json": results.recipes,
         stage.EVALUATE / "metrics.json": results.metrics,
     } | {stage.DATA / name / "ledger.json": ledger for name, ledger in results.ledgers.items()}
+    contents[stage.RESPOND / "ledger.json"] = respond
     for path, content in contents.items():
         path.write_text(json.dumps(content), encoding="utf-8")
     return tmp_path
 
 
+RUNTIME = {"scoring": "sum"}
 STUDIES = {"transfer": {"experts": EXPERTS, "groups": GROUPS}, "other": {"experts": EXPERTS, "groups": GROUPS}}
 
 
-def test_the_stage_writes_the_page_of_its_files_and_ends_with_the_result(results, html, folder, capsys):
-    stage.report.fn("transfer", STUDIES)
+def test_the_stage_writes_the_page_of_its_files_its_figures_and_ends_with_the_result(results, folder, capsys):
+    stage.report.fn("transfer", STUDIES, RUNTIME)
+    made = stage.read("transfer", STUDIES, "sum")
     ours = (folder / "data/report/index.html").read_text(encoding="utf-8")
-    assert ours == page(replace(results, commands=stage.COMMANDS))
+    same = replace(results, commands=stage.COMMANDS, raw={}, identity=made.identity)
+    assert ours == page(same)
+    assert made.identity["answered on"] == "cpu, 2 threads"
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "report: data/report/index.html"
     assert "The evolved merge beats the best expert, english_arithmetic, by 11.0 points:" in said
     (line,) = [line for line in said if line.startswith("uniform average")]
     assert re.split(" {2,}", line) == ["uniform average", "53.2%", "[49.6%, 56.8%]", "+8.1 [+5.0, +11.2]"]
-    assert sorted(path.name for path in (folder / "data/report").iterdir()) == ["index.html", "result.txt"]
+    names = ["candidates", "duels", "estimates", "items", "ledger", "models", "search"]
+    written = {path.name for path in (folder / "data/report").iterdir()}
+    assert written == {"index.html", "result.txt", *(f"{name}.csv" for name in names)}
+    assert len(pd.read_csv("data/report/candidates.csv")) == len(results.history)
+
+
+def test_answers_that_were_kept_are_read_if_they_are_graded_as_recorded(results, folder):
+    manifest = {name: name[0] * 64 for name in EXPERTS}
+    merge = stage.constant("task_arithmetic", {"french_language": 1.0}).canonical(manifest)
+    first, second, third = results.tests[:3]
+    right = {item: results.responses.loc["french_language", item.id] for item in (first, second)}
+    kept = {
+        first.content_hash: (-5.0, -1.0 if right[first] else -9.0, -6.0, -7.0),
+        second.content_hash: (-5.0, -9.0 if right[second] else -1.0, -6.0, -7.0),  # graded otherwise: of another run
+        "0" * 64: (-1.0, -2.0),
+    }
+    Store(stage.RESPOND / "answers").put({"merge": merge, "runtime": "here"}, kept)
+    Store(stage.RESPOND / "answers").put({"merge": "another"}, {third.content_hash: (-1.0, -2.0, -3.0, -4.0)})
+    found = stage.read("transfer", STUDIES, "sum").raw
+    assert found == {"french_language": {first.id: kept[first.content_hash]}}
+    assert stage.read("transfer", STUDIES, "tokens").raw == {}
 
 
 def test_the_stage_reads_every_input_it_lists_and_names_one_that_is_missing(folder):
     for path in stage.INPUTS:
         path.rename(folder / "aside")
         with pytest.raises(FileNotFoundError, match=f"{path} is missing: run the stage {path.parent.name} first"):
-            stage.report.fn("transfer", STUDIES)
+            stage.report.fn("transfer", STUDIES, RUNTIME)
         (folder / "aside").rename(path)
 
 
 def test_the_stage_refuses_the_files_of_another_study(folder):
     with pytest.raises(ValueError, match="data/evolve holds study 'transfer', asked for 'other': run evolve first"):
-        stage.report.fn("other", STUDIES)
+        stage.report.fn("other", STUDIES, RUNTIME)
 
 
 def test_a_name_is_not_read_as_terminal_markup(results, capsys):
-    stage.show(replace(results, scores=results.scores.replace({"model": {"TIES": "[red]TIES[/red]"}})))
+    stage.show(renamed(results, {"TIES": "[red]TIES[/red]"}))
     assert "[red]TIES[/red]" in capsys.readouterr().err

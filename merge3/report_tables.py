@@ -1,0 +1,323 @@
+"""What the report says, as tables: the results of a study, and what is computed from them to be shown or kept as CSV.
+
+Knows the tables that the stages write, not where they lie, nor how a page looks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from merge3.grading import margin
+from merge3.irt import ItemParameters, probability
+from merge3.items import Item
+from merge3.store import Answer
+
+BASE = "base"
+WINNER = "winner"
+SIGNIFICANT = 0.05
+PLACE = (
+    "generation",
+    "candidate",
+    "phenotype",
+    "estimate",
+    "low",
+    "high",
+    "margin",
+    "tokens",
+)  # of a history; the rest is genes
+SPREAD = (0.1, 0.9)  # quantiles of a generation's estimates, and of its coefficients
+INTERVAL = 0.9  # of a candidate's truth: that of the estimates
+KINDS = {"weight": "weights", "density": "densities"}  # of a gene, and what a recipe calls them
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages found out about one study; tables and ledgers as the stages wrote them."""
+
+    study: str
+    experts: Sequence[str]
+    search: Sequence[Item]
+    """The items that the search could ask."""
+    tests: Sequence[Item]
+    parameters: ItemParameters
+    """Of the search items, in their order."""
+    abilities: pd.DataFrame
+    """An expert a row."""
+    subset: pd.DataFrame
+    metrics: Mapping[str, Any]
+    scores: pd.DataFrame
+    responses: pd.DataFrame
+    """Models x test items that every model's answer to could be scored."""
+    raw: Mapping[str, Mapping[str, Answer]]
+    """By model and test item: the raw answers that were kept, and that are graded as `responses` says."""
+    scoring: str
+    sample: pd.DataFrame
+    history: pd.DataFrame
+    recipes: Mapping[str, Mapping[str, Any]]
+    """By phenotype, of every candidate."""
+    finalists: pd.DataFrame
+    winner: Mapping[str, Any]
+    estimator: str | None
+    estimators: pd.DataFrame
+    ledgers: Mapping[str, Mapping[str, Any]]
+    """By stage: population, respond, evolve, evaluate."""
+    identity: Mapping[str, str]
+    """What tells these models, items and machine from others: a label, and a hash or a name."""
+    commands: Sequence[str]
+    """What makes all this again."""
+
+    def __post_init__(self) -> None:
+        leads = {"lead", "lead_low", "lead_high", "mcnemar_p", "holm_p"}
+        for table, columns in (
+            ("scores", {"model", "kind", "accuracy", "low", "high"} | leads),
+            ("sample", {"phenotype", "estimate", "low", "high", "truth"}),
+            ("history", set(PLACE)),
+            ("finalists", {"phenotype", "estimate", "low", "high"}),
+            ("subset", {"id", "group", "weight"}),
+        ):
+            if missing := sorted(columns - set(getattr(self, table).columns)):
+                raise ValueError(
+                    f"{table} has no column {missing[0]!r}, it has {list(getattr(self, table).columns)}: "
+                    "it was written by another version; run its stage again"
+                )
+        if (found := int((self.scores["kind"] == WINNER).sum())) != 1:
+            raise ValueError(f"scores must have one model of kind {WINNER!r}, got {found}: run evaluate again")
+        if (name := self.metrics["best_expert"]["name"]) not in set(self.scores["model"]):
+            raise ValueError(f"metrics name the best expert {name!r}, scores do not: run evaluate again")
+        if missing := sorted(set(self.scores["model"]) ^ set(self.responses.index)):
+            raise ValueError(f"scores and responses are not of the same models ({missing[0]!r}): run evaluate again")
+
+    def score(self, model: str) -> dict[str, Any] | None:
+        """The row of a model; None where it was not measured."""
+        rows: list[dict[str, Any]] = self.scores[self.scores["model"] == model].to_dict("records")  # type: ignore[assignment]
+        return rows[0] if rows else None
+
+    @property
+    def champion(self) -> dict[str, Any]:
+        """The winner's row."""
+        name: str = self.scores.loc[self.scores["kind"] == WINNER, "model"].iloc[0]
+        return self.score(name) or {}
+
+    @property
+    def best_expert(self) -> dict[str, Any]:
+        """The row of the expert that did best on the test items."""
+        return self.score(self.metrics["best_expert"]["name"]) or {}
+
+    @property
+    def rivals(self) -> list[dict[str, Any]]:
+        """The rows of all models but the winner, the best first."""
+        return [row for row in ranked(self.scores) if row["kind"] != WINNER]
+
+    @property
+    def genes(self) -> list[str]:
+        """The gene columns of the history that are coefficients of a merge."""
+        return [name for name in self.history.columns if name not in PLACE and name.split(" ")[0] in KINDS]
+
+
+def tables(results: Results) -> dict[str, pd.DataFrame]:
+    """What the page shows, for other tools: a CSV file each."""
+    tried = candidates(results)
+    return {
+        "models": pd.DataFrame(ranked(results.scores)),
+        "search": generations(tried),
+        "candidates": tried,
+        "estimates": estimates(results),
+        "items": item_map(results),
+        "duels": duels(results),
+        "ledger": costs(results.ledgers),
+    }
+
+
+def ranked(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of the models, the best first."""
+    rows: list[dict[str, Any]] = scores.sort_values("accuracy", ascending=False, kind="stable").to_dict("records")  # type: ignore[assignment]
+    return rows
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """What a lead shows: `better` or `worse` where interval and corrected test agree on it, else `undecided`."""
+    p = row["holm_p"]
+    if not pd.isna(p) and p > SIGNIFICANT:
+        return "undecided"
+    if row["lead_low"] > 0:
+        return "better"
+    return "worse" if row["lead_high"] < 0 else "undecided"
+
+
+# The search
+
+
+def candidates(results: Results) -> pd.DataFrame:
+    """A row a candidate, in the order of the search: tokens asked so far, estimate, and its coefficients."""
+    history, genes = results.history, results.genes
+    made = [coefficients(results.recipes[name], genes) for name in history["phenotype"]]
+    table = history[["generation", "candidate", "phenotype", "estimate", "low", "high"]].copy()
+    table.insert(2, "asked", history["tokens"].cumsum())
+    return table.join(pd.DataFrame(made, columns=genes, index=history.index))
+
+
+def coefficients(recipe: Mapping[str, Any], genes: Sequence[str]) -> list[float]:
+    """What a recipe has for each gene, `weight french mlp 0`; NaN where its method has no such coefficient."""
+    found = []
+    for gene in genes:
+        kind, rest = gene.split(" ", 1)
+        expert, part, knot = rest.rsplit(" ", 2)
+        knots = recipe[KINDS[kind]].get(expert, {}).get(part, [])
+        found.append(float(knots[int(knot)]) if int(knot) < len(knots) else np.nan)
+    return found
+
+
+def generations(tried: pd.DataFrame) -> pd.DataFrame:
+    """A row a generation: tokens asked by its end, the best estimate so far, and the generation's mean and spread."""
+    by = tried.groupby("generation")
+    low, high = (by["estimate"].quantile(share) for share in SPREAD)
+    return pd.DataFrame(
+        {
+            "tokens": by["asked"].max(),
+            "best": by["estimate"].max().cummax().ffill(),
+            "mean": by["estimate"].mean(),
+            "low": low,
+            "high": high,
+        }
+    ).reset_index()
+
+
+def telling(tried: pd.DataFrame, genes: Sequence[str]) -> list[str]:
+    """The two coefficients that the estimate follows most closely, by rank correlation; fewer where fewer vary."""
+    varied = [gene for gene in genes if tried[gene].std() > 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all estimates are equal: no correlation, and none is first
+        strength = tried[varied].rank().corrwith(tried["estimate"].rank()).abs().fillna(0.0)
+    return [str(gene) for gene in strength.sort_values(ascending=False, kind="stable").index[:2]]
+
+
+def estimates(results: Results) -> pd.DataFrame:
+    """The candidates that were answered in full, with the truth's own 90 % interval (Wilson 1927)."""
+    items = results.responses.shape[1]
+    ends = [
+        binomtest(round(truth * items), items).proportion_ci(INTERVAL, method="wilson")
+        for truth in results.sample["truth"]
+    ]
+    return results.sample.assign(truth_low=[end.low for end in ends], truth_high=[end.high for end in ends])
+
+
+# The items
+
+
+def item_map(results: Results) -> pd.DataFrame:
+    """A row a search item: its parameters, what it tells about a model of the parents' mean ability, its weight.
+
+    Difficulty is the log-odds against a model of average ability; discrimination the length of its vector where there
+    are several abilities; information is Fisher's, |a|² P (1 - P). The weight is empty where the item is not asked.
+    """
+    items = results.parameters
+    ability = results.abilities.filter(like="ability_").to_numpy().mean(axis=0, keepdims=True)
+    P = probability(items, ability)[0]
+    squared = (items.discrimination**2).sum(axis=1)
+    weights = results.subset.set_index("id")["weight"]
+    ids = [item.id for item in results.search]
+    return pd.DataFrame(
+        {
+            "id": ids,
+            "group": [item.group for item in results.search],
+            "difficulty": items.difficulty,
+            "discrimination": np.sqrt(squared),
+            "information": squared * P * (1 - P),
+            "weight": weights.reindex(ids).to_numpy(),
+        }
+    )
+
+
+def information(results: Results) -> pd.DataFrame | None:
+    """By ability: the information of the items that are asked, and of as many drawn by chance on average.
+
+    None where a model has several abilities: there is no axis to draw.
+    """
+    items = results.parameters
+    if items.dimensions != 1:
+        return None
+    ability = np.linspace(-3.0, 3.0, 61)
+    P = probability(items, ability[:, None])
+    each = items.discrimination[:, 0] ** 2 * P * (1 - P)
+    asked = np.isin([item.id for item in results.search], results.subset["id"])
+    return pd.DataFrame(
+        {"ability": ability, "asked": each[:, asked].sum(axis=1), "chance": asked.sum() * each.mean(axis=1)}
+    )
+
+
+def extracted(results: Results) -> list[dict[str, Any]]:
+    """Of each group: how many items there are, how many were extracted, what they weigh."""
+    by = item_map(results).groupby("group", sort=False)["weight"].agg(["size", "count", "sum"])
+    rows: list[dict[str, Any]] = by.reset_index().to_dict("records")  # type: ignore[assignment]
+    return rows
+
+
+def duels(results: Results) -> pd.DataFrame:
+    """A row an item and rival of which one, the winner or the rival, is right and the other is not.
+
+    `decided` is by how much, in nats: the right option's lead at who is right, less that at who is wrong; empty where
+    a raw answer was not kept. The clearest first, of each rival's won and lost items.
+    """
+    champion = results.champion["model"]
+    ours, by_id = results.responses.loc[champion], {item.id: item for item in results.tests}
+    rows = []
+    for rival in (row["model"] for row in results.rivals):
+        theirs = results.responses.loc[rival]
+        for name in results.responses.columns[(ours != theirs).to_numpy()]:
+            item, sign = by_id[name], 1 if ours[name] > theirs[name] else -1
+            decided = sign * (lead(results, champion, item) - lead(results, rival, item))
+            rows.append((rival, name, item.group, "won" if sign > 0 else "lost", decided))
+    table = pd.DataFrame(rows, columns=["rival", "item", "group", "outcome", "decided"])
+    order = {row["model"]: place for place, row in enumerate(results.rivals)}
+    table["place"] = table["rival"].map(order)
+    return table.sort_values(
+        ["place", "outcome", "decided"], ascending=[True, False, False], kind="stable", ignore_index=True
+    ).drop(columns="place")
+
+
+def lead(results: Results, model: str, item: Item) -> float:
+    """The lead of the right option at a model, see `grading.margin`; NaN where its answer was not kept."""
+    answer = results.raw.get(model, {}).get(item.id)
+    return np.nan if answer is None else margin(item, answer, divisors(item, results.scoring))
+
+
+def divisors(item: Item, scoring: str) -> list[int]:
+    """What options' log-likelihoods are divided by, where that is told by the item: by sum, or by characters."""
+    return [max(1, len(option)) if scoring == "characters" else 1 for option in item.options]
+
+
+# The ledger
+
+
+def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row for all that was asked: the stage, what for, tokens, seconds of the last run, whether to find the winner.
+
+    Seconds are empty where the last run found all answers kept, and where they are another row's. What finds the
+    winner comes first, what measures it last.
+    """
+    search, respond = ledgers["evolve"], ledgers["respond"]
+    rows = [
+        ("evolve", "the search", search["search_tokens"], search["this_run"], True),
+        ("evolve", "finalists on fresh items", search["finalists_tokens"], None, True),
+        ("population", "merges that calibrate the items", *_asked(ledgers["population"]), True),
+        ("respond", "base and experts, search items", *_asked(respond["search"]), True),
+        ("respond", "base and experts, test items", *_asked(respond["test"]), False),
+        ("evaluate", "winner, standard merges, sample", *_asked(ledgers["evaluate"]), False),
+    ]
+    table = pd.DataFrame(rows, columns=["stage", "what", "tokens", "seconds", "finding"])
+    table["seconds"] = [
+        run["merging_seconds"] + run["answering_seconds"] if run and run["tokens"] else np.nan
+        for run in table["seconds"]
+    ]
+    return table
+
+
+def _asked(ledger: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+    return ledger["tokens"], ledger["this_run"]
