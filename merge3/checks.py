@@ -7,6 +7,7 @@ tokenizers and cards: no weights but an adapter's are loaded, or fetched from th
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,6 +164,12 @@ def room(
     said = f"{free / GIGABYTE:.1f} GB free at {out}; base and winner take {2 * model / GIGABYTE:.1f} GB"
     level = WRONG if free < 2 * model else RISK if free < 4 * model else OK
     return [*found, Finding(level, "disk", said)]
+
+
+def context(source: str | Path) -> float:
+    """Tokens that a model's positions reach, by its config; infinite where it does not say."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+    return float(getattr(config, "max_position_embeddings", None) or math.inf)
 
 
 def benchmark(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, context: float) -> list[Finding]:
