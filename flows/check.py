@@ -40,7 +40,8 @@ def check() -> list[Finding]:
     found += values(params)
     if not found:
         found.append(Finding(OK, "params.yaml", "every parameter is known, there, and in its range"))
-    return [*found, *models_and_machine(params), *workplace()]
+    sound = all(finding.level == OK for finding in found)
+    return [*found, *models_and_machine(params, sound), *workplace()]
 
 
 def stages(params: dict[str, Any]) -> Iterator[Finding]:
@@ -110,29 +111,30 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _tried(study, runtime, sources, population, estimation, search, evaluation)
 
 
-def models_and_machine(params: Mapping[str, Any]) -> Iterator[Finding]:
-    """Parents, items, device, memory, disk, and the answers that are kept."""
+def models_and_machine(params: Mapping[str, Any], sound: bool) -> Iterator[Finding]:
+    """Parents, items, device, and the answers that are kept; memory and disk where all that is `sound`."""
     runtime = params["runtime"]
-    yield (device := checks.runtime(runtime["device"], runtime["dtype"]))
+    machine = [checks.runtime(runtime["device"], runtime["dtype"])]
     base, experts = sources(params)
     if base is None:
-        yield base_to_come(params["base"])
+        machine.append(base_to_come(params["base"]))
     elif experts is None:
-        yield Finding(OK, "experts", f"{len(expert_names(params))} will be trained")
+        machine.append(Finding(OK, "experts", f"{len(expert_names(params))} will be trained"))
     else:
-        parents = checks.parents(base, experts)
-        yield from parents
-        if device.level == OK and not any(finding.level == WRONG for finding in parents):
-            method = params["evolve"]["method"]
-            yield from checks.room(
-                base,
-                [experts[name] for name in study_of(params["study"], params["studies"])[0]],
-                method if isinstance(method, str) else method[0],
-                runtime["device"],
-                runtime["dtype"],
-                runtime["batch_tokens"],
-                DATA,
-            )
+        machine += checks.parents(base, experts)
+    yield from machine
+    sound = sound and not any(finding.level == WRONG for finding in machine)
+    if sound and base is not None and experts is not None:
+        method = params["evolve"]["method"]
+        yield from checks.room(
+            base,
+            [experts[name] for name in study_of(params["study"], params["studies"])[0]],
+            method if isinstance(method, str) else method[0],
+            runtime["device"],
+            runtime["dtype"],
+            runtime["batch_tokens"],
+            DATA,
+        )
     yield from benchmark(params, base)
     for store in sorted(DATA.glob("*/answers")):
         yield checks.answers(store)
@@ -163,12 +165,14 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
     except MISTAKES as error:
         yield Finding(WRONG, "items", _line(error))
         return
-    if base is not None:
-        folder = checks.small(base)
-        context = checks.context(folder)
-        for part, of in mine.items():
-            for finding in checks.benchmark(of, models.load_tokenizer(folder), context):
-                yield Finding(finding.level, f"{part} items", finding.text)
+    try:
+        folder = checks.small(base or "")
+        tokenizer, context = models.load_tokenizer(folder), checks.context(folder)
+    except MISTAKES:  # of the base, and said there
+        return
+    for part, of in mine.items():
+        for finding in checks.benchmark(of, tokenizer, context):
+            yield Finding(finding.level, f"{part} items", finding.text)
 
 
 def sources(params: Mapping[str, Any]) -> tuple[str | None, dict[str, str] | None]:

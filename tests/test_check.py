@@ -70,7 +70,7 @@ def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) ->
         ("evolve", {"sigmma": 1}, "evolve has no parameter 'sigmma'"),
         ("evolve", {"strategy": "luck"}, "evolve.strategy must be one of"),
         ("evolve", {"method": "mean"}, "merge method must be one of"),
-        ("evolve", {"sigma": 0}, "sigma must be in (0, 1]"),
+        ("evolve", {"sigma": 2.0}, "sigma must be in (0, 1]"),
         ("evolve", {"weights": [1.0, 0.0]}, "weight_range must be two finite numbers that rise"),
         ("evolve", {"generations": "many"}, "not supported between"),
         ("extract", {"items": 0}, "extract.items must be 1 or more"),
@@ -107,8 +107,9 @@ def test_every_wrong_section_is_said_at_once(here: Path, saved: dict[str, Path])
     values["evaluate"], values["extract"] = {}, {"method": "fisher", "items": 8, "more": 1}
     (here / "params.yaml").write_text(yaml.safe_dump(values))
     wrong = said(checking.check(), WRONG)
-    assert wrong == ["params.yaml: extract has no parameter 'more'; it has ['method', 'items']"] + [
-        "params.yaml: evaluate.sample is missing"
+    assert wrong == [
+        "params.yaml: extract has no parameter 'more'; it has ['method', 'items']",
+        "params.yaml: evaluate.sample is missing",
     ]
 
 
@@ -218,11 +219,11 @@ def test_items_that_tell_little_are_a_risk(tokenizer: PreTrainedTokenizerBase) -
     def items(count: int) -> list[Item]:
         return [Item(f"q{n}", f"Say {n}", ("a", "b"), 0) for n in range(count)]
 
-    assert [finding.level for finding in checks.benchmark(items(100), tokenizer, 256)] == [OK]
-    assert [finding.level for finding in checks.benchmark(items(20), tokenizer, 256)] == [RISK]
-    (_, long) = checks.benchmark(items(100), tokenizer, 6)
+    assert [finding.level for finding in checks.benchmark(items(100), tokenizer, 256.0)] == [OK]
+    assert [finding.level for finding in checks.benchmark(items(20), tokenizer, 256.0)] == [RISK]
+    (_, long) = checks.benchmark(items(100), tokenizer, 6.0)
     assert (long.level, "prompts of up to 6 tokens" in long.text) == (RISK, True)
-    (_, twice) = checks.benchmark([*items(99), Item("again", "Say 1", ("a", "b"), 0)], tokenizer, 256)
+    (_, twice) = checks.benchmark([*items(99), Item("again", "Say 1", ("a", "b"), 0)], tokenizer, 256.0)
     assert twice.text == "1 questions are there more than once"
 
 
@@ -246,6 +247,7 @@ def test_damaged_answers_are_found_and_left_as_they_are(tmp_path: Path) -> None:
 
 def repository(folder: Path) -> None:
     """What of a clone `merge3 init` and `check` look at."""
+    subprocess.run(["git", "init", "--quiet"], check=True, cwd=folder)
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
 
