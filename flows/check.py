@@ -66,7 +66,8 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
     def runtime() -> None:
         given = section("runtime", params["runtime"], RUNTIME)
         _among("runtime.scoring", given["scoring"], answering.SCORINGS)
-        _least("runtime.batch_tokens", given["batch_tokens"], 1)
+        if given["batch_tokens"] != "auto":
+            _least("runtime.batch_tokens", given["batch_tokens"], 1)
 
     def sources() -> None:
         for one, pair in (("base", ("package", "model")), ("experts", ("models", "train"))):

@@ -16,7 +16,6 @@ from merge3 import checks, items, models
 STUDY = "mine"
 TASK = "lm-eval:"  # as in `flows.prepare`
 NULL = "tag:yaml.org,2002:null"
-CUDA_BATCH = 16384  # tokens answered at once on a card
 
 
 def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: float, device: str) -> None:
@@ -46,7 +45,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     )
     params["runtime"]["device"] = device
     if device.startswith("cuda"):
-        params["runtime"]["batch_tokens"] = CUDA_BATCH
+        params["runtime"]["batch_tokens"] = "auto"
     written = StringIO()
     yaml.dump(params, written)
     temporary = PARAMS.with_suffix(".tmp")

@@ -11,7 +11,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from merge3 import licences, models
 from merge3.items import Item
-from merge3.plan import GIGABYTE, Machine, memory, plan
+from merge3.plan import GIGABYTE, Machine, memory, plan, resolve_batch_tokens, token_bytes
 from merge3.store import digest
 
 OK, RISK, WRONG = "ok", "risk", "wrong"
@@ -138,16 +138,18 @@ def runtime(device: str, dtype: str) -> Finding:
 
 
 def room(
-    base: str, experts: Sequence[str], method: str, device: str, dtype: str, batch_tokens: int, out: Path
+    base: str, experts: Sequence[str], method: str, device: str, dtype: str, batch_tokens: str | int, out: Path
 ) -> list[Finding]:
     """Whether a search by merging fits into memory, and its models on the disk of `out`; call it for sound parents."""
     resolved = models.resolve_dtype(dtype, device)
-    folders = [small(source) for source in experts]
+    folder, folders = small(base), [small(source) for source in experts]
     cpu = torch.device(device).type == "cpu"
     have = float(psutil.virtual_memory().available) if cpu else memory(device)
-    needs = plan(
-        small(base), folders, method, Machine(have, 1.0, 1.0), tokens=1, batch_tokens=batch_tokens, dtype=resolved
-    )
+    machine = Machine(have, 1.0, 1.0)
+    bare = plan(folder, folders, method, machine, tokens=1, batch_tokens=0, dtype=resolved)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    batch = resolve_batch_tokens(batch_tokens, config, resolved, device, bare.resident)
+    needs = replace(bare, answering=batch * token_bytes(config, resolved))
     where = "memory that is free" if cpu else f"{device}'s memory"
     said = f"{needs.resident / GIGABYTE:.1f} GB of {have / GIGABYTE:.1f} GB of {where}"
     streamed = f"model and answers need {needs.streamed / GIGABYTE:.1f} GB of {have / GIGABYTE:.1f} GB of {where}"
@@ -193,7 +195,10 @@ def answers(root: Path) -> Finding:
     """Whether every line of an answers store passes its checksum. Nothing is moved or mended."""
     what, lines, damaged = f"answers {root}", 0, []
     for path in sorted(root.glob("*/*.jsonl")):
-        text = path.read_bytes().decode(errors="replace")
+        try:
+            text = path.read_bytes().decode(errors="replace")
+        except PermissionError:
+            return Finding(WRONG, what, f"{path} cannot be read")
         header, *kept = text.removesuffix("\n").split("\n")
         lines += len(kept)
         if not _named(path, header) or not all(map(_whole, kept)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from merge3 import models
 from merge3.asker import Asker
 from merge3.merging import LiveMerger
+from merge3.plan import resolve_batch_tokens
 from merge3.store import Store
 
 
@@ -18,7 +19,7 @@ def open_asker(
     *,
     device: str = "cpu",
     dtype: str = "auto",
-    batch_tokens: int = 4096,
+    batch_tokens: str | int = "auto",
     scoring: str = "sum",
 ) -> Asker:
     """An asker for merges of `experts` (folders, GGUF files or hub ids, by name), keeping answers in `store`.
@@ -38,10 +39,12 @@ def open_asker(
     needed = (1 + len(folders)) * live.num_parameters() * stored_dtype.itemsize
     stored = models.weights_of(models.load(folder, stored_dtype, models.home(device, needed)))
     changes = {name: models.changes(expert, stored, live.config) for name, expert in folders.items()}
+    held = needed + live.num_parameters() * kind.itemsize
+    batch = resolve_batch_tokens(batch_tokens, live.config, kind, device, held)
     prints = {name: models.fingerprint(expert) for name, expert in folders.items()}
     identity = {
         "base": models.fingerprint(folder),
         "dtype": str(kind).removeprefix("torch."),
-        "runtime": f"{models.runtime_name(device)}, batches of {batch_tokens} tokens",
+        "runtime": f"{models.runtime_name(device)}, batches of {batch} tokens",
     }
-    return Asker(LiveMerger(live, changes, prints, stored), tokenizer, Store(store), identity, batch_tokens, scoring)
+    return Asker(LiveMerger(live, changes, prints, stored), tokenizer, Store(store), identity, batch, scoring)

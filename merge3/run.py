@@ -232,15 +232,15 @@ class _Run:
         """The winner, its estimate, the history, and the scores."""
         groups = live_groups(self.asker.merger.changed)
         genome = Genome((method,), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
-        known, held_out = self.prepare(groups, seed)
+        known = self.prepare(groups, seed)
         history, search = self.evolve(known, genome, seed)
-        winner, estimate = self.verify(history, search, known, held_out, seed)
+        winner, estimate = self.verify(history, search, known, seed)
         scores = self.measure(winner, seed)
         self.tokens["this_run"] = self.cost.tokens
         return winner, estimate, pd.DataFrame(history.rows), scores
 
-    def prepare(self, groups: tuple[str, ...], seed: int) -> tuple[Known, np.ndarray]:
-        """What is known before the search, and the merges that calibrated it: parents and random merges answer all.
+    def prepare(self, groups: tuple[str, ...], seed: int) -> Known:
+        """What is known before the search: parents and random merges answer every search item.
 
         Raises:
             ValueError: a parent is broken, or too few merges can be scored.
@@ -269,7 +269,7 @@ class _Run:
         subset, weights = METHODS[EXTRACT](parameters, abilities, min(ASKED, len(labels)), labels, seed)
         known = learn_inheritance(fitted, Known(parameters, subset, weights, experts))
         self.tokens["preparation"] = (len(self.parents) + POPULATION) * self.asker.cost(self.search).tokens
-        return calibrate(ESTIMATOR, held_out, known), held_out
+        return calibrate(ESTIMATOR, held_out, known)
 
     def evolve(self, known: Known, genome: Genome, seed: int) -> tuple[History, Search]:
         """The search, a generation at a time."""
@@ -291,15 +291,12 @@ class _Run:
         self.tokens |= {"search": history.tokens_spent, "all_items": everything}
         return history, search
 
-    def verify(
-        self, history: History, search: Search, known: Known, held_out: np.ndarray, seed: int
-    ) -> tuple[Recipe, Estimate]:
+    def verify(self, history: History, search: Search, known: Known, seed: int) -> tuple[Recipe, Estimate]:
         """The best of the leaders by search and fresh items together, and its estimate from the fresh ones."""
         self.stage = "finalists"
-        others = known
-        if len(known.unasked):
-            others = calibrate(ESTIMATOR, held_out, fresh(known, [item.group for item in self.search], FRESH, seed))
-        rounds = [Fitness(self.asker, self.search, ESTIMATORS[ESTIMATOR], part) for part in halves(others)]
+        others = fresh(known, [item.group for item in self.search], FRESH, seed)
+        fair = ESTIMATORS["weighted_mean"]  # a fair sample needs no model
+        rounds = [Fitness(self.asker, self.search, fair, part) for part in halves(others)]
         row = history.verify(history.leaders(FINALISTS, search), rounds, lambda new: self.follow(history, new))
         self.tokens["finalists"] = history.finalists_tokens
         score, low, high = (float(row[name]) for name in ("estimate", "low", "high"))

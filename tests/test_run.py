@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge3 import compare, items, mergefile, run
@@ -150,3 +151,13 @@ def test_a_folder_that_holds_something_is_left_alone(
     (tmp_path / "note").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):
         run.run(saved["base"], experts(saved), questions, tmp_path)
+
+
+def test_the_settings_are_the_pipelines() -> None:
+    params = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    evolve = params["evolve"]
+    assert (params["extract"]["method"], params["estimate"]["method"]) == (run.EXTRACT, run.ESTIMATOR)
+    assert (evolve["strategy"], evolve["population"], evolve["sigma"]) == (run.STRATEGY, run.GENERATION, run.SIGMA)
+    assert (tuple(evolve["weights"]), tuple(evolve["densities"])) == (run.WEIGHTS, run.DENSITIES)
+    assert (evolve["finalists"], evolve["finalist_items"]) == (run.FINALISTS, run.FRESH)
+    assert (params["extract"]["items"], evolve["generations"]) == (run.ASKED, run.BUDGET // run.GENERATION)
