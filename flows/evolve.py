@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -15,7 +16,7 @@ from flows.known import expert_answers, parameters, study_items, study_of, subse
 from flows.stage import DATA, alone, bounds, do, main, progress, read_json, say, show_table, write_json, write_text
 from merge3 import mergefile
 from merge3.estimate import ESTIMATORS, Calibration, Known
-from merge3.evolve import SEARCHES, Genes
+from merge3.evolve import SEARCHES, Genes, Search
 from merge3.fitness import Evaluation, Fitness
 from merge3.genome import Genome, live_groups
 from merge3.grouped import objective as grouped_objective
@@ -61,27 +62,13 @@ def evolve(
     Raises:
         ValueError: a parameter is out of its range.
     """
-    for name, value, choice in (
-        ("strategy", strategy, sorted(SINGLE)),
-        ("objective", objective, ["mean", "worst"]),
-    ):
-        if value not in choice:
-            raise ValueError(f"evolve.{name} must be one of {choice}, got {value!r}")
-    for name, value in (
-        ("generations", generations),
-        ("finalists", finalists),
-        ("finalist_items", finalist_items),
-    ):
-        if value < 1:
-            raise ValueError(f"evolve.{name} must be 1 or more, got {value}")
+    validate(strategy, objective, generations, finalists, finalist_items)
     experts, groups = study_of(study, studies)
     found = study_items(groups)
     known, estimator = _known(experts, found)
     asker = open_asker(runtime, OUT / "answers", experts)
     live = live_groups(asker.merger.changed)
-    ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
-    methods = (method,) if isinstance(method, str) else tuple(method)
-    genome = Genome(methods, tuple(experts), live, knots, *ranges, seed)
+    genome, search = opened(experts, live, seed, method, knots, weights, densities, strategy, population, sigma)
 
     def fitness_of(part: Known, estimator: str) -> Fitness:
         chosen, labels = ESTIMATORS[estimator], [item.group for item in found]
@@ -95,9 +82,6 @@ def evolve(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most "
         f"{count * one.tokens:,} tokens, {count * one.flops:.1e} operations (all items: {count * everything.tokens:,})"
     )
-    start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
-    genes = Genes(start.size, categories={0: len(methods)} if len(methods) > 1 else {})
-    search = SEARCHES[strategy](genes, start, sigma, population, seed)
     history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
     begin = monotonic()
     with progress("evolve: candidates", population * generations) as advance:
@@ -130,6 +114,52 @@ def evolve(
     show_table("evolve-history", history.rows, "every candidate of the search")
     show_table("evolve-finalists", history.finalists, "its leaders on fresh items")
     say(f"{history.distinct} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens")
+
+
+def validate(strategy: str, objective: str, generations: int, finalists: int, finalist_items: int) -> None:
+    """Refuse parameters that are out of their range.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, value, choice in (
+        ("strategy", strategy, sorted(SINGLE)),
+        ("objective", objective, ["mean", "worst"]),
+    ):
+        if value not in choice:
+            raise ValueError(f"evolve.{name} must be one of {choice}, got {value!r}")
+    for name, value in (
+        ("generations", generations),
+        ("finalists", finalists),
+        ("finalist_items", finalist_items),
+    ):
+        if value < 1:
+            raise ValueError(f"evolve.{name} must be 1 or more, got {value}")
+
+
+def opened(
+    experts: Sequence[str],
+    live: Sequence[str],
+    seed: int,
+    method: str | list[str],
+    knots: int,
+    weights: list[float],
+    densities: list[float],
+    strategy: str,
+    population: int,
+    sigma: float,
+) -> tuple[Genome, Search]:
+    """The genome of `experts`, for the groups that are `live`, and the search of it, from the uniform average.
+
+    Raises:
+        ValueError: the method is unknown, or another parameter is out of its range.
+    """
+    ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
+    methods = (method,) if isinstance(method, str) else tuple(method)
+    genome = Genome(methods, tuple(experts), tuple(live), knots, *ranges, seed)
+    start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
+    genes = Genes(start.size, categories={0: len(methods)} if len(methods) > 1 else {})
+    return genome, SEARCHES[strategy](genes, start, sigma, population, seed)
 
 
 def with_sources(recipe: Recipe) -> Merge:

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from merge3 import mergefile, models
+from merge3 import licences, mergefile, models
 from merge3.merging import LiveMerger
 from merge3.recipe import Layers, Merge, Recipe, layer_of
 
@@ -25,10 +25,12 @@ SHARD = "5GB"
 PROBE = 16  # tokens on which the written model is held against the live one
 
 
-def export(merge: Merge, out: Path, device: str = "cpu", scores: pd.DataFrame | None = None) -> PreTrainedModel:
+def export(
+    merge: Merge, out: Path, device: str = "cpu", scores: pd.DataFrame | None = None, measured: str = ""
+) -> PreTrainedModel:
     """Write the merged model to `out`: safetensors shards, config, the base's tokenizer, recipe and card.
 
-    `scores` has the columns `model`, `accuracy`, `low` and `high`, and goes into the card.
+    `scores` and `measured`, how they came about, go into the card, see `card`.
 
     Returns:
         The live merge.
@@ -50,7 +52,7 @@ def export(merge: Merge, out: Path, device: str = "cpu", scores: pd.DataFrame | 
     live.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
     (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
-    (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores), encoding="utf-8")
+    (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores, measured), encoding="utf-8")
     check_written(live, partial, device)
     if out.exists():
         out.rmdir()
@@ -150,43 +152,67 @@ def check_written(live: PreTrainedModel, out: Path, device: str) -> None:
         raise ValueError(f"{out}: the written model's logits differ from the live one's by up to {worst}")
 
 
-def card(merge: Merge, name: str, dtype: torch.dtype, scores: pd.DataFrame | None = None) -> str:
-    """A model card: parents and their licences, the recipe, and measured scores if there are any."""
-    parents = list(dict.fromkeys([merge.base, *merge.experts.values()]))
-    licences = {source: licence(source) for source in parents}
-    known = sorted({value for value in licences.values() if value})
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "merge3"], "base_model": parents}
-    if len(known) == 1 and all(licences.values()):
-        front["license"] = known[0]
+def card(merge: Merge, name: str, dtype: torch.dtype, scores: pd.DataFrame | None = None, measured: str = "") -> str:
+    """A model card as the hub reads it: parents, their licences and what follows, recipe, and scores if there are any.
+
+    `scores` has a row a model, with `model`, `accuracy`, `low` and `high`; and, where the first model was compared with
+    the others, `lead`, `lead_low`, `lead_high` and `holm_p`. `measured` says in a sentence or two how.
+    """
+    sources = {"base": merge.base, **merge.experts}
+    parents = list(dict.fromkeys(sources.values()))
+    stated = {source: licences.licence(source) for source in parents}
+    follows = licences.consequences(stated)
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": [source for source in parents if not Path(source).exists()] or None,
+        "base_model_relation": "merge",
+        "tags": ["merge", "merge3"],
+    }
+    if len(set(stated.values())) == 1:
+        whole = licences.front(merge.base)
+        front |= {key: whole.get(key) for key in ("license", "license_name", "license_link")}
+    if not front["base_model"]:  # the hub takes ids, not folders
+        del front["base_model"], front["base_model_relation"]
+    front = {key: value for key, value in front.items() if value is not None}
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", ""]
-    lines += [f"A merge by `{merge.recipe.method}`, in {str(dtype).removeprefix('torch.')}.", "", "## Parents", ""]
-    lines += ["| | source | licence |", "|---|---|---|"]
-    for label, source in (("base", merge.base), *merge.experts.items()):
-        lines.append(f"| {label} | {source} | {licences[source] or 'not stated'} |")
-    if len(known) > 1:
-        lines += ["", f"The licences differ ({', '.join(known)}): the strictest of their terms binds this model."]
-    lines += ["", "## Recipe", "", "```yaml", mergefile.to_yaml(merge).strip(), "```", ""]
+    lines += [
+        f"A merge of {len(merge.recipe.experts)} fine-tunes of one base by `{merge.recipe.method}`, in "
+        f"{str(dtype).removeprefix('torch.')}, made with merge3. It loads like any model of its kind:",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'model, tokenizer = (auto.from_pretrained("{name}") for auto in (AutoModelForCausalLM, AutoTokenizer))',
+        "```",
+        "",
+    ]
+    lines += ["## Parents", "", "| | source | licence |", "|---|---|---|"]
+    lines += [f"| {label} | {source} | {stated[source] or 'not stated'} |" for label, source in sources.items()]
+    lines += ["", "### Licence", "", *(f"- {text}" for text in follows)] if follows else []
+    lines += ["", "## Recipe", "", "`merge3 merge merge.yaml OUT` makes this model again.", ""]
+    lines += ["```yaml", mergefile.to_yaml(merge).strip(), "```", ""]
     if scores is not None:
-        lines += ["## Scores", "", "Accuracy on held-out items, with 95 % intervals.", ""]
-        lines += ["| model | accuracy | interval |", "|---|---|---|"]
-        for row in scores.to_dict("records"):
-            low, high = 100 * row["low"], 100 * row["high"]
-            lines.append(f"| {row['model']} | {100 * row['accuracy']:.1f} | {low:.1f}-{high:.1f} |")
-        lines.append("")
+        lines += ["## Scores", "", *([measured, ""] if measured else []), *_scores(scores), ""]
     return "\n".join(lines)
 
 
-def licence(source: str) -> str | None:
-    """The licence that the card of a local model states; None where there is no card, or it states none."""
-    path = Path(source) / "README.md"
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---\n") or "\n---" not in text[4:]:
-        return None
-    try:
-        front = yaml.safe_load(text[4 : text.index("\n---", 4)])
-    except yaml.YAMLError:
-        return None
-    stated = front.get("license") if isinstance(front, Mapping) else None
-    return stated if isinstance(stated, str) else None
+def _scores(scores: pd.DataFrame) -> list[str]:
+    """The table of scores, in Markdown, and what its columns are."""
+    compared = {"lead", "lead_low", "lead_high", "holm_p"} <= set(scores.columns)
+    said = "Accuracy on held-out items, in per cent, with 95 % bootstrap intervals."
+    heads = ["model", "accuracy", "interval"]
+    if compared:
+        said += (
+            f" The lead of {scores['model'].iloc[0]} over each is on the same items, with its paired interval; p is "
+            "McNemar's, corrected for the number of models (Holm)."
+        )
+        heads += ["lead", "p"]
+    lines = [said, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for place, row in enumerate(scores.to_dict("records")):
+        cells = [row["model"], f"{100 * row['accuracy']:.1f}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"]
+        if compared:
+            low, high = 100 * row["lead_low"], 100 * row["lead_high"]
+            lead = f"{100 * row['lead']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            cells += ["", ""] if place == 0 else [lead, f"{row['holm_p']:.3g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

@@ -114,7 +114,12 @@ class History:
                 found.setdefault(self.phenotype(recipe), (recipe, float(mean), float(deviation)))
         return found
 
-    def verify(self, leaders: dict[str, Leader], rounds: list[Fitness]) -> dict[str, Any]:
+    def verify(
+        self,
+        leaders: dict[str, Leader],
+        rounds: list[Fitness],
+        advance: Callable[[int], None] = lambda questions: None,
+    ) -> dict[str, Any]:
         """Ask the leaders fresh items, half of them twice as many, and so on; the row of the best.
 
         The best is so by both: the surface, which knows all candidates by the items of the search, and the fresh
@@ -131,6 +136,7 @@ class History:
                 self.finalists_tokens += fitness.asker.cost(fitness.questions).tokens - paid.get(name, 0)
                 paid[name] = fitness.asker.cost(fitness.questions).tokens
                 self.cost += evaluation.cost
+                advance(len(fitness.questions) - items.get(name, 0))
                 made[name], items[name] = evaluation, len(fitness.questions)
             whole = [name for name in alive if made[name].estimate]
             if not whole:
@@ -165,7 +171,7 @@ def paired(evaluations: Sequence[Evaluation], items: int) -> float:
     return float((own**2).sum() / ((models - 1) * (n - 1)) / n * (1 - n / items))
 
 
-def generation(search: Search, history: History, advance: Callable[[int], None], left: int | None) -> bool:
+def generation(search: Search, history: History, advance: Callable[[int], None], left: int | None = None) -> bool:
     """Ask for a generation, evaluate it, tell it; False where the search is at its end or `left` tokens may not do.
 
     The first generation is asked whatever it takes.

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import io
 import json
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merge3 import items, responses
-from merge3.cli import main
+from merge3 import answering, cli, items, responses, run
+from merge3.cli import main, making, searching
 from merge3.items import FreeText, Item
 
 
@@ -57,6 +65,13 @@ def test_a_plan_says_what_fits(file: Path, capsys: pytest.CaptureFixture[str]) -
     assert "give all three" in capsys.readouterr().err
 
 
+def test_a_plan_is_printed_as_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(file), "--memory", "24", "--bandwidth", "1000", "--tflops", "70", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mode"] == "resident"
+    assert found["resident"] > found["streamed"] > found["model"] > 0
+
+
 def test_errors_are_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", str(tmp_path / "none.yaml")]) == 1
     assert capsys.readouterr().err.startswith("merge3 recipe: no merge file at")
@@ -77,6 +92,9 @@ def test_models_answer_items(saved: dict[str, Path], tmp_path: Path, capsys: pyt
     assert [line["correct"] for line in lines] == table.to_numpy().astype(bool).ravel().tolist()
     assert all((line["loglikelihoods"][0] > line["loglikelihoods"][1]) == line["correct"] for line in lines)
     assert "tokens" in capsys.readouterr().out
+    assert main(["respond", *chosen, *files, "--dtype", "float32", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [(did["model"], did["accuracy"]) for did in said] == list(table.mean(axis=1).items())
     assert main(["respond", *chosen[:2], *chosen[:2], *files]) == 1
     assert "which must differ" in capsys.readouterr().err
 
@@ -143,3 +161,127 @@ def test_what_others_measured_is_imported(tmp_path: Path, capsys: pytest.Capture
         assert main(["import", str(source), "--out", str(tmp_path / "out.parquet")]) == 0
         assert said in capsys.readouterr().out
         assert responses.read(tmp_path / "out.parquet").iloc[0, 0] == 1
+
+
+# --- from nothing to a model
+
+
+def test_two_models_and_a_file_of_questions_become_an_evolved_model(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base", "first", "second"):
+        shutil.copytree(saved[name], tmp_path / name)
+    rows = [{"id": n, "prompt": f"Say {n}: ", "options": [f"{n}a", f"{n}b"], "answer": n % 2} for n in range(200)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    parents = ["--base", "base", "--expert", "a=first", "--expert", "b=second"]
+    command = ["run", *parents, "--items", "questions.jsonl", "--out", "merged", "--budget", "12", "--dtype", "float32"]
+    assert main(command) == 0  # the first command
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert next(line.split(":")[0] for line in lines if "answers" in line) == "parents"
+    assert "tokens/s" in lines[-1]
+    assert any(line.startswith("finalists: ") and "best " in line and "left" in line for line in lines)
+    assert {"evolved merge", "base", "a", "b", "uniform average"} <= {
+        line.split("  ")[0] for line in told.out.splitlines()
+    }
+    assert "Try it: merge3 chat merged" in told.out
+    assert main(["chat", "merged", "--prompt", "Say 7: ", "--max-tokens", "8", "--dtype", "float32"]) == 0  # the second
+    assert len(capsys.readouterr().out) > 1
+    assert main(command) == 1
+    assert "merged is not empty" in capsys.readouterr().err
+    again = [*command[: (place := command.index("merged"))], "again", "--store", "merged.store", *command[place + 1 :]]
+    assert main([*again, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"]["this_run"] == 0
+    assert [row["model"] for row in found["scores"]][:4] == ["evolved merge", "base", "a", "b"]
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "merged/model.safetensors").read_bytes()
+
+
+def test_experts_are_named_by_their_last_part_or_as_told() -> None:
+    assert searching.named(["a=org/x", "org/y", "./z/"]) == {"a": "org/x", "y": "org/y", "z": "./z/"}
+    with pytest.raises(ValueError, match="called differently"):
+        searching.named(["org/x", "me/x"])
+
+
+# --- chat
+
+
+def test_chat_is_greedy_and_the_same_of_folder_and_merge_file(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", str(file), str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    said = ["--prompt", "Hello", "--max-tokens", "6", "--dtype", "float32"]
+    for source in (file, tmp_path / "out"):
+        assert main(["chat", str(source), *said]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    model, tokenizer = (auto.from_pretrained(tmp_path / "out") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    tokens = tokenizer("Hello", return_tensors="pt")["input_ids"]
+    for _ in range(6):
+        with torch.inference_mode():
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    assert first == tokenizer.decode(tokens[0, 5:], skip_special_tokens=True)
+
+
+def test_turns_go_through_the_chat_template(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(saved["first"], tmp_path / "it")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "it")
+    tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role[0] }}>{{ turn.content }}{% endfor %}<a>"
+    tokenizer.save_pretrained(tmp_path / "it")
+    model, tokenizer = making.opened(str(tmp_path / "it"), "cpu", "float32")
+    seen = []
+    monkeypatch.setattr(model, "generate", lambda **given: seen.append(given["input_ids"]) or given["input_ids"])
+    monkeypatch.setattr(making, "opened", lambda *source: (model, tokenizer))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nYou?\n\n"))
+    assert main(["chat", str(tmp_path / "it")]) == 0
+    assert [tokenizer.decode(tokens[0]) for tokens in seen] == ["<u>Hi<a>", "<u>Hi<a><u>You?<a>"]
+
+
+# --- the parser
+
+
+def test_every_command_has_help_examples_and_something_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = next(action for action in cli.parser()._actions if action.dest == "command").choices
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for name, command in commands.items():
+        module, function = command.get_default("run")
+        assert callable(getattr(import_module(f"merge3.cli.{module}"), function))
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  merge3 ")]
+        assert examples, name
+        for example in examples:  # is understood by the parser itself
+            cli.parser().parse_args(shlex.split(example.split("|")[0], comments=True)[1:])
+    named = {line.split()[1] for line in readme.splitlines() if line.startswith("merge3 ")}
+    assert named <= set(commands)
+
+
+def test_choices_are_the_librarys() -> None:
+    assert cli.SCORINGS == answering.SCORINGS
+    default = next(a for a in cli.parser()._actions if a.dest == "command").choices["run"].get_default("budget")
+    assert default == run.BUDGET
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_printed(shell: str) -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "merge3.cli", "--print-completion", shell], capture_output=True, text=True, check=True
+    ).stdout
+    assert "--budget" in printed
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=printed, text=True, check=True)
+
+
+def test_an_interrupt_ends_in_a_line(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "recipe", interrupted)
+    assert main(["recipe", str(file)]) == cli.STOPPED
+    assert "stopped" in capsys.readouterr().err

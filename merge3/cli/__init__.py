@@ -1,0 +1,319 @@
+"""The command line `merge3`: every command and its options. What a command does stands in the module that it names.
+
+Those are imported when they run, so that help and completion come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import shtab
+
+STOPPED = 130  # the status of a command that was interrupted, as shells have it
+SCORINGS = ("sum", "characters", "tokens")
+SCORING = "of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)"
+FIRST = """commands, in the order they are usually wanted:
+  merge3 run      evolve a merge of your models for your questions, in one go
+  merge3 chat     try the winner
+  merge3 init     set up the whole pipeline for your own models, in a clone
+  merge3 check    everything that would go wrong, before hours are spent"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends with status 1 and one paragraph."""
+    options = parser().parse_args(arguments)
+    module, function = options.run
+    try:
+        status = getattr(import_module(f"merge3.cli.{module}"), function)(options)
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            raise
+        print(f"merge3 {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"merge3 {options.command}: stopped; answers so far are kept where there is a store", file=sys.stderr)
+        return STOPPED
+    return int(status or 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    made = argparse.ArgumentParser(
+        "merge3",
+        description="Evolve and merge language models.",
+        epilog=FIRST,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    shtab.add_argument_to(made, ["--print-completion"], help="print what makes a shell complete commands, and end")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (add_run, add_chat, add_init, add_check, add_merge, add_recipe, add_plan):
+        add(commands)
+    for add in (add_respond, add_answers, add_import, add_study, add_verify):
+        add(commands)
+    for one in commands.choices.values():
+        for action in one._actions:
+            if action.type is Path:
+                vars(action)["complete"] = shtab.FILE
+    return made
+
+
+def add_run(commands: Any) -> None:
+    """`merge3 run`."""
+    run = command(
+        commands,
+        *("run", "searching", "run"),
+        "evolve a merge of models for a benchmark, measure it on held-out items, and write it",
+        """merge3 run --base org/base --expert maths=org/maths --expert de=./german --items questions.jsonl --out merged
+merge3 run --base ./base --expert ./a --expert ./b --items q.jsonl --out merged --budget 240 --method ties
+Interrupted, or again with a larger --budget and a new --out, it asks only what is not in the store.""",
+    )
+    add_parents(run, required=True)
+    run.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
+    run.add_argument("--out", type=Path, required=True, help="a new folder for the model")
+    run.add_argument("--budget", type=int, default=120, help="candidates of the search (default: 120)")
+    run.add_argument("--method", default="task_arithmetic", help="of merging (default: task_arithmetic)")
+    run.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
+    add_device(run)
+    add_json(run)
+
+
+def add_chat(commands: Any) -> None:
+    """`merge3 chat`."""
+    chat = command(
+        commands,
+        *("chat", "making", "chat"),
+        "talk to a merge, or to any model: greedy, by its chat template if it has one",
+        """merge3 chat merged
+merge3 chat data/evolve/winner.yaml --prompt "What is 12 + 5?"
+An empty line ends. A model without a chat template goes on writing where a line ends.""",
+    )
+    chat.add_argument("model", help="a model's folder or hub id, or a merge file (.yaml)")
+    chat.add_argument("--prompt", help="say this alone, and end")
+    chat.add_argument("--max-tokens", type=int, default=256, help="of a reply (default: 256)")
+    add_device(chat)
+
+
+def add_init(commands: Any) -> None:
+    """`merge3 init`."""
+    init = command(
+        commands,
+        *("init", "project", "init"),
+        "write params.yaml for your own models, in a clone of the pipeline; what no flag says is asked",
+        """merge3 init
+merge3 init --base org/base --expert maths=org/maths --expert german=./german --items questions.jsonl --device cuda
+Then: dvc repro""",
+    )
+    add_parents(init, required=False)
+    init.add_argument("--items", help="a .jsonl or .parquet file of items, or lm-eval:<task>")
+    init.add_argument("--test-share", type=float, default=0.4, help="of the items, held out (default: 0.4)")
+    init.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+
+
+def add_check(commands: Any) -> None:
+    """`merge3 check`."""
+    check = command(
+        commands,
+        *("check", "project", "check"),
+        "say everything that is wrong or risky with params.yaml and this machine; status 1 if anything is wrong",
+        """merge3 check
+merge3 check --json | jq '.[] | select(.level == "wrong")'""",
+    )
+    add_json(check)
+
+
+def add_merge(commands: Any) -> None:
+    """`merge3 merge`."""
+    merge = command(
+        commands,
+        *("merge", "making", "merge"),
+        "write the model that a merge file describes: safetensors, tokenizer, card",
+        """merge3 merge data/evolve/winner.yaml my-model --scores data/evaluate/scores.csv
+merge3 merge mergekit.yaml my-model --device cuda
+The folder can be uploaded to a hub as it is; llama.cpp's convert_hf_to_gguf.py makes a GGUF file of it.""",
+    )
+    merge.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
+    merge.add_argument("out", type=Path, help="a new folder for the model")
+    merge.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    merge.add_argument("--scores", type=Path, help="for the card: a CSV file with model, accuracy, low, high")
+
+
+def add_recipe(commands: Any) -> None:
+    """`merge3 recipe`."""
+    recipe = command(
+        commands,
+        *("recipe", "making", "recipe"),
+        "print a merge file in our form or in mergekit's",
+        """merge3 recipe data/evolve/winner.yaml --as mergekit
+merge3 recipe mergekit.yaml""",
+    )
+    recipe.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
+    recipe.add_argument("--as", dest="form", choices=("merge3", "mergekit"), default="merge3", help="default: merge3")
+
+
+def add_plan(commands: Any) -> None:
+    """`merge3 plan`."""
+    plan = command(
+        commands,
+        *("plan", "making", "plan"),
+        "say from configs alone what fits and what a candidate costs",
+        """merge3 plan merge.yaml
+merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70    # a card that is not here""",
+    )
+    plan.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
+    plan.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
+    plan.add_argument("--candidates", type=int, default=200, help="candidates of the search (default: 200)")
+    plan.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
+    plan.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
+    plan.add_argument("--dtype", default="auto", help="of the live model (default: auto)")
+    plan.add_argument("--memory", type=float, help="instead: GB of a device that is not here")
+    plan.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")
+    plan.add_argument("--tflops", type=float, help="with --memory: its dense matrix products, 10^12 operations/s")
+    add_json(plan)
+
+
+def add_respond(commands: Any) -> None:
+    """`merge3 respond`."""
+    respond = command(
+        commands,
+        *("respond", "asking", "respond"),
+        "let models answer items: a table of who was right",
+        """merge3 respond --model org/a --model ./b --items items.jsonl --out table.parquet --store answers/
+merge3 respond --model org/a --task arc_easy --out table.parquet""",
+    )
+    respond.add_argument(
+        "--model", action="append", required=True, metavar="M", help="folder, GGUF file or hub id; may be repeated"
+    )
+    respond.add_argument("--items", type=Path, help="a .jsonl or .parquet file of items")
+    respond.add_argument("--task", action="append", help="instead: a task of lm-eval, by name; may be repeated")
+    respond.add_argument("--include-path", type=Path, help="a folder with more of lm-eval's tasks")
+    respond.add_argument("--metric", help="of a task (default: acc_norm, else acc, else exact_match)")
+    respond.add_argument("--filter", help="of a task's answers, where it has several")
+    respond.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
+    respond.add_argument("--answers", type=Path, help="every raw answer as well, as JSON lines")
+    respond.add_argument("--store", type=Path, help="a folder that keeps raw answers: what is in it is not asked again")
+    respond.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
+    respond.add_argument("--scoring", choices=SCORINGS, default="sum", help=SCORING)
+    add_device(respond)
+    add_json(respond)
+
+
+def add_answers(commands: Any) -> None:
+    """`merge3 answers`."""
+    answers = command(
+        commands,
+        *("answers", "asking", "answers"),
+        "show every raw answer that a store keeps",
+        """merge3 answers data/evolve/answers --items data/prepare/search.parquet --failed
+merge3 answers merged.store/answers --items questions.jsonl --json""",
+    )
+    answers.add_argument("store", type=Path, help="data/evolve/answers, for instance, or what respond --store wrote")
+    answers.add_argument("--items", type=Path, action="append", required=True, help="the items; may be repeated")
+    answers.add_argument("--model", help="only models whose name begins so")
+    answers.add_argument("--item", help="only the item of this id")
+    answers.add_argument("--failed", action="store_true", help="only answers that are not scored")
+    answers.add_argument("--json", action="store_true", help="JSON lines")
+    answers.add_argument("--scoring", choices=SCORINGS[:2], default="sum", help="as for respond")
+
+
+def add_import(commands: Any) -> None:
+    """`merge3 import`."""
+    imported = command(
+        commands,
+        *("import", "asking", "import_table"),
+        "make a response table of what others measured",
+        """merge3 import runs/ --out table.parquet
+merge3 import leaderboard.csv --out table.parquet""",
+    )
+    imported.add_argument("source", type=Path, help="what lm_eval --log_samples wrote, or a .csv or .parquet matrix")
+    imported.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
+    imported.add_argument(
+        "--metric", help="lm-eval's score of a sample (default: acc_norm, else acc, else exact_match)"
+    )
+    imported.add_argument("--filter", help="lm-eval's filter of answers, where a task has several")
+
+
+def add_study(commands: Any) -> None:
+    """`merge3 study`."""
+    study = command(
+        commands,
+        *("study", "studies", "study"),
+        "on models answered in full: which items and estimator serve best?",
+        """merge3 study table.parquet --parents org/a org/b --merges 'mine/*'
+merge3 study leaderboard.csv --counts 20 --json""",
+    )
+    add_case(study)
+    study.add_argument("--counts", type=int, nargs="+", default=(10, 20, 50), help="items asked (default: 10 20 50)")
+    study.add_argument("--draws", type=int, default=20, help="repetitions (default: 20)")
+    study.add_argument("--plot", type=Path, help="the figures as a picture (default: beside the table)")
+    add_json(study)
+
+
+def add_verify(commands: Any) -> None:
+    """`merge3 verify`."""
+    verify = command(
+        commands,
+        *("verify", "studies", "verify"),
+        "check the guarantees: by simulation, and on answers if given",
+        """merge3 verify
+merge3 verify table.parquet --parents org/a org/b --merges 'mine/*'""",
+    )
+    add_case(verify, "?")
+    verify.add_argument("--count", type=int, default=20, help="items asked (default: 20)")
+    add_json(verify)
+
+
+def command(commands: Any, name: str, module: str, function: str, what: str, examples: str) -> argparse.ArgumentParser:
+    """A command, what it does, and examples of it under its help."""
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog="examples:\n  " + examples.replace("\n", "\n  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.set_defaults(run=(module, function))
+    return made
+
+
+def add_parents(made: argparse.ArgumentParser, required: bool) -> None:
+    """Base and experts."""
+    made.add_argument("--base", required=required, metavar="B", help="the base: a folder or hub id")
+    made.add_argument(
+        "--expert",
+        action="append",
+        required=required,
+        metavar="NAME=M",
+        help="a fine-tune or LoRA adapter of the base: folder, GGUF file or hub id; may be repeated",
+    )
+
+
+def add_device(made: argparse.ArgumentParser) -> None:
+    """Where a model lives, and in which dtype."""
+    made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    made.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+
+
+def add_json(made: argparse.ArgumentParser) -> None:
+    """The result for programs."""
+    made.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_case(made: argparse.ArgumentParser, number: str | None = None) -> None:
+    """The table of a study, and who in it is what."""
+    made.add_argument("responses", type=Path, nargs=number, help="a response table (.parquet or .csv), models x items")
+    kinship = made.add_mutually_exclusive_group()
+    kinship.add_argument("--parents", nargs="+", metavar="P", help="whose merges the other models are")
+    kinship.add_argument(
+        "--triplets", type=Path, help="a CSV file with merge, parent_a, parent_b: parents of each merge"
+    )
+    made.add_argument("--merges", default="*", help="with --parents: names of the merges; others are strangers")
+    made.add_argument("--relatives", type=int, default=0, help="with --parents: merges answered in full (default: 0)")
+    made.add_argument("--groups", metavar="SEPARATOR", help="an item's group is its id before this")
+    made.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")

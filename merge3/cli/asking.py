@@ -1,0 +1,201 @@
+"""`merge3 respond`, `answers`, `import`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from merge3 import answering, grading, imports, items
+from merge3 import responses as tables
+from merge3.cli.show import as_json, progress, quiet
+from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, runtime_name, weights_folder
+from merge3.respond import packable
+from merge3.respond import respond as ask
+from merge3.store import Answer, Reply, Store, digest
+
+
+def respond(options: argparse.Namespace) -> None:
+    """`merge3 respond`.
+
+    Raises:
+        ValueError: two models are called alike, or one is broken, or there are neither items nor tasks, or both.
+    """
+    if (options.items is None) == (options.task is None):
+        raise ValueError("give either --items or --task")
+    names = [source.rstrip("/").split("/")[-1] for source in options.model]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models are named by the last part of their paths, which must differ: got {names}")
+    quiet()
+    check_device(options.device)
+    dtype = resolve_dtype(options.dtype, options.device)
+    if options.task is not None:
+        respond_tasks(options, names, dtype)
+        return
+    asked = items.read(options.items)
+    store = None if options.store is None else Store(options.store)
+    rows, lines, said = [], [], []
+    for name, source in zip(names, options.model, strict=True):
+        folder = weights_folder(source)
+        model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
+        key = {
+            **{"model": name, "weights": fingerprint(folder), "dtype": str(dtype), "protocol": answering.PROTOCOL},
+            "runtime": f"{runtime_name(options.device)}, batches of {options.batch_tokens} tokens",
+        }
+        kept = store.get(key) if store else {}
+        new = [item for item in asked if item.content_hash not in kept]
+        begin, work = perf_counter(), answering.Work()
+        if new:
+            packed = packable(model, tokenizer, new)
+            with progress(name, len(new)) as advance:
+                found, work = ask(model, tokenizer, new, options.batch_tokens, advance, packed)
+            fresh = {item.content_hash: answer for item, answer in zip(new, found, strict=True)}
+            kept |= fresh
+            if store:
+                store.put(key, fresh)
+        seconds = perf_counter() - begin
+        answers = [kept[item.content_hash] for item in asked]
+        scores, reasons = grading.grades(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
+        rows.append(scores)
+        lines += [
+            {"model": name, **shown(item, answer, score, reason)}
+            for item, answer, score, reason in zip(asked, answers, scores, reasons, strict=True)
+        ]
+        said.append(summary(name, scores, grading.failures(scores, reasons), work, seconds))
+        if not options.json:
+            tell(said[-1])
+    tables.write(options.out, tables.table(names, [item.id for item in asked], np.stack(rows)))
+    if options.answers:
+        options.answers.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    if options.json:
+        as_json(said)
+
+
+def summary(
+    model: str, scores: np.ndarray, failed: Mapping[str, int], work: answering.Work, seconds: float
+) -> dict[str, Any]:
+    """How a model did, in plain values; NaN where no item was scored."""
+    scored = scores[~np.isnan(scores)]
+    return {
+        "model": model,
+        "accuracy": float(scored.mean()) if len(scored) else np.nan,
+        "scored": len(scored),
+        "items": len(scores),
+        "tokens": work.tokens,
+        "tokens_a_second": (work.tokens + work.checks) / seconds,
+        "near_ties": work.near_ties,
+        "failed": dict(failed),
+    }
+
+
+def tell(did: Mapping[str, Any]) -> None:
+    """Print how a model did."""
+    name, total = did["model"], did["items"]
+    accuracy = f"{did['accuracy']:.1%} of {did['scored']} items" if did["scored"] else "no item scored"
+    rate = f"{did['tokens']:,} tokens, {did['tokens_a_second']:,.0f} a second" if did["tokens"] else "all of them kept"
+    print(f"{name}: {accuracy} ({rate}; {did['near_ties']} near-ties)")
+    for reason, count in did["failed"].items():
+        print(f"{name}: {count} of {total} items not scored ({count / total:.1%}): {reason}")
+
+
+def respond_tasks(options: argparse.Namespace, names: Sequence[str], dtype: torch.dtype) -> None:
+    """`merge3 respond --task`: lm-eval makes the requests and grades.
+
+    Raises:
+        ValueError: lm-eval is not installed.
+    """
+    try:
+        from merge3.harness import Answerer, evaluate
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    rows, said = {}, []
+    for name, source in zip(names, options.model, strict=True):
+        folder = weights_folder(source)
+        answerer = Answerer(load(folder, dtype, options.device), load_tokenizer(folder), options.batch_tokens)
+        begin = perf_counter()
+        rows[name] = evaluate(answerer, options.task, options.include_path, options.metric, options.filter)
+        seconds, scores = perf_counter() - begin, np.array(list(rows[name].values()))
+        cut = int(np.isnan(scores).sum())
+        said.append(summary(name, scores, {grading.TRUNCATED: cut} if cut else {}, answerer.work, seconds))
+        if not options.json:
+            tell(said[-1])
+    table = tables.check(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"))
+    tables.write(options.out, table)
+    if options.json:
+        as_json(said)
+
+
+def shown(item: items.Item, answer: Answer, score: float, reason: str) -> dict[str, Any]:
+    """One raw answer in plain values: NaN, which JSON lacks, is null."""
+    found: dict[str, Any] = {"item": item.id, "prompt": item.prompt}
+    if isinstance(answer, Reply):
+        found |= {"reply": answer.text, "end": answer.end, "tokens": answer.tokens, "expected": list(item.expected)}
+    else:
+        found |= {"options": list(item.options), "answer": item.answer}
+    if isinstance(answer, tuple):
+        found["loglikelihoods"] = list(answer)
+    return {**found, "correct": None if np.isnan(score) else bool(score), "reason": reason}
+
+
+def answers(options: argparse.Namespace) -> None:
+    """`merge3 answers`.
+
+    Raises:
+        ValueError: nothing is kept that fits what was asked for.
+    """
+    asked = {item.content_hash: item for path in options.items for item in items.read(path)}
+    store, lines = Store(options.store), []
+    for key in store.keys():  # noqa: SIM118 - no mapping
+        name = named(key)
+        if not name.startswith(options.model or ""):
+            continue
+        for content, answer in store.get(key).items():
+            item = asked.get(content)
+            if item is None or options.item not in (None, item.id):
+                continue
+            divisors = [max(1, len(o)) if options.scoring == "characters" else 1 for o in item.options]
+            score, reason = grading.grade(item, answer, divisors)
+            if np.isnan(score) or not options.failed:
+                lines.append({"model": name, **shown(item, answer, score, reason)})
+    if not lines:
+        raise ValueError(f"{options.store} keeps no such answer to these items")
+    for line in lines:
+        print(json.dumps(line, ensure_ascii=False) if options.json else prose(line))
+    failed = [line["reason"] for line in lines if line["correct"] is None]
+    truncated = failed.count(grading.TRUNCATED)
+    print(f"{len(lines)} answers, {len(failed)} not scored, {truncated} of them truncated", file=sys.stderr)
+
+
+def named(key: Mapping[str, Any]) -> str:
+    """What a model is called: its own name, or the phenotype of its merge, as in a search's history."""
+    return str(key["model"]) if "model" in key else digest(key.get("merge"))
+
+
+def prose(line: Mapping[str, Any]) -> str:
+    """One raw answer for a reader."""
+    grade = {True: "right", False: "wrong", None: "not scored"}[line["correct"]]
+    head = f"{line['model'][:12]}  {line['item']}  {grade}{': ' if line['reason'] else ''}{line['reason']}"
+    parts = [head, f"  {line['prompt']!r}"]
+    if "reply" in line:
+        parts.append(f"  {line['reply']!r} ({line['tokens']} tokens, {line['end']}); expected {line['expected']}")
+    values = line.get("loglikelihoods") or [None] * len(line.get("options", ()))
+    for place, (option, value) in enumerate(zip(line.get("options", ()), values, strict=True)):
+        mark = "*" if place == line["answer"] else " "
+        parts.append(f"  {mark} {'-' if value is None else format(value, '9.3f')}  {option!r}")
+    return "\n".join(parts)
+
+
+def import_table(options: argparse.Namespace) -> None:
+    """`merge3 import`."""
+    source = options.source
+    table = imports.lm_eval(source, options.metric, options.filter) if source.is_dir() else imports.matrix(source)
+    tables.write(options.out, table)
+    missing = int(table.isna().to_numpy().sum())
+    print(f"{options.out}: {table.shape[0]} models x {table.shape[1]} items, {missing} not scored")

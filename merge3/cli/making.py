@@ -1,0 +1,148 @@
+"""`merge3 merge`, `recipe`, `plan`, `chat`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from merge3 import export, mergefile
+from merge3 import plan as costs
+from merge3.cli.show import as_json, quiet
+from merge3.models import check_device, load, load_tokenizer, resolve_dtype, weights_folder
+
+MERGE_FILES = (".yaml", ".yml")
+
+
+def merge(options: argparse.Namespace) -> None:
+    """`merge3 merge`."""
+    scores = None if options.scores is None else pd.read_csv(options.scores)
+    quiet()
+    model = export.export(mergefile.read(options.file), options.out, options.device, scores)
+    print(f"{options.out}: {model.num_parameters():,} parameters, read back and found the same")
+
+
+def recipe(options: argparse.Namespace) -> None:
+    """`merge3 recipe`."""
+    found = mergefile.read(options.file)
+    print(mergefile.to_mergekit(found) if options.form == "mergekit" else mergefile.to_yaml(found), end="")
+
+
+def plan(options: argparse.Namespace) -> None:
+    """`merge3 plan`.
+
+    Raises:
+        ValueError: only some of --memory, --bandwidth and --tflops are given.
+    """
+    stated = (options.memory, options.bandwidth, options.tflops)
+    if any(stated) and not all(stated):
+        raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
+    dtype = torch.bfloat16 if all(stated) and options.dtype == "auto" else resolve_dtype(options.dtype, options.device)
+    if all(stated):
+        machine = costs.Machine(
+            options.memory * costs.GIGABYTE, options.bandwidth * costs.GIGABYTE, options.tflops * 1e12
+        )
+    else:
+        machine = costs.measure(options.device, dtype)
+    asked = mergefile.read(options.file)
+    found = costs.plan(
+        asked.base,
+        list(asked.experts.values()),
+        asked.recipe.method,
+        machine,
+        tokens=options.tokens,
+        batch_tokens=options.batch_tokens,
+        dtype=dtype,
+    )
+    if options.json:
+        derived = {"resident": found.resident, "streamed": found.streamed, "mode": found.mode}
+        as_json(asdict(found) | derived)
+    else:
+        print(told(found, options.candidates))
+
+
+def told(found: costs.Plan, candidates: int) -> str:
+    """A plan in lines."""
+    size = {name: f"{value / costs.GIGABYTE:8.2f} GB" for name, value in asdict(found).items()}
+    seconds = found.merging_seconds + found.answering_seconds
+    share = found.merging_seconds / seconds
+    return "\n".join(
+        (
+            f"parameters       {found.parameters / 1e6:8,.0f} M",
+            f"live model       {size['model']}",
+            f"base and experts {size['ingredients']}",
+            f"masks            {size['masks']}",
+            f"answering        {size['answering']}",
+            f"resident         {found.resident / costs.GIGABYTE:8.2f} GB on the device",
+            f"streamed         {found.streamed / costs.GIGABYTE:8.2f} GB on the device, the rest in main memory",
+            f"device           {size['memory']}: {found.mode}",
+            f"a candidate      {seconds:8.3f} s at best, {share:.0%} of it merging",
+            f"{candidates} candidates {seconds * candidates / 60:8.1f} min at best",
+        )
+    )
+
+
+def chat(options: argparse.Namespace) -> None:
+    """`merge3 chat`."""
+    quiet()
+    model, tokenizer = opened(options.model, options.device, options.dtype)
+    if options.prompt is not None:
+        reply(model, tokenizer, [{"role": "user", "content": options.prompt}], options.max_tokens)
+        return
+    turns: list[dict[str, str]] = []
+    while said := asked():
+        turns.append({"role": "user", "content": said})
+        turns.append({"role": "assistant", "content": reply(model, tokenizer, turns, options.max_tokens)})
+
+
+def asked() -> str:
+    """The next line of whoever is there; empty at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def opened(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, of a folder or hub id, or as a merge file says.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: the device or dtype is not to be had, or the merge cannot be made.
+    """
+    check_device(device)
+    if source.endswith(MERGE_FILES):
+        merge = mergefile.read(Path(source))
+        return export.build(merge, device), load_tokenizer(weights_folder(merge.base))
+    folder = weights_folder(source)
+    return load(folder, resolve_dtype(dtype, device), device), load_tokenizer(folder)
+
+
+def reply(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], max_tokens: int
+) -> str:
+    """The likeliest reply to the last turn, shown as it is written; without a chat template only that turn is seen."""
+    tokenize: Any = tokenizer
+    if tokenizer.chat_template:
+        given = tokenize.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    else:
+        given = tokenize(turns[-1]["content"], return_tensors="pt")
+    tokens, mask = (given[name].to(model.device) for name in ("input_ids", "attention_mask"))
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    settings: Any = GenerationConfig
+    how = settings(
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id if ends is None else ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    shown = TextStreamer(tokenize, skip_prompt=True, skip_special_tokens=True)
+    generate: Any = model.generate
+    written = generate(input_ids=tokens, attention_mask=mask, generation_config=how, streamer=shown)
+    return str(tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True))

@@ -1,0 +1,75 @@
+"""`merge3 init`, `check`: a clone of the pipeline set up for one's own models, and looked at before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from merge3.checks import WRONG
+from merge3.cli.searching import named
+from merge3.cli.show import as_json, finding
+
+
+def check(options: argparse.Namespace) -> int:
+    """`merge3 check`: 1 where anything is wrong."""
+    found = pipeline("check").check()
+    if options.json:
+        as_json([asdict(one) for one in found])
+    else:
+        for one in found:
+            finding(one.level, one.what, one.text)
+    return int(any(one.level == WRONG for one in found))
+
+
+def init(options: argparse.Namespace) -> int:
+    """`merge3 init`: 1 where the parameters that it wrote do not pass `merge3 check`."""
+    own = pipeline("own")
+    base = options.base or ask("--base", "base (a folder or hub id)")
+    experts = options.expert or ask_experts()
+    items = options.items or ask("--items", "items (a .jsonl or .parquet file, or lm-eval:<task>)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device or (ask("--device", f"device [{default}]") or default if sys.stdin.isatty() else default)
+    own.rewrite(base, named(experts), items, options.test_share, device)
+    print("params.yaml is rewritten: `git diff params.yaml` shows how. It asks for this:\n")
+    wrong = check(argparse.Namespace(json=False))
+    print("\nMend what is wrong, then `merge3 check`." if wrong else "\nNow: dvc repro")
+    return wrong
+
+
+def ask(flag: str, what: str) -> str:
+    """The answer of whoever is there.
+
+    Raises:
+        ValueError: nobody is.
+    """
+    if not sys.stdin.isatty():
+        raise ValueError(f"give {flag}: there is no terminal to ask at")
+    return input(f"{what}: ").strip()
+
+
+def ask_experts() -> list[str]:
+    """Experts, a line each, up to an empty line."""
+    found: list[str] = []
+    while said := ask("--expert", f"expert {len(found) + 1} (name=folder or hub id; empty: no more)"):
+        found.append(said)
+    return found
+
+
+def pipeline(name: str) -> ModuleType:
+    """A module of the pipeline, which is an extra of the package.
+
+    Raises:
+        ValueError: its packages are not installed.
+    """
+    try:
+        return import_module(f"flows.{name}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed: the pipeline needs `pip install 'merge3-pipeline[pipeline]'`; "
+            "`merge3 run` does without"
+        ) from error

@@ -1,0 +1,117 @@
+"""`merge3 run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from merge3 import run as whole
+from merge3.cli.show import as_json, percent, quiet, table
+from merge3.run import Progress
+
+LINES = 20  # that a run prints at most beside one for each of its stages, where there is no terminal
+
+
+def run(options: argparse.Namespace) -> None:
+    """`merge3 run`."""
+    quiet()
+    with watching() as tell:
+        found = whole.run(
+            options.base,
+            named(options.expert),
+            options.items,
+            options.out,
+            budget=options.budget,
+            method=options.method,
+            seed=options.seed,
+            device=options.device,
+            dtype=options.dtype,
+            store=options.store,
+            tell=tell,
+        )
+    if options.json:
+        as_json(found.to_dict())
+        return
+    rows = []
+    for place, row in enumerate(found.scores.to_dict("records")):
+        interval, lead = f"[{percent(row['low'])}, {percent(row['high'])}]", ("", "", "")
+        if place:
+            span = f"[{100 * row['lead_low']:+.1f}, {100 * row['lead_high']:+.1f}]"
+            lead = (f"{100 * row['lead']:+.1f}", span, f"{row['holm_p']:.3g}")
+        rows.append((str(row["model"]), percent(row["accuracy"]), interval, *lead))
+    table(("model", "accuracy", "95 % interval", "winner's lead", "its interval", "p"), rows, first_bold=True)
+    estimate, tokens = found.estimate, found.tokens
+    print(f"\n{found.verdict[0].upper()}{found.verdict[1:]}.")
+    print(
+        f"Estimated beforehand: {percent(estimate.score)} [{percent(estimate.low)}, {percent(estimate.high)}], from "
+        f"{tokens['search'] + tokens['finalists']:,} tokens of search and finalists; the search on all items: "
+        f"{tokens['all_items']:,}. Parents and population: {tokens['preparation']:,}, the test: {tokens['test']:,}."
+    )
+    print(f"\n{found.out} is the model, its card in README.md. Try it: merge3 chat {found.out}")
+
+
+def named(experts: Sequence[str]) -> dict[str, str]:
+    """Experts by name: `name=source`, or a source, whose last part is its name.
+
+    Raises:
+        ValueError: two are called alike.
+    """
+    pairs = []
+    for expert in experts:
+        name, equals, source = expert.partition("=")
+        pairs.append((name, source) if equals else (expert.rstrip("/").split("/")[-1], expert))
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"experts must be called differently, got {[name for name, _ in pairs]}: give NAME=MODEL")
+    return dict(pairs)
+
+
+@contextmanager
+def watching() -> Iterator[Callable[[Progress], None]]:
+    """Show a run as it goes on: one live line in a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield plain_lines()
+        return
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True, highlight=False)) as bar:
+        task = bar.add_task("loading", total=None, said="")
+        yield lambda p: bar.update(task, description=p.stage, total=p.total, completed=p.done, said=figures(p))
+
+
+def plain_lines() -> Callable[[Progress], None]:
+    """A line for each stage, and at every twentieth of the way."""
+    shown: tuple[str, int] = ("", -1)
+
+    def show(p: Progress) -> None:
+        nonlocal shown
+        now = (p.stage, p.done * LINES // p.total)
+        if now != shown:
+            shown = now
+            print(f"{p.stage}: {p.done}/{p.total} answers, {figures(p)}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def figures(p: Progress) -> str:
+    """The best so far, the speed and the time left."""
+    best = p.best and f"best {percent(p.best.score)} [{percent(p.best.low)}, {percent(p.best.high)}]"
+    speed = f"{p.tokens / p.seconds:,.0f} tokens/s" if p.seconds else "all kept"
+    left = p.left is not None and f"{duration(p.left)} left"
+    return ", ".join(part for part in (best, speed, left) if part)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

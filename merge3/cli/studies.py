@@ -1,0 +1,68 @@
+"""`merge3 study`, `verify`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from merge3 import imports, lineage
+from merge3 import study as studies
+from merge3 import verify as guarantees
+from merge3.cli.show import as_json, progress
+from merge3.estimate import Known
+
+
+def study(options: argparse.Namespace) -> None:
+    """`merge3 study`."""
+    draw, groups = read_case(options)
+    with progress("study", options.draws) as advance:
+        found = studies.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
+    studies.plot(found, options.plot or options.responses.with_suffix(".study.png"))
+    if options.json:
+        as_json(found.to_dict("records"))
+        return
+    shown = found.sort_values(["items", "error"])
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
+    for row in studies.recommend(found).to_dict("records"):
+        print(
+            f"{row['items']} items: ask {row['method']} items, estimate by {row['estimator']} "
+            f"(error {row['error']:.1f} points, Spearman {row['spearman']:.2f}, regret {row['regret']:.1f})"
+        )
+
+
+def verify(options: argparse.Namespace) -> None:
+    """`merge3 verify`.
+
+    Raises:
+        ValueError: a guarantee did not hold.
+    """
+    checks = guarantees.simulated(options.seed)
+    if options.responses is not None:
+        draw, groups = read_case(options)
+        for case in draw(options.seed)[:1]:
+            fitted, _ = lineage.fit(case.strangers, np.vstack([case.parents, case.relatives]))
+            near = np.vstack([case.strangers, case.parents, case.relatives])
+            count = options.count
+            known = Known(fitted, np.arange(count), np.full(count, 1 / count), case.parents, population=near)
+            checks += guarantees.on_answers(known, case.candidates, groups, options.seed)
+    if options.json:
+        as_json([asdict(check) for check in checks])
+    for check in () if options.json else checks:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
+        print(f"{'holds' if check.holds else 'FAILS'}  {check.name}: {figures}")
+    if broken := [check.name for check in checks if not check.holds]:
+        raise ValueError(f"{len(broken)} of {len(checks)} guarantees do not hold: {broken}")
+
+
+def read_case(options: argparse.Namespace) -> tuple[studies.Draw, list[str]]:
+    """The draws of a study from its table, and the groups of the items."""
+    table = imports.matrix(options.responses)
+    groups = [str(name).rsplit(options.groups, 1)[0] if options.groups else "all" for name in table.columns]
+    if options.parents:
+        return studies.family(table, options.parents, options.merges, options.relatives), groups
+    if options.triplets:
+        return studies.triplets(table, pd.read_csv(options.triplets)), groups
+    return studies.leaderboard(table), groups

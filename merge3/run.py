@@ -1,0 +1,326 @@
+"""A whole search in one call: from parents and items to an evolved model, written and measured, without a pipeline.
+
+    result = run("org/base", {"maths": "org/maths", "german": "./german"}, "questions.jsonl", "merged")
+
+The settings are those of the pipeline, which offers many more. Every answer is kept: called again with the same store a
+run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from merge3 import checks, compare, export, irt, lineage, mergefile, responses
+from merge3 import items as benchmarks
+from merge3.asker import Asker
+from merge3.benchmark import split
+from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate, learn_inheritance
+from merge3.evolve import SEARCHES, Genes, Search
+from merge3.extract import METHODS
+from merge3.fitness import Fitness
+from merge3.genome import Genome, live_groups
+from merge3.history import HALVES, History, fresh, generation, halves
+from merge3.items import Item
+from merge3.ledger import Cost
+from merge3.live import open_asker
+from merge3.recipe import Merge, Recipe, constant, standard_merges
+
+EVOLVED = "evolved merge"
+TEST_SHARE = 0.4  # of the items, held out of the search
+POPULATION, HELD_OUT = 12, 4  # random merges that answer every search item; those of them that calibrate the estimator
+ASKED = 20  # search items that a candidate is asked
+GENERATION = 12  # candidates
+BUDGET = 10 * GENERATION
+FINALISTS, FRESH = 9, 300  # leaders that are asked again, and up to so many items that the search did not ask
+EXTRACT, ESTIMATOR, STRATEGY = "fisher", "parent_aware", "pooled"
+WEIGHTS, DENSITIES = (0.0, 1.2), (0.2, 1.0)
+SIGMA = 0.2
+NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `done` of at most `total` answers, those that were kept from before among them.
+
+    `tokens` and `seconds` are what this run asked and took, `left` the seconds that the rest may take, None before
+    anything was asked; `best` is the best candidate so far, by all candidates together.
+    """
+
+    stage: str
+    done: int
+    total: int
+    tokens: int
+    seconds: float
+    left: float | None
+    best: Estimate | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    Attributes:
+        merge: the winner's recipe, with its sources.
+        estimate: its score on the search items, estimated from fresh ones, with a 90 % interval.
+        scores: a row a model on the held-out items: accuracy and 95 % interval, the winner's lead over it, paired, with
+            interval and tests. The winner is the first.
+        history: a row a candidate of the search.
+        tokens: what it took: of `preparation`, `search`, `finalists`, `test`; `all_items` is what the search would have
+            taken without extraction, `this_run` what was asked now and not kept from before.
+        out: the folder of the written model.
+    """
+
+    merge: Merge
+    estimate: Estimate
+    scores: pd.DataFrame
+    history: pd.DataFrame
+    tokens: Mapping[str, int]
+    out: Path
+
+    @property
+    def accuracy(self) -> float:
+        """The winner's accuracy on the held-out items."""
+        return float(self.scores["accuracy"].iloc[0])
+
+    @property
+    def verdict(self) -> str:
+        """Whom the winner beats, in a sentence."""
+        return compare.verdict(EVOLVED, compare.unbeaten(self.scores, EVOLVED))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON, without the history."""
+        return {
+            "out": str(self.out),
+            "verdict": self.verdict,
+            "recipe": self.merge.recipe.to_dict(),
+            "estimate": {name: getattr(self.estimate, name) for name in ("score", "low", "high")},
+            "scores": self.scores.to_dict("records"),
+            "tokens": dict(self.tokens),
+        }
+
+
+def run(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    items: str | Path | Sequence[Item],
+    out: str | Path,
+    *,
+    budget: int = BUDGET,
+    method: str = "task_arithmetic",
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "auto",
+    store: str | Path | None = None,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Result:
+    """Evolve the best merge of `experts` into `base` for `items`, write it to `out`, and measure it on held-out items.
+
+    Args:
+        base: a folder or hub id; its tokenizer and config are the merge's.
+        experts: fine-tunes or adapters of the base: folders, GGUF files or hub ids, by name.
+        items: a .jsonl or .parquet file (see `merge3.items`), or a list. Four tenths are held out for the test.
+        out: a new folder for the model.
+        budget: candidates of the search, in generations of twelve.
+        method: of merging, see `merge3.recipe.TRAITS`.
+        seed: of every draw.
+        device: cpu or cuda.
+        dtype: of the live model: auto, float32, bfloat16 or float16.
+        store: the folder that keeps every answer, and the search's history; `<out>.store` where None.
+        tell: is called as the run goes on.
+
+    Raises:
+        FileExistsError: `out` holds something.
+        FileNotFoundError: a model or the items are not there.
+        ValueError: the parents do not fit together, there are too few items, or every candidate is broken.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty: name a new folder; answers are kept apart from it, in the store")
+    kept = Path(store) if store is not None else out.with_name(f"{out.name}.store")
+    if budget < GENERATION:
+        raise ValueError(f"budget must be {GENERATION} candidates (a generation) or more, got {budget}")
+    sources = {name: str(source) for name, source in experts.items()}
+    if wrong := [name for name in sources if name in ("base", EVOLVED) or not NAME.fullmatch(name)]:
+        raise ValueError(f"an expert's name is letters, digits, '_', '-' and '.', and not 'base'; got {wrong[0]!r}")
+    found = list(items) if isinstance(items, Sequence) and not isinstance(items, str) else benchmarks.read(Path(items))
+    parts = split(found, TEST_SHARE, seed)
+    checks.refuse(checks.parents(str(base), sources))
+    asker = open_asker(str(base), sources, kept / "answers", device=device, dtype=dtype)
+    this = _Run(asker, tell, parts["search"], parts["test"], budget, kept)
+    winner, estimate, history, scores = this.whole(method, seed)
+    tokens = this.tokens
+    measured = (
+        f"Measured by `merge3 run` on {len(parts['test'])} items that the search did not see. It asked {len(history)} "
+        f"candidates at most {ASKED} of {len(parts['search'])} other items, {tokens['search']:,} tokens."
+    )
+    del asker, this  # export loads the models again: twice may not fit
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    merge = Merge(winner, str(base), sources)
+    export.export(merge, out, device, scores, measured)
+    result = Result(merge, estimate, scores, history, tokens, out)
+    scores.to_csv(kept / "scores.csv", index=False)
+    (kept / "winner.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
+    (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+class _Run:
+    """One run: what it asks, in order, and how far it is."""
+
+    def __init__(
+        self,
+        asker: Asker,
+        tell: Callable[[Progress], None],
+        search: Sequence[Item],
+        test: Sequence[Item],
+        budget: int,
+        kept: Path,
+    ) -> None:
+        self.asker, self.tell, self.search, self.test, self.kept = asker, tell, list(search), list(test), kept
+        self.generations = budget // GENERATION
+        self.names = list(asker.merger.experts)
+        self.parents = {"base": constant("task_arithmetic", dict.fromkeys(self.names, 0.0))} | {
+            name: constant("task_arithmetic", {name: 1.0}) for name in self.names
+        }
+        self.tokens: dict[str, int] = {}
+        self.stage, self.done, self.cost, self.prepared = "", 0, Cost(), Cost()
+        self.best: Estimate | None = None
+        self.total = self.most()
+        self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))
+
+    def most(self) -> int:
+        """How many answers the run takes at most."""
+        asked = min(ASKED, len(self.search))
+        others = min(FRESH, len(self.search) - asked)
+        finals, leaders, before = 0, FINALISTS, 0
+        for step in HALVES:
+            size = -(-others // step)
+            finals, before, leaders = finals + leaders * (size - before), size, (leaders + 1) // 2
+        searched = (len(self.parents) + POPULATION) * len(self.search) + self.generations * GENERATION * asked + finals
+        return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
+
+    def step(self, answers: int) -> None:
+        """Say that so many more answers are there."""
+        self.done += answers
+        seconds = self.cost.merging_seconds + self.cost.answering_seconds
+        left = (self.total - self.done) * self.each * seconds / self.cost.tokens if self.cost.tokens else None
+        self.tell(Progress(self.stage, self.done, self.total, self.cost.tokens, seconds, left, self.best))
+
+    def answer(self, stage: str, recipes: Mapping[str, Recipe], asked: Sequence[Item]) -> pd.DataFrame:
+        """The response table of recipes on items; a broken model's row is NaN."""
+        self.stage = stage
+        rows = []
+        for recipe in recipes.values():
+            found = self.asker.ask(recipe, asked)
+            self.cost += found.cost
+            self.step(len(asked))
+            nothing = np.full(len(asked), np.nan)
+            rows.append(nothing if found.answers is None else self.asker.correct(asked, found.answers))
+        return responses.table(list(recipes), [item.id for item in asked], np.stack(rows))
+
+    def whole(self, method: str, seed: int) -> tuple[Recipe, Estimate, pd.DataFrame, pd.DataFrame]:
+        """The winner, its estimate, the history, and the scores."""
+        groups = live_groups(self.asker.merger.changed)
+        genome = Genome((method,), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
+        known = self.prepare(groups, seed)
+        history, search = self.evolve(known, genome, seed)
+        winner, estimate = self.verify(history, search, known, seed)
+        scores = self.measure(winner, seed)
+        self.tokens["this_run"] = self.cost.tokens
+        return winner, estimate, pd.DataFrame(history.rows), scores
+
+    def prepare(self, groups: tuple[str, ...], seed: int) -> Known:
+        """What is known before the search: parents and random merges answer every search item.
+
+        Raises:
+            ValueError: a parent is broken, or too few merges can be scored.
+        """
+        table = self.answer("parents", self.parents, self.search)
+        if broken := table.index[table.isna().all(axis=1)].tolist():
+            raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged")
+        whole = table.notna().all(axis=0).to_numpy()
+        if not whole.any():
+            raise ValueError("no search item has an answer of every parent that could be scored")
+        self.search = [item for item, kept in zip(self.search, whole, strict=True) if kept]
+        table = table.loc[:, whole]
+        random = Genome(("task_arithmetic",), tuple(self.names), groups, 1, (0.0, 1.0), DENSITIES, seed)
+        generator = np.random.default_rng(np.random.SeedSequence(seed))
+        drawn = {f"merge {n}": random.decode(generator.random(len(random.names))) for n in range(POPULATION)}
+        merges = self.answer("population", drawn, self.search).dropna().to_numpy()
+        if len(merges) < HELD_OUT + 2:
+            raise ValueError(
+                f"{len(merges)} of {POPULATION} random merges have every search item scored, {HELD_OUT + 2} are "
+                "needed: leave out items whose replies are cut off, or give them more max_tokens"
+            )
+        fitted, held_out = merges[:-HELD_OUT], merges[-HELD_OUT:]
+        family, experts = np.vstack([table.to_numpy(), fitted]), table.loc[self.names].to_numpy()
+        parameters, _ = lineage.fit(np.empty((0, family.shape[1])), family)
+        abilities, labels = irt.fit_abilities(parameters, experts)[0], [item.group for item in self.search]
+        subset, weights = METHODS[EXTRACT](parameters, abilities, min(ASKED, len(labels)), labels, seed)
+        known = learn_inheritance(fitted, Known(parameters, subset, weights, experts))
+        self.tokens["preparation"] = (len(self.parents) + POPULATION) * self.asker.cost(self.search).tokens
+        return calibrate(ESTIMATOR, held_out, known)
+
+    def evolve(self, known: Known, genome: Genome, seed: int) -> tuple[History, Search]:
+        """The search, a generation at a time."""
+        self.stage, self.prepared = "search", self.cost
+        fitness = Fitness(self.asker, self.search, ESTIMATORS[ESTIMATOR], known)
+        start = np.clip(genome.encode(dict.fromkeys(genome.experts, 1 / len(genome.experts)), 1.0), 0.05, 0.95)
+        search = SEARCHES[STRATEGY](Genes(start.size), start, SIGMA, GENERATION, seed)
+        history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
+        for _ in range(self.generations):
+            if not generation(
+                search, history, lambda new: self.follow(history, new * len(fitness.questions)), left=None
+            ):
+                break
+            if history.told:
+                _, mean, error = history.best
+                self.best = Estimate(mean, max(0.0, mean - Z90 * error), min(1.0, mean + Z90 * error), error)
+            pd.DataFrame(history.rows).to_csv(self.kept / "history.csv", index=False)
+        everything = history.distinct * self.asker.cost(self.search).tokens
+        self.tokens |= {"search": history.tokens_spent, "all_items": everything}
+        return history, search
+
+    def verify(self, history: History, search: Search, known: Known, seed: int) -> tuple[Recipe, Estimate]:
+        """The best of the leaders by search and fresh items together, and its estimate from the fresh ones."""
+        self.stage = "finalists"
+        others = fresh(known, [item.group for item in self.search], FRESH, seed)
+        fair = ESTIMATORS["weighted_mean"]  # a fair sample needs no model
+        rounds = [Fitness(self.asker, self.search, fair, part) for part in halves(others)]
+        row = history.verify(history.leaders(FINALISTS, search), rounds, lambda new: self.follow(history, new))
+        self.tokens["finalists"] = history.finalists_tokens
+        score, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
+        return history.recipes[row["phenotype"]], Estimate(score, low, high, (high - low) / (2 * Z90))
+
+    def follow(self, history: History, answers: int) -> None:
+        """As `step`, where a history keeps the account."""
+        self.cost = self.prepared + history.cost
+        self.step(answers)
+
+    def measure(self, winner: Recipe, seed: int) -> pd.DataFrame:
+        """Winner, parents and standard merges on the held-out items.
+
+        Raises:
+            ValueError: no held-out item has an answer of every model.
+        """
+        recipes = {EVOLVED: winner} | self.parents | standard_merges(self.names)
+        table = self.answer("test", recipes, self.test)
+        whole = table.notna().all(axis=0).to_numpy()
+        if not whole.any():
+            raise ValueError("no held-out item has an answer of every model that could be scored")
+        tests = [item for item, kept in zip(self.test, whole, strict=True) if kept]
+        scored = compare.scores(table.loc[:, whole], tests, EVOLVED, seed)
+        kinds = {EVOLVED: "winner", "base": "base"} | dict.fromkeys(self.names, "expert")
+        scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])
+        self.tokens["test"] = len(recipes) * self.asker.cost(self.test).tokens
+        return scored

@@ -1,0 +1,310 @@
+"""`merge3 check` and `merge3 init`, on the tiny world and on the repository's own params.yaml."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import world
+import yaml
+from conftest import CONFIGS, build
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedTokenizerBase
+
+from flows import check as checking
+from flows import own
+from flows.stage import read_params
+from merge3 import checks, models
+from merge3.checks import OK, RISK, WRONG, Finding
+from merge3.cli import main
+from merge3.items import Item
+from merge3.store import Store
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def here(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workplace with the tiny world's parameters and benchmark, as in a clone of the repository."""
+    monkeypatch.chdir(tmp_path)
+    world.write(tmp_path, world.params(saved))
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], check=True)
+    return tmp_path
+
+
+def levels(found: list[Finding], what: str) -> set[str]:
+    return {finding.level for finding in found if finding.what == what}
+
+
+def said(found: list[Finding], level: str) -> list[str]:
+    return [f"{finding.what}: {finding.text}" for finding in found if finding.level == level]
+
+
+# --- the pipeline's parameters
+
+
+def test_sound_parameters_pass(here: Path) -> None:
+    found = checking.check()
+    assert said(found, WRONG) == []
+    assert levels(found, "params.yaml") == levels(found, "memory") == {OK}
+    assert levels(found, "expert first") == levels(found, "expert second") == {OK}
+    assert levels(found, "search items") == {RISK}  # 48 of them: a score is known to within 14 points
+    assert "48: x (24), y (24); a score on all is known to within 14 points" in " ".join(said(found, RISK))
+    assert main(["check"]) == 0
+
+
+def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert said(checking.check(), WRONG) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("evolve", {"sigmma": 1}, "evolve has no parameter 'sigmma'"),
+        ("evolve", {"strategy": "luck"}, "evolve.strategy must be one of"),
+        ("evolve", {"method": "mean"}, "merge method must be one of"),
+        ("evolve", {"sigma": 2.0}, "sigma must be in (0, 1]"),
+        ("evolve", {"weights": [1.0, 0.0]}, "weight_range must be two finite numbers that rise"),
+        ("evolve", {"generations": "many"}, "not supported between"),
+        ("extract", {"items": 0}, "extract.items must be 1 or more"),
+        ("extract", {"items": 49}, "extract.items is 49 of 48 search items"),
+        ("estimate", {"method": "mean"}, "estimate.method mean needs extract.method uniform"),
+        ("estimate", {"method": "ridge"}, "estimate.method must be one of"),
+        ("calibrate", {"engine": "luck"}, "calibrate.engine must be one of"),
+        ("population", {"held_out": 7}, "population.held_out must be 1 or more"),
+        ("population", {"responses": "none.csv"}, "there is no none.csv"),
+        ("evaluate", {"sample": 1}, "evaluate.sample must be 2 or more"),
+        ("runtime", {"device": "quantum"}, "device 'quantum' cannot be used here"),
+        ("runtime", {"dtype": "int3"}, "dtype must be one of"),
+        ("runtime", {"scoring": "luck"}, "runtime.scoring must be one of"),
+        ("base", {"model": "nowhere"}, "base: 'nowhere' is neither a folder nor a hub id"),
+        ("base", {"package": "x"}, "give either base.package or base.model"),
+        ("experts", {"models": {"first": "nowhere", "second": "nowhere"}}, "first, second are the same model"),
+        ("experts", {"models": {"first": "nowhere"}}, "no expert 'second'"),
+        ("studies", {"tiny": {"experts": ["first", "second"], "groups": ["z"]}}, "no search item has group 'z'"),
+        ("prepare", {"benchmark": {"source": "items.jsonl", "test_share": 1.5}}, "test_share must be inside (0, 1)"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    section: str, changes: dict[str, Any], message: str, here: Path, saved: dict[str, Path]
+) -> None:
+    values = copy.deepcopy(world.params(saved))
+    values[section].update(changes)
+    (here / "params.yaml").write_text(yaml.safe_dump(values))
+    assert message in " ".join(said(checking.check(), WRONG))
+    assert main(["check"]) == 1
+
+
+def test_every_wrong_section_is_said_at_once(here: Path, saved: dict[str, Path]) -> None:
+    values = copy.deepcopy(world.params(saved))
+    values["evaluate"], values["extract"] = {}, {"method": "fisher", "items": 8, "more": 1}
+    (here / "params.yaml").write_text(yaml.safe_dump(values))
+    wrong = said(checking.check(), WRONG)
+    assert wrong == [
+        "params.yaml: extract has no parameter 'more'; it has ['method', 'items']",
+        "params.yaml: evaluate.sample is missing",
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a", "nonsense: 1"])
+def test_a_file_that_is_no_parameters_is_wrong(text: str, here: Path) -> None:
+    (here / "params.yaml").write_text(text)
+    assert levels(checking.check(), "params.yaml") == {WRONG}
+
+
+def test_a_remote_is_looked_for(here: Path) -> None:
+    assert "no default remote" in checking.remote().text
+    subprocess.run(["dvc", "remote", "add", "--quiet", "-d", "shelf", str(here / "shelf")], check=True)
+    assert (checking.remote().level, "is empty as yet" in checking.remote().text) == (OK, True)
+    (here / "shelf").mkdir()
+    assert checking.remote().text.endswith("answers")
+    subprocess.run(["dvc", "remote", "add", "--quiet", "-d", "-f", "shelf", "nosuch://place"], check=False)
+    (here / ".dvc" / "config").write_text("[core]\n    remote = gone\n")
+    assert checking.remote().level == WRONG
+
+
+def test_uncommitted_work_is_a_risk(here: Path) -> None:
+    assert "no Git repository" in " ".join(said(list(checking.workplace()), RISK))
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    assert "not committed" in " ".join(said(list(checking.workplace()), RISK))
+
+
+def test_findings_are_printed_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {finding["level"] for finding in found} <= {OK, RISK}
+    assert all(set(finding) == {"level", "what", "text"} for finding in found)
+
+
+# --- parents, items, answers
+
+
+def test_experts_that_do_not_fit_are_wrong(
+    saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    build(CONFIGS["qwen2"], 1).save_pretrained(tmp_path / "other")
+    shutil.copytree(saved["first"], tmp_path / "words")
+    vocabulary = json.loads((tmp_path / "words" / "tokenizer.json").read_text())
+    vocabulary["model"]["vocab"] |= {"A": vocabulary["model"]["vocab"]["B"], "B": vocabulary["model"]["vocab"]["A"]}
+    (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "empty").mkdir()
+    experts = {name: str(tmp_path / name) for name in ("other", "words", "empty")} | {"fits": str(saved["second"])}
+    found = checks.parents(str(saved["base"]), experts)
+    assert {finding.what: finding.level for finding in found if finding.what.startswith("expert ")} == {
+        "expert other": WRONG,
+        "expert words": WRONG,
+        "expert empty": WRONG,
+        "expert fits": OK,
+    }
+    text = " ".join(said(found, WRONG))
+    assert "model_type is 'qwen2'" in text
+    assert "in its vocabulary" in text
+    assert "has no .safetensors files" in text
+    with pytest.raises(ValueError, match="expert other: "):
+        checks.refuse(found)
+    checks.refuse(finding for finding in found if finding.level != WRONG)
+
+
+def test_an_adapter_is_held_against_the_base(saved: dict[str, Path], tmp_path: Path) -> None:
+    made = get_peft_model(models.load(saved["base"], torch.float32), LoraConfig(r=4, target_modules=["q_proj"]))
+    made.save_pretrained(tmp_path / "adapter")
+    found = checks.parents(str(saved["base"]), {"it": str(tmp_path / "adapter")})
+    assert "an adapter of 2 matrices" in " ".join(said(found, OK))
+    assert "there is one" in " ".join(said(found, RISK))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    assert "only plain LoRA" in " ".join(said(checks.parents(str(saved["base"]), {"it": str(config.parent)}), WRONG))
+
+
+def test_licences_are_read(saved: dict[str, Path], tmp_path: Path) -> None:
+    parents = {}
+    for name in ("base", "first", "second"):
+        shutil.copytree(saved[name], tmp_path / name)
+        (tmp_path / name / "README.md").write_text("---\nlicense: mit\n---\n")
+        parents[name] = str(tmp_path / name)
+    base = parents.pop("base")
+    assert levels(checks.parents(base, parents), "licence") == {OK}
+    (tmp_path / "first" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    assert "forbids commercial use" in " ".join(said(checks.parents(base, parents), RISK))
+
+
+@pytest.mark.parametrize(("have", "level"), [(1e9, OK), (1.2e6, RISK), (1e5, WRONG)])
+def test_memory_is_held_against_what_is_needed(
+    have: float, level: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Memory:
+        available = have
+
+    monkeypatch.setattr(checks.psutil, "virtual_memory", Memory)
+    asked = ([str(saved["first"])] * 8, "ties", "cpu", "float32", 64, tmp_path / "not" / "yet")
+    found = checks.room(str(saved["base"]), *asked)
+    assert levels(found, "memory") == {level}
+    assert levels(found, "disk") == {OK}
+
+
+def test_a_disk_that_is_full_is_wrong(saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 10))
+    found = checks.room(str(saved["base"]), [str(saved["first"])], "ties", "cpu", "float32", 64, tmp_path)
+    assert levels(found, "disk") == {WRONG}
+
+
+def test_items_that_tell_little_are_a_risk(tokenizer: PreTrainedTokenizerBase) -> None:
+    def items(count: int) -> list[Item]:
+        return [Item(f"q{n}", f"Say {n}", ("a", "b"), 0) for n in range(count)]
+
+    assert [finding.level for finding in checks.benchmark(items(100), tokenizer, 256.0)] == [OK]
+    assert [finding.level for finding in checks.benchmark(items(20), tokenizer, 256.0)] == [RISK]
+    (_, long) = checks.benchmark(items(100), tokenizer, 6.0)
+    assert (long.level, "prompts of up to 6 tokens" in long.text) == (RISK, True)
+    (_, twice) = checks.benchmark([*items(99), Item("again", "Say 1", ("a", "b"), 0)], tokenizer, 256.0)
+    assert twice.text == "1 questions are there more than once"
+
+
+def test_damaged_answers_are_found_and_left_as_they_are(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for model in ("a", "b"):
+        store.put({"model": model}, {"x": (-1.0, -2.0), "y": (-3.0, -4.0)})
+    assert checks.answers(tmp_path) == Finding(OK, f"answers {tmp_path}", "4 answers, all whole")
+    path = store.path({"model": "a"})
+    path.write_text(path.read_text().replace("-4.0", "-5.0"))
+    before = path.read_bytes()
+    found = checks.answers(tmp_path)
+    assert (found.level, path.name in found.text) == (RISK, True)
+    assert path.read_bytes() == before
+    path.write_text("")
+    assert checks.answers(tmp_path).level == RISK
+
+
+# --- init
+
+
+def repository(folder: Path) -> None:
+    """What of a clone `merge3 init` and `check` look at."""
+    subprocess.run(["git", "init", "--quiet"], check=True, cwd=folder)
+    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+
+
+def test_init_writes_parameters_that_pass_and_run(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    repository(tmp_path)
+    world.write(tmp_path / ".dvc", world.params(saved))
+    shutil.move(tmp_path / ".dvc" / "items.jsonl", tmp_path / "mine.jsonl")
+    experts = ["--expert", f"one={saved['first']}", "--expert", str(saved["second"])]
+    flags = ["--base", str(saved["base"]), *experts, "--items", "mine.jsonl", "--device", "cpu"]
+    assert main(["init", *flags]) == 0
+    assert "Now: dvc repro" in capsys.readouterr().out
+    params, before = read_params(), yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert params["studies"] == {"mine": {"experts": ["one", "second"], "groups": ["x", "y"]}}
+    assert params["base"] == {"package": None, "model": str(saved["base"]), "dtype": "float32"}
+    assert params["experts"] == {"models": {"one": str(saved["first"]), "second": str(saved["second"])}, "train": None}
+    assert params["prepare"] == {"benchmark": {"source": "mine.jsonl", "test_share": 0.4}, "problems": None}
+    untouched = ("seed", "population", "calibrate", "extract", "estimate", "evolve", "evaluate")
+    assert {name: params[name] for name in untouched} == {name: before[name] for name in untouched}
+    text = (tmp_path / "params.yaml").read_text()
+    assert "# Every value that changes a result stands here" in text
+    assert "# leaders asked again, on items that the search did not see" in text
+    world.run(params, "base", "experts", "prepare")  # the stages that read what was written
+    assert (tmp_path / "data" / "experts" / "manifest.json").exists()
+
+
+def test_init_asks_for_what_no_flag_says(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    repository(tmp_path)
+    world.write(tmp_path / ".dvc", world.params(saved))
+    replies = iter(
+        [str(saved["base"]), f"a={saved['first']}", f"b={saved['second']}", "", str(tmp_path / ".dvc/items.jsonl"), ""]
+    )
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(replies))
+    assert main(["init"]) == 0
+    assert list(replies) == []
+    assert read_params()["studies"]["mine"]["experts"] == ["a", "b"]
+
+
+def test_init_says_where_it_cannot_work(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world.write(tmp_path, world.params(saved))
+    (tmp_path / "params.yaml").unlink()
+    flags = ["--base", str(saved["base"]), "--expert", str(saved["first"]), "--items", "items.jsonl"]
+    assert main(["init", *flags]) == 1
+    assert "run it in a clone" in capsys.readouterr().err
+    assert main(["init"]) == 1
+    assert "give --base" in capsys.readouterr().err
+    repository(tmp_path)
+    assert main(["init", *flags[:-1], "none.jsonl"]) == 1
+    assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
+    assert own.groups("items.jsonl") == ["x", "y"]

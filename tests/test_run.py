@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from merge3 import compare, items, mergefile, run
+from merge3.items import Item
+
+NAMES = ("first", "second")
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Item]:
+    return [
+        Item(f"q{n}", f"Say {n}: ", (f"{n}a", f"{n + 1}b", f"c{n}"), n % 3, "x" if n < 100 else "y") for n in range(200)
+    ]
+
+
+def experts(saved: dict[str, Path]) -> dict[str, str]:
+    return {name: str(saved[name]) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def done(
+    saved: dict[str, Path], questions: list[Item], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[run.Result, list[run.Progress], Path]:
+    """A run, what it told, and its folder. Tests do not change it."""
+    folder, told = tmp_path_factory.mktemp("run"), list[run.Progress]()
+    found = run.run(
+        saved["base"], experts(saved), questions, folder / "out", budget=24, dtype="float32", tell=told.append
+    )
+    return found, told, folder
+
+
+def test_a_run_ends_with_a_model_measured_on_items_it_did_not_see(done: tuple) -> None:
+    found, _, folder = done
+    assert AutoModelForCausalLM.from_pretrained(found.out).num_parameters() > 0
+    assert mergefile.read(folder / "out" / "merge.yaml") == found.merge
+    assert found.scores["kind"].tolist() == ["winner", "base", "expert", "expert", *["standard merge"] * 3]
+    assert found.accuracy == found.scores["accuracy"][0]
+    assert found.estimate.low <= found.estimate.score <= found.estimate.high
+    assert "held-out items" in (folder / "out" / "README.md").read_text()
+    assert len(found.history) == 24
+    assert found.verdict.startswith("the evolved merge")
+
+
+def test_the_winners_written_model_has_the_accuracy_that_is_told(done: tuple, questions: list[Item]) -> None:
+    found, _, _ = done
+    model, tokenizer = (auto.from_pretrained(found.out) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    right = []
+    for item in run.split(questions, run.TEST_SHARE, 0)["test"]:
+        start, scores = len(tokenizer(item.prompt)["input_ids"]), []
+        for option in item.options:
+            tokens = torch.tensor([tokenizer(item.prompt + option)["input_ids"]])
+            with torch.inference_mode():
+                logits = model(tokens).logits[0].double().log_softmax(-1)
+            scores.append(sum(float(logits[p - 1, tokens[0, p]]) for p in range(start, tokens.shape[1])))
+        right.append(int(np.argmax(scores)) == item.answer)
+    assert np.mean(right) == pytest.approx(found.accuracy)
+
+
+def test_no_search_question_is_a_test_question(done: tuple, questions: list[Item]) -> None:
+    _, _, folder = done
+    parts = run.split(questions, run.TEST_SHARE, 0)
+    test = {item.content_hash for item in parts["test"]}
+    assert len(test) == 80
+    asked = [set(line_items(path)) for path in (folder / "out.store" / "answers").glob("*/*.jsonl")]
+    tested = [kept & test for kept in asked if kept & test]
+    assert len(tested) == 1 + 3 + 3  # the winner, base and experts, standard merges
+    assert all(kept == test for kept in tested)
+
+
+def line_items(path: Path) -> list[str]:
+    return [json.loads(line)[0] for line in path.read_text().splitlines()[1:]]
+
+
+def test_progress_rises_to_its_end(done: tuple) -> None:
+    found, told, _ = done
+    stages = ["parents", "population", "search", "finalists", "test"]
+    assert list(dict.fromkeys(event.stage for event in told)) == stages
+    counts = [event.done for event in told]
+    assert counts == sorted(counts)
+    assert counts[-1] <= told[-1].total
+    assert told[-1].left is not None
+    assert told[-1].tokens == found.tokens["this_run"] > 0
+    assert told[-1].best is not None
+    assert found.tokens["search"] < found.tokens["all_items"]
+
+
+def test_a_run_again_asks_nothing_and_finds_the_same(
+    done: tuple, saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    first, _, folder = done
+    items.write(tmp_path / "items.parquet", questions)
+    shutil.copytree(folder / "out.store", tmp_path / "kept")
+    again = run.run(
+        saved["base"],
+        experts(saved),
+        tmp_path / "items.parquet",
+        tmp_path / "out",
+        budget=24,
+        dtype="float32",
+        store=tmp_path / "kept",
+    )
+    assert again.tokens == {**first.tokens, "this_run": 0}
+    pd.testing.assert_frame_equal(again.scores, first.scores)
+    pd.testing.assert_frame_equal(again.history, first.history)
+    written = (folder / "out" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == written
+
+
+def test_the_result_is_plain_values(done: tuple) -> None:
+    found, _, folder = done
+    plain = json.loads((folder / "out.store" / "result.json").read_text())
+    assert plain == json.loads(json.dumps(found.to_dict()))
+    assert plain["recipe"]["experts"] == list(NAMES)
+    assert compare.unbeaten(found.scores, run.EVOLVED)  # random models: nothing is shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 11}, "budget must be 12"),
+        ({"experts": {"base": "x"}}, "not 'base'; got 'base'"),
+        ({"experts": {"a/b": "x"}}, "got 'a/b'"),
+        ({"experts": {"a": "nowhere"}}, "expert a: 'nowhere' is neither"),
+        ({"base": "nowhere"}, "base: 'nowhere' is neither"),
+        ({"items": "none.jsonl"}, "no benchmark at none.jsonl"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_asked(
+    changes: dict, message: str, saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    asked = {"base": saved["base"], "experts": experts(saved), "items": questions, "out": tmp_path / "out"} | changes
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run.run(**asked)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_left_alone(
+    saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        run.run(saved["base"], experts(saved), questions, tmp_path)
+
+
+def test_the_settings_are_the_pipelines() -> None:
+    params = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    evolve = params["evolve"]
+    assert (params["extract"]["method"], params["estimate"]["method"]) == (run.EXTRACT, run.ESTIMATOR)
+    assert (evolve["strategy"], evolve["population"], evolve["sigma"]) == (run.STRATEGY, run.GENERATION, run.SIGMA)
+    assert (tuple(evolve["weights"]), tuple(evolve["densities"])) == (run.WEIGHTS, run.DENSITIES)
+    assert (evolve["finalists"], evolve["finalist_items"]) == (run.FINALISTS, run.FRESH)
+    assert (params["extract"]["items"], evolve["generations"]) == (run.ASKED, run.BUDGET // run.GENERATION)
