@@ -49,6 +49,7 @@ DATA = Path("data")
 SHARED = ("seed", "study", "studies", "runtime")
 LINES = 10  # lines that a progress prints where there is no terminal
 PATIENCE = 5  # seconds in which a Prefect server must answer
+PAUSE = 2  # seconds between two reports of progress to it
 GONE = Event()  # set where the Prefect server has gone away from a run
 
 T = TypeVar("T")
@@ -165,6 +166,8 @@ def call(flow: Flow[Any, Any], **values: Any) -> Any:
 
 def lose() -> None:
     """Go on without the Prefect server."""
+    if GONE.is_set():
+        return
     GONE.set()
     say("the Prefect server has gone away; the work goes on, and is not shown there from here on")
 
@@ -240,13 +243,15 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         if artifact is None:
             yield show
             return
-        done = 0
+        done, told = 0, monotonic()
 
         def both(step: int) -> None:
-            nonlocal done
+            nonlocal done, told
             done += step
             show(step)
-            tell(lambda: update_progress_artifact(artifact, 100.0 * done / total))
+            if done == total or monotonic() - told > PAUSE:
+                tell(lambda: update_progress_artifact(artifact, 100.0 * done / total))
+                told = monotonic()
 
         yield both
 
