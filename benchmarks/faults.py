@@ -35,7 +35,7 @@ from merge3.store import Answer, Store  # noqa: E402
 KILLS = 20
 EVOLVE = (sys.executable, "-m", "flows.evolve")
 ANSWERS = Path("data/evolve/answers")
-WAIT = 300  # seconds for a search that takes ten
+WAIT = 1800  # seconds for a search that takes ten, on a machine that may be busy
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Trial:
         while running.poll() is None:
             if len(self.files) >= files:
                 return True
-            time.sleep(0.002)
+            time.sleep(0.01)
         return False
 
     def outcome(self, fault: str, happened: str, said: str) -> Outcome:
@@ -105,7 +105,7 @@ class Trial:
 def answers(root: Path) -> dict[tuple[str, str], Answer]:
     """All that a store keeps."""
     store = Store(root)
-    return {(str(store.path(k)), item): a for k in store.keys() for item, a in store.get(k).items()}  # noqa: SIM118
+    return {(store.path(k).name, item): a for k in store.keys() for item, a in store.get(k).items()}  # noqa: SIM118
 
 
 def line(said: str, words: str) -> str:
@@ -320,7 +320,6 @@ def _changed(trial: Trial, *, running: bool) -> Outcome:
 
 
 FAULTS: tuple[Callable[[Trial], Outcome], ...] = (
-    killed,
     damaged("truncated", truncate, "damaged"),
     damaged("with a flipped bit", flip, "damaged"),
     damaged("emptied", empty, "damaged"),
@@ -332,6 +331,7 @@ FAULTS: tuple[Callable[[Trial], Outcome], ...] = (
     clock,
     changed_before,
     changed_during,
+    killed,
 )
 
 
