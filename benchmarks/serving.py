@@ -73,7 +73,6 @@ class Server:
         }
         self.log = (folder / "log").open("w")
         self.server = self.start(folder, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        until("server", lambda: self.answers() or None)
 
     def start(self, folder: Path, *command: str) -> subprocess.Popen[bytes]:
         """Start a process that knows the server."""
@@ -173,8 +172,10 @@ def main() -> None:
         world.write(here, world.params({kind: Path("models", kind) for kind in ("base", "first", "second")}))
         world.repository(here)
         server = Server(folder)
-        serving = server.start(here, sys.executable, "-m", "flows.serve")
+        processes = [server.server]
         try:
+            until("server", lambda: server.answers() or None)
+            processes.append(server.start(here, sys.executable, "-m", "flows.serve"))
             until("deployments", lambda: len(server.deployments()) == 4 or None)
             check("four deployments: nightly, experiment, search, share", len(server.deployments()) == 4)
             hosts = {
@@ -238,7 +239,7 @@ def main() -> None:
             cost = (min(b for _, b in pairs) - min(a for a, _ in pairs)) / 120
             figures.append(Figure("what watching costs a candidate", cost, "s", 0.05 * DEMONSTRATION, below=True))
         finally:
-            for process in (serving, server.server):
+            for process in reversed(processes):
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait(60)
             if shots:

@@ -174,15 +174,18 @@ def lose() -> None:
 
 def main(flow: Flow[Any, Any]) -> None:
     """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph."""
+    status = 0
     try:
         call(flow, **arguments(flow, read_params()))
     except (ValueError, OSError) as error:
         if os.environ.get("MERGE3_TRACEBACK"):
             raise
-        sys.exit(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)")
+        print(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
+        status = 1
     if GONE.is_set():
-        sys.stderr.flush()
-        os._exit(0)  # else Prefect tries for minutes to tell the server what it has left to tell
+        os._exit(status)  # else Prefect tries for minutes to tell the server what it has left to tell
+    if status:
+        sys.exit(status)
 
 
 def say(message: str) -> None:
