@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from merge3 import answering, export, grading, imports, items, lineage, mergefile, responses, study, verify
 from merge3.estimate import Known
 from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, runtime_name, weights_folder
-from merge3.plan import GIGABYTE, Machine, Plan, measure, plan
+from merge3.plan import GIGABYTE, Machine, Plan, measure, plan, search_seconds
 from merge3.respond import packable
 from merge3.respond import respond as ask
 from merge3.store import Answer, Reply, Store, digest
@@ -106,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
     planned.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
     planned.add_argument("--candidates", type=int, default=200, help="candidates of the search (default: 200)")
+    planned.add_argument("--population", type=int, default=12, help="candidates of a generation (default: 12)")
+    planned.add_argument("--workers", type=int, default=1, help="devices that search together (default: 1)")
     planned.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
     planned.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
     planned.add_argument("--dtype", default="auto", help="of the live model (default: auto)")
@@ -379,8 +381,10 @@ def run_plan(options: argparse.Namespace) -> None:
     """`merge3 plan`.
 
     Raises:
-        ValueError: only some of --memory, --bandwidth and --tflops are given.
+        ValueError: a number is below 1, or only some of --memory, --bandwidth and --tflops are given.
     """
+    if min(options.candidates, options.population, options.workers) < 1:
+        raise ValueError("--candidates, --population and --workers must be 1 or more")
     stated = (options.memory, options.bandwidth, options.tflops)
     if any(stated) and not all(stated):
         raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
@@ -391,12 +395,11 @@ def run_plan(options: argparse.Namespace) -> None:
         machine = measure(options.device, dtype)
     merge = mergefile.read(options.file)
     sizes = {"tokens": options.tokens, "batch_tokens": options.batch_tokens, "dtype": dtype}
-    print(
-        told(plan(merge.base, list(merge.experts.values()), merge.recipe.method, machine, **sizes), options.candidates)
-    )
+    found = plan(merge.base, list(merge.experts.values()), merge.recipe.method, machine, **sizes)
+    print(told(found, options.candidates, options.population, options.workers))
 
 
-def told(found: Plan, candidates: int) -> str:
+def told(found: Plan, candidates: int, population: int, workers: int) -> str:
     """A plan in lines."""
     size = {name: f"{value / GIGABYTE:8.2f} GB" for name, value in asdict(found).items()}
     seconds = found.merging_seconds + found.answering_seconds
@@ -413,6 +416,7 @@ def told(found: Plan, candidates: int) -> str:
             f"device           {size['memory']}: {found.mode}",
             f"a candidate      {seconds:8.3f} s at best, {share:.0%} of it merging",
             f"{candidates} candidates {seconds * candidates / 60:8.1f} min at best",
+            f"{workers} worker(s) {search_seconds(found, candidates, population, workers) / 60:9.1f} min at best",
         )
     )
 

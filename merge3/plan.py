@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -107,6 +108,16 @@ def plan(
         answering_seconds=2 * count * tokens / machine.operations,
         memory=machine.memory,
     )
+
+
+def search_seconds(found: Plan, candidates: int, population: int, workers: int = 1) -> float:
+    """Seconds of a search, at best, whose generations are spread over workers of which each has such a device.
+
+    A generation waits for its last candidate, so workers beyond the population are idle.
+    """
+    whole, rest = divmod(candidates, population)
+    rounds = whole * ceil(population / workers) + ceil(rest / workers)
+    return rounds * (found.merging_seconds + found.answering_seconds)
 
 
 def adapter_parameters(folder: Path, model: torch.nn.Module) -> int:

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
 from merge3 import models
-from merge3.plan import Machine, adapter_parameters, measure, plan
+from merge3.plan import Machine, adapter_parameters, measure, plan, search_seconds
 
 CARD = Machine(memory=24e9, bandwidth=1e12, operations=100e12)
 
@@ -30,6 +30,14 @@ def test_bytes_and_seconds_follow_from_the_config(seven_billion: Path) -> None:
     assert found.merging_seconds == 4 * found.model / 1e12
     assert found.answering_seconds == 2 * found.parameters * 1000 / 100e12
     assert found.mode == "streamed"
+
+
+def test_a_generation_waits_for_its_last_candidate(seven_billion: Path) -> None:
+    found = plan(seven_billion, [seven_billion] * 2, "task_arithmetic", CARD, tokens=1000)
+    one = found.merging_seconds + found.answering_seconds
+    rounds = {1: 125, 8: 10 * 2 + 1, 12: 11, 64: 11}  # of ten generations of twelve and one of five
+    for workers, count in rounds.items():
+        assert search_seconds(found, 125, 12, workers) == pytest.approx(count * one)
 
 
 def test_masks_are_a_byte_an_element_and_ranks_another(seven_billion: Path) -> None:
