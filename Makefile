@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run remake test lint bench clean
+.PHONY: run remake serve share test lint bench clean
 
 run: $(READY)  ## the pipeline on the demonstration, ending with the result
 	@if dvc status --quiet; then echo "Everything is up to date: nothing to do."; cat data/report/result.txt; \
@@ -17,6 +17,13 @@ run: $(READY)  ## the pipeline on the demonstration, ending with the result
 remake: $(READY)  ## the whole pipeline from nothing: trains, asks and searches again (over an hour)
 	rm -rf data/*/answers data/evolve
 	@dvc repro --force
+
+serve: $(READY)  ## Prefect's UI on http://127.0.0.1:4200, a nightly run, runs to start there; ends with Ctrl-C
+	@prefect server start --host 127.0.0.1 --background
+	@trap 'prefect server stop' EXIT; PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.serve
+
+share: $(READY)  ## take what collaborators pushed, run what is out of date, push it
+	@python -m flows.share
 
 test: $(READY)  ## linters, types and the whole test suite
 	@$(MAKE) --no-print-directory lint

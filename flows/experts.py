@@ -30,6 +30,12 @@ def experts(seed: int, models: dict[str, str] | None, train: dict[str, Any] | No
     """
     if (models is None) == (train is None):
         raise ValueError("give either experts.models or experts.train, the other as null")
+    names = models if models is not None else (train or {}).get("adapters", {})
+    if wrong := [name for name in names if name == "base" or not re.fullmatch(r"\w[\w.-]*", name)]:
+        raise ValueError(
+            "an expert's name is letters, digits, '_', '-' and '.', begins with a letter, digit or '_', and is not "
+            f"'base'; got {wrong[0]!r}"
+        )
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     if models is not None:
@@ -37,8 +43,6 @@ def experts(seed: int, models: dict[str, str] | None, train: dict[str, Any] | No
     else:
         keys = ("adapters", "problems", "steps", "rank", "batch", "learning_rate", "dtype")
         sources = _train(seed, **section("experts.train", train or {}, keys))
-    if wrong := [name for name in sources if name == "base" or not re.fullmatch(r"[\w.-]+", name)]:
-        raise ValueError(f"an expert's name is letters, digits, '_', '-' and '.', and not 'base'; got {wrong[0]!r}")
     found = [Expert(name, source, fingerprint(weights_folder(source))) for name, source in sources.items()]
     write_manifest(OUT / "manifest.json", Expert("base", str(BASE), fingerprint(BASE)), found)
 

@@ -49,6 +49,7 @@ DATA = Path("data")
 SHARED = ("seed", "study", "studies", "runtime")
 LINES = 10  # lines that a progress prints where there is no terminal
 PATIENCE = 5  # seconds in which a Prefect server must answer
+PAUSE = 2  # seconds between two reports of progress to it
 GONE = Event()  # set where the Prefect server has gone away from a run
 
 T = TypeVar("T")
@@ -165,21 +166,26 @@ def call(flow: Flow[Any, Any], **values: Any) -> Any:
 
 def lose() -> None:
     """Go on without the Prefect server."""
+    if GONE.is_set():
+        return
     GONE.set()
     say("the Prefect server has gone away; the work goes on, and is not shown there from here on")
 
 
 def main(flow: Flow[Any, Any]) -> None:
     """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph."""
+    status = 0
     try:
         call(flow, **arguments(flow, read_params()))
     except (ValueError, OSError) as error:
         if os.environ.get("MERGE3_TRACEBACK"):
             raise
-        sys.exit(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)")
+        print(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
+        status = 1
     if GONE.is_set():
-        sys.stderr.flush()
-        os._exit(0)  # else Prefect tries for minutes to tell the server what it has left to tell
+        os._exit(status)  # else Prefect tries for minutes to tell the server what it has left to tell
+    if status:
+        sys.exit(status)
 
 
 def say(message: str) -> None:
@@ -240,13 +246,15 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         if artifact is None:
             yield show
             return
-        done = 0
+        done, told = 0, monotonic()
 
         def both(step: int) -> None:
-            nonlocal done
+            nonlocal done, told
             done += step
             show(step)
-            tell(lambda: update_progress_artifact(artifact, 100.0 * done / total))
+            if done == total or monotonic() - told > PAUSE:
+                tell(lambda: update_progress_artifact(artifact, 100.0 * done / total))
+                told = monotonic()
 
         yield both
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isclose
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -38,6 +39,8 @@ SAME = (  # fields of a config that all experts share with the base
     *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "rope_parameters", "rms_norm_eps", "hidden_act", "tie_word_embeddings"),
 )
+
+UNSAFE = "a file is no safetensors file; pickled weights are not opened"
 
 
 class IncompatibleModels(ValueError):  # noqa: N818 - reads better where it is raised
@@ -159,6 +162,8 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
         pair: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, trust_remote_code=False, output_loading_info=True, **file, **how
         )
+    except SafetensorError as error:
+        raise IncompatibleModels(f"model {str(source)!r}: {UNSAFE} ({error})") from error
     except OSError as error:
         raise FileNotFoundError(
             f"no model at {str(source)!r}: expected a folder with config.json and .safetensors files, or a hub id "
@@ -241,7 +246,7 @@ def stored_dtype(source: str | Path) -> torch.dtype:
     folder = weights_folder(str(source))
     found = set()
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     if not found:
@@ -251,6 +256,22 @@ def stored_dtype(source: str | Path) -> torch.dtype:
             f"model {str(source)!r}: tensors of dtype {strange[0]} cannot be merged; expected {sorted(names)}"
         )
     return names[found.pop()] if len(found) == 1 else torch.float32
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        IncompatibleModels: it is none.
+    """
+    try:
+        file: Any = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise IncompatibleModels(f"{path}: {UNSAFE} ({error})") from error
+    with file as opened:
+        yield opened
 
 
 def _check_config(source: str | Path, base: Any) -> None:
@@ -344,7 +365,7 @@ def _adapter(folder: Path, base: Mapping[str, Tensor]) -> Changes:
     rank = config["r"]
     scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     found: Changes = {}
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+    with _opened(folder / ADAPTER_WEIGHTS) as file:
         keys = set(file.keys())
         for key in sorted(k for k in keys if k.endswith(".lora_A.weight")):
             name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") + ".weight"

@@ -140,6 +140,16 @@ def resolve_batch_tokens(
     return min(MOST_TOKENS, 1 << int(math.log2(fits)))
 
 
+def search_seconds(found: Plan, candidates: int, population: int, workers: int = 1) -> float:
+    """Seconds of a search, at best, whose generations are spread over workers of which each has such a device.
+
+    A generation waits for its last candidate, so workers beyond the population are idle.
+    """
+    whole, rest = divmod(candidates, population)
+    rounds = whole * math.ceil(population / workers) + math.ceil(rest / workers)
+    return rounds * (found.merging_seconds + found.answering_seconds)
+
+
 def adapter_parameters(folder: Path, model: torch.nn.Module) -> int:
     """How many numbers a LoRA adapter's factors hold: rank times the sides of the matrices it targets."""
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from merge3.plan import (
     memory,
     plan,
     resolve_batch_tokens,
+    search_seconds,
     token_bytes,
 )
 
@@ -62,6 +63,14 @@ def test_automatic_batches_take_half_of_what_the_device_has_left() -> None:
 def test_batch_tokens_are_auto_or_a_number(wanted: str | int) -> None:
     with pytest.raises(ValueError, match="batch_tokens must be auto or a number above 0"):
         resolve_batch_tokens(wanted, LlamaConfig(), torch.float32, "cpu", 0)
+
+
+def test_a_generation_waits_for_its_last_candidate(seven_billion: Path) -> None:
+    found = plan(seven_billion, [seven_billion] * 2, "task_arithmetic", CARD, tokens=1000)
+    one = found.merging_seconds + found.answering_seconds
+    rounds = {1: 125, 8: 10 * 2 + 1, 12: 11, 64: 11}  # of ten generations of twelve and one of five
+    for workers, count in rounds.items():
+        assert search_seconds(found, 125, 12, workers) == pytest.approx(count * one)
 
 
 def test_masks_are_a_byte_an_element_and_ranks_another(seven_billion: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import yaml
 
 from flows.stage import STAGES, arguments, call
+
+ROOT = Path(__file__).parents[1]
 
 
 def params(models: dict[str, Path]) -> dict[str, Any]:
@@ -61,6 +65,27 @@ def run(values: dict[str, Any], *stages: str) -> None:
     for name in stages or STAGES:
         stage = getattr(import_module(f"flows.{name}"), name)
         call(stage, **arguments(stage, values))
+
+
+def repository(folder: Path) -> None:
+    """Make the world in `folder` a Git repository with a pipeline: the stages of dvc.yaml, without their code."""
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    for stage in pipeline["stages"].values():
+        stage["deps"] = [path for path in stage["deps"] if path.startswith("data/")]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    (folder / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    shutil.copy(ROOT / ".gitattributes", folder)
+    (folder / "data").mkdir()
+    for command in (
+        ("git", "init", "--quiet", "--initial-branch=main"),
+        ("git", "config", "user.name", "tester"),
+        ("git", "config", "user.email", "tester@example.org"),
+        ("dvc", "init", "--quiet"),
+        ("dvc", "config", "core.analytics", "false"),
+        ("git", "add", "--all"),
+        ("git", "commit", "--quiet", "--message", "Begin"),
+    ):
+        subprocess.run(command, cwd=folder, check=True)
 
 
 def even(answer: str, expected: str) -> bool:

@@ -169,6 +169,8 @@ merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70    # a card that
     plan.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
     plan.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
     plan.add_argument("--candidates", type=int, default=200, help="candidates of the search (default: 200)")
+    plan.add_argument("--population", type=int, default=12, help="candidates of a generation (default: 12)")
+    plan.add_argument("--workers", type=int, default=1, help="devices that search together (default: 1)")
     plan.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
     plan.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
     plan.add_argument("--dtype", default="auto", help="of the live model (default: auto)")

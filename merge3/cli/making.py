@@ -38,8 +38,10 @@ def plan(options: argparse.Namespace) -> None:
     """`merge3 plan`.
 
     Raises:
-        ValueError: only some of --memory, --bandwidth and --tflops are given.
+        ValueError: a number is below 1, or only some of --memory, --bandwidth and --tflops are given.
     """
+    if min(options.candidates, options.population, options.workers) < 1:
+        raise ValueError("--candidates, --population and --workers must be 1 or more")
     stated = (options.memory, options.bandwidth, options.tflops)
     if any(stated) and not all(stated):
         raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
@@ -62,13 +64,15 @@ def plan(options: argparse.Namespace) -> None:
     )
     if options.json:
         derived = {"resident": found.resident, "streamed": found.streamed, "mode": found.mode}
-        as_json(asdict(found) | derived)
+        seconds = costs.search_seconds(found, options.candidates, options.population, options.workers)
+        as_json(asdict(found) | derived | {"search_seconds": seconds})
     else:
-        print(told(found, options.candidates))
+        print(told(found, options.candidates, options.population, options.workers))
 
 
-def told(found: costs.Plan, candidates: int) -> str:
+def told(found: costs.Plan, candidates: int, population: int, workers: int) -> str:
     """A plan in lines."""
+    search = costs.search_seconds(found, candidates, population, workers)
     size = {name: f"{value / costs.GIGABYTE:8.2f} GB" for name, value in asdict(found).items()}
     seconds = found.merging_seconds + found.answering_seconds
     share = found.merging_seconds / seconds
@@ -83,7 +87,7 @@ def told(found: costs.Plan, candidates: int) -> str:
             f"streamed         {found.streamed / costs.GIGABYTE:8.2f} GB on the device, the rest in main memory",
             f"device           {size['memory']}: {found.mode}",
             f"a candidate      {seconds:8.3f} s at best, {share:.0%} of it merging",
-            f"{candidates} candidates {seconds * candidates / 60:8.1f} min at best",
+            f"{candidates} candidates {search / 60:8.1f} min at best on {workers} such device(s)",
         )
     )
 

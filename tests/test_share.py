@@ -1,0 +1,112 @@
+"""Two clones, real Git and DVC, and a search that asks a question a generation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.share import ANSWERS, share
+from merge3.store import Store
+
+ROOT = Path(__file__).parents[1]
+SEARCH = """
+from pathlib import Path
+import yaml
+from merge3.store import Store
+store, n = Store(Path("data/evolve/answers")), yaml.safe_load(open("params.yaml"))["evolve"]
+asked = [str(i) for i in n if str(i) not in store.get({})]
+store.put({}, {i: (-float(i),) for i in asked})
+Path("asked").write_text(" ".join(asked))
+Path("data/evolve/history.csv").write_text(str(n))
+Path("metrics.json").write_text("{}" if not n else '{"last": %d}' % n[-1])
+"""
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", *arguments], check=True, capture_output=True)
+
+
+def dvc(*arguments: str) -> str:
+    return subprocess.run(["dvc", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def evolve(*generations: int) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump({"evolve": list(generations)}))
+    dvc("repro")
+    git("commit", "-qam", f"Ask {generations}")
+
+
+@pytest.fixture
+def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The clones of A, who ran the search and pushed it, and of B, who pulled."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "tester")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "tester@example.org")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    a, b, hub = tmp_path / "a", tmp_path / "b", tmp_path / "hub.git"
+    git("init", "-q", "--bare", "--initial-branch=main", str(hub))
+    git("clone", "-q", str(hub), str(a))
+    monkeypatch.chdir(a)
+    dvc("init", "-q")
+    dvc("config", "core.analytics", "false")
+    dvc("remote", "add", "-q", "--default", "shared", str(tmp_path / "remote"))
+    shutil.copy(ROOT / ".gitattributes", a)
+    Path("search.py").write_text(SEARCH)
+    outs = [{"data/evolve": {"persist": True}}]
+    stage = {"cmd": f"{sys.executable} search.py", "params": ["evolve"], "outs": outs}
+    stage["metrics"] = [{"metrics.json": {"cache": False}}]
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"evolve": stage}}))
+    Path(".gitignore").write_text("asked\n")
+    Path("params.yaml").write_text("evolve: []\n")
+    git("add", "-A")
+    git("commit", "-qm", "Begin")
+    evolve(1, 2)
+    git("add", "-A")
+    git("commit", "-q", "--amend", "--no-edit")
+    dvc("push", "-q")
+    git("push", "-q", "-u", "origin", "HEAD")
+    git("clone", "-q", str(hub), str(b))
+    monkeypatch.chdir(b)
+    dvc("pull", "-q")
+    return a, b
+
+
+def test_a_collaborator_pulls_and_repeats_nothing(clones: tuple[Path, Path]) -> None:
+    assert "up to date" in dvc("repro")
+    evolve(1, 2, 3)
+    assert Path("asked").read_text() == "3"
+    assert set(Store(ANSWERS).get({})) == {"1", "2", "3"}
+
+
+def test_the_answers_of_two_who_worked_at_once_are_united(
+    clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = clones
+    evolve(1, 2, 5)  # B's
+    monkeypatch.chdir(a)
+    evolve(1, 2, 4)
+    dvc("push", "-q")
+    git("push", "-q")
+    monkeypatch.chdir(b)
+    with pytest.raises(ValueError, match="conflicts with this branch"):  # what is to be asked is for people to say
+        share.fn()
+    Path("search.py").write_text(SEARCH + "\n")
+    with pytest.raises(ValueError, match="changes that are not committed"):
+        share.fn()
+    git("checkout", "-q", "search.py")
+    evolve(1, 2)
+    share.fn()
+    for clone in (b, a):
+        monkeypatch.chdir(clone)
+        share.fn()
+        assert set(Store(ANSWERS).get({})) == {"1", "2", "4", "5"}
+        assert "up to date" in dvc("repro")
+    assert not (b / "asked").read_text()
+    assert (a / "dvc.lock").read_bytes() == (b / "dvc.lock").read_bytes()
