@@ -44,7 +44,14 @@ def run(folder: Path, kind: str, name: str, draws: int) -> pd.DataFrame:
         answers = table(folder, name)
         draw = study.leaderboard(answers)
     groups = [str(item).split("_")[0] if name.startswith("helm") else "all" for item in answers.columns]
-    return study.study(draw, groups, (N_ASKED,), draws)
+    begin = perf_counter()
+    return study.study(
+        draw,
+        groups,
+        (N_ASKED,),
+        draws,
+        advance=lambda _: print(kind, name, f"{perf_counter() - begin:.0f} s", flush=True),
+    )
 
 
 def figures_of(kind: str, name: str, found: pd.DataFrame) -> list[Figure]:

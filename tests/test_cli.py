@@ -62,7 +62,7 @@ def test_a_plan_says_what_fits(file: Path, capsys: pytest.CaptureFixture[str]) -
     assert "device              24.00 GB: resident" in capsys.readouterr().out
     shared = [*card, "--candidates", "120", "--population", "12", "--workers"]
     assert main(["plan", str(file), *shared, "8"]) == 0
-    assert "8 worker(s)" in capsys.readouterr().out
+    assert "on 8 such device(s)" in capsys.readouterr().out
     assert main(["plan", str(file), *shared, "0"]) == 1
     assert main(["plan", str(file), "--dtype", "float32"]) == 0
     assert main(["plan", str(file), "--memory", "24"]) == 1
