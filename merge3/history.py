@@ -87,16 +87,15 @@ class History:
         return surface.fit(genes, scores, errors)
 
     @property
-    def best(self) -> tuple[Recipe, float, float]:
-        """The asked candidate of the highest posterior, with the mean and deviation of its score.
+    def best(self) -> dict[str, Any]:
+        """The row of the asked candidate whose posterior is the highest.
 
         Raises:
             ValueError: every candidate so far is broken.
         """
         pooled = self.surface()
-        means, deviations = pooled.predict(pooled.genes)
-        top = int(np.argmax(means))
-        return self.genome.decode(pooled.genes[top]), float(means[top]), float(deviations[top])
+        top = self.phenotype(self.genome.decode(pooled.genes[int(np.argmax(pooled.predict(pooled.genes)[0]))]))
+        return next(row for row in self.rows if row["phenotype"] == top)
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
         """Up to `count` candidates with the mean and deviation of their posterior.

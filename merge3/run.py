@@ -52,7 +52,7 @@ class Progress:
     """How far a run is: `done` of at most `total` answers, those that were kept from before among them.
 
     `tokens` and `seconds` are what this run asked and took, `left` the seconds that the rest may take, None before
-    anything was asked; `best` is the best candidate so far, by all candidates together.
+    anything was asked; `best` is the estimate of the best candidate so far; which one that is, all candidates together say.
     """
 
     stage: str
@@ -278,14 +278,15 @@ class _Run:
         start = np.clip(genome.encode(dict.fromkeys(genome.experts, 1 / len(genome.experts)), 1.0), 0.05, 0.95)
         search = SEARCHES[STRATEGY](Genes(start.size), start, SIGMA, GENERATION, seed)
         history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
+
+        def advance(candidates: int) -> None:
+            self.follow(history, candidates * len(fitness.questions))
+
         for _ in range(self.generations):
-            if not generation(
-                search, history, lambda new: self.follow(history, new * len(fitness.questions)), left=None
-            ):
+            if not generation(search, history, advance):
                 break
             if history.told:
-                _, mean, error = history.best
-                self.best = Estimate(mean, max(0.0, mean - Z90 * error), min(1.0, mean + Z90 * error), error)
+                self.best = estimate_of(history.best)
             pd.DataFrame(history.rows).to_csv(self.kept / "history.csv", index=False)
         everything = history.distinct * self.asker.cost(self.search).tokens
         self.tokens |= {"search": history.tokens_spent, "all_items": everything}
@@ -299,8 +300,7 @@ class _Run:
         rounds = [Fitness(self.asker, self.search, fair, part) for part in halves(others)]
         row = history.verify(history.leaders(FINALISTS, search), rounds, lambda new: self.follow(history, new))
         self.tokens["finalists"] = history.finalists_tokens
-        score, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
-        return history.recipes[row["phenotype"]], Estimate(score, low, high, (high - low) / (2 * Z90))
+        return history.recipes[row["phenotype"]], estimate_of(row)
 
     def follow(self, history: History, answers: int) -> None:
         """As `step`, where a history keeps the account."""
@@ -324,3 +324,9 @@ class _Run:
         scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])
         self.tokens["test"] = len(recipes) * self.asker.cost(self.test).tokens
         return scored
+
+
+def estimate_of(row: Mapping[str, Any]) -> Estimate:
+    """The estimate in a row of the history."""
+    score, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
+    return Estimate(score, low, high, (high - low) / (2 * Z90))

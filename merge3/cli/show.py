@@ -35,7 +35,7 @@ def _plain(value: Any) -> Any:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], first_bold: bool = False) -> None:
     """Print aligned columns, the first on the left and the others on the right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for place, head in enumerate(heads):
         made.add_column(head, justify="left" if place == 0 else "right", overflow="fold", no_wrap=place > 0)
     for place, row in enumerate(rows):
