@@ -52,7 +52,7 @@ class Progress:
     """How far a run is: `done` of at most `total` answers, those that were kept from before among them.
 
     `tokens` and `seconds` are what this run asked and took, `left` the seconds that the rest may take, None before
-    anything was asked; `best` is the estimate of the best candidate so far; which one that is, all candidates together say.
+    anything was asked; `best` is the estimate of the candidate that is the best so far by all candidates together.
     """
 
     stage: str

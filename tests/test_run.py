@@ -91,7 +91,9 @@ def test_progress_rises_to_its_end(done: tuple) -> None:
     assert counts[-1] <= told[-1].total
     assert told[-1].left is not None
     assert told[-1].tokens == found.tokens["this_run"] > 0
-    assert told[-1].best is not None
+    best = told[-1].best
+    assert best is not None
+    assert (best.score, best.low) in set(zip(found.history["estimate"], found.history["low"], strict=True))
     assert found.tokens["search"] < found.tokens["all_items"]
 
 
