@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from merge3.store import digest
 
 OK, RISK, WRONG = "ok", "risk", "wrong"
 SMALL = ["*.json", "*.txt", "*.model", "README.md", models.ADAPTER_WEIGHTS]  # of a model on the hub
+NAME = re.compile(r"\w[\w.-]*")  # of an expert: of folders and rows of tables, too
 FEW = 50  # items, below which hardly any difference between models can be shown
 LONGEST = 20  # prompts, by characters, whose tokens are counted
 
@@ -88,6 +90,9 @@ def parents(base: str, experts: Mapping[str, str]) -> list[Finding]:
     if len(experts) == 1:
         found.append(Finding(RISK, "experts", "there is one: only how far to go towards it can be searched"))
     named = {"base": base, **experts}
+    if wrong := [name for name in experts if name == "base" or not NAME.fullmatch(name)]:
+        text = f"a name is letters, digits, '_', '-' and '.', begins with none of the last two, is not 'base': {wrong}"
+        found.append(Finding(WRONG, "experts", text))
     for source, times in Counter(named.values()).items():
         if times > 1:
             names = ", ".join(name for name, other in named.items() if other == source)

@@ -9,7 +9,6 @@ run goes on where it was.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,6 @@ FINALISTS, FRESH = 9, 300  # leaders that are asked again, and up to so many ite
 EXTRACT, ESTIMATOR, STRATEGY = "fisher", "parent_aware", "pooled"
 WEIGHTS, DENSITIES = (0.0, 1.2), (0.2, 1.0)
 SIGMA = 0.2
-NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,6 @@ def run(
     if budget < GENERATION:
         raise ValueError(f"budget must be {GENERATION} candidates (a generation) or more, got {budget}")
     sources = {name: str(source) for name, source in experts.items()}
-    if wrong := [name for name in sources if name in ("base", EVOLVED) or not NAME.fullmatch(name)]:
-        raise ValueError(f"an expert's name is letters, digits, '_', '-' and '.', and not 'base'; got {wrong[0]!r}")
     found = list(items) if isinstance(items, Sequence) and not isinstance(items, str) else benchmarks.read(Path(items))
     parts = split(found, TEST_SHARE, seed)
     checks.refuse(checks.parents(str(base), sources))
