@@ -41,7 +41,12 @@ def check() -> list[Finding]:
     if not found:
         found.append(Finding(OK, "params.yaml", "every parameter is known, there, and in its range"))
     sound = all(finding.level == OK for finding in found)
-    return [*found, *models_and_machine(params, sound), *workplace()]
+    try:
+        found += models_and_machine(params, sound)
+    except MISTAKES:  # of parameters that were found wrong above
+        if sound:
+            raise
+    return [*found, *workplace()]
 
 
 def stages(params: dict[str, Any]) -> Iterator[Finding]:

@@ -102,6 +102,13 @@ def test_what_is_wrong_is_said(
     assert main(["check"]) == 1
 
 
+def test_a_section_that_lacks_a_key_is_wrong(here: Path, saved: dict[str, Path]) -> None:
+    values = copy.deepcopy(world.params(saved))
+    del values["runtime"]["device"]
+    (here / "params.yaml").write_text(yaml.safe_dump(values))
+    assert "runtime must have the keys" in " ".join(said(checking.check(), WRONG))
+
+
 def test_every_wrong_section_is_said_at_once(here: Path, saved: dict[str, Path]) -> None:
     values = copy.deepcopy(world.params(saved))
     values["evaluate"], values["extract"] = {}, {"method": "fisher", "items": 8, "more": 1}
