@@ -39,8 +39,8 @@ def machine() -> str:
     return f"{platform.machine()} {kind}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def publish(name: str, figures: list[Figure]) -> None:
-    """Print the figures and write them to `results/<name>.json`."""
+def publish(name: str, figures: list[Figure], variant: str = "", options: str = "") -> None:
+    """Print the figures and write them to `results/<name><variant>.json`; `options` are those of the command."""
     rows = [
         {
             "figure": figure.figure,
@@ -48,13 +48,13 @@ def publish(name: str, figures: list[Figure]) -> None:
             "unit": figure.unit,
             "target": figure.target,
             "holds": figure.holds,
-            "command": f"python benchmarks/{name}.py",
+            "command": f"python benchmarks/{name}.py {options}".strip(),
             "machine": machine(),
         }
         for figure in figures
     ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}{variant}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     table = Table("figure", "value", "unit", "target", "holds", title=machine())
     for row in rows:
         cells = [row[key] for key in ("figure", "value", "unit", "target", "holds")]
