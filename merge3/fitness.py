@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -33,7 +33,8 @@ class Evaluation:
     margin: float = 0.0
     failed: int = 0
     objective: float | None = None  # where it is another than the score on all items
-    correct: Float[np.ndarray, " asked"] | None = None  # right 1, wrong 0, not scored NaN; None for a broken model
+    correct: Float[np.ndarray, " asked"] | None = field(default=None, compare=False)
+    """Right 1, wrong 0, not scored NaN; None for a broken model. The estimate follows from it."""
 
     @property
     def value(self) -> float:
