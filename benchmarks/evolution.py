@@ -54,7 +54,6 @@ WAYS = {
     "random": Way("random", "uniform", "gmp_irt"),
     "cma": Way("cma", "fisher", "parent_aware", margin=True),
     "pooled": Way("pooled", "fisher", "parent_aware", margin=True),
-    "cma, ascent": Way("cma", "ascent", "parent_aware", margin=True),
     "pooled, ascent": Way("pooled", "ascent", "parent_aware", margin=True),
     "full": Way("cma", "all", "mean"),
 }
