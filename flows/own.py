@@ -30,12 +30,12 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
             "there is no params.yaml here: run it in a clone of the repository, or use `merge3 run`, which needs none"
         )
     found = groups(source)
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 160
-    yaml.representer.add_representer(
+    roundtrip = YAML()  # keeps comments; safe: it makes plain values
+    roundtrip.preserve_quotes, roundtrip.width = True, 160
+    roundtrip.representer.add_representer(
         type(None), lambda made, _: made.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    params = yaml.load(PARAMS.read_text(encoding="utf-8"))
+    params = roundtrip.load(PARAMS.read_text(encoding="utf-8"))
     params["study"] = STUDY
     params["studies"] = CommentedMap({STUDY: CommentedMap({"experts": _flow(list(experts)), "groups": _flow(found)})})
     params["base"].update({"package": None, "model": base, "dtype": stored(base)})
@@ -47,7 +47,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     if device.startswith("cuda"):
         params["runtime"]["batch_tokens"] = "auto"
     written = StringIO()
-    yaml.dump(params, written)
+    roundtrip.dump(params, written)
     temporary = PARAMS.with_suffix(".tmp")
     temporary.write_text(written.getvalue(), encoding="utf-8")
     temporary.replace(PARAMS)
