@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from itertools import product
 from pathlib import Path
 from time import sleep
 
@@ -17,7 +18,7 @@ from flows.pipeline import run
 from flows.stage import DATA, do, main, say
 from merge3.store import Store
 
-ANSWERS = DATA / "evolve" / "answers"
+STORES = (DATA / "evolve" / "answers", DATA / "evaluate" / "answers")
 TRIES, PAUSE = 3, 10  # of what goes over a network, and seconds between them
 DRIVERS = {  # how .gitattributes has both sides' results merged: dvc repro makes them anew from the united answers
     "dvc-lock": "git merge-file --ours %A %O %B",
@@ -55,10 +56,10 @@ def take() -> None:
         say(f"{upstream} has nothing new")
         return
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = Path(folder, "ours"), Path(folder, "theirs")
-        if ANSWERS.exists():
-            shutil.copytree(ANSWERS, ours)
-        persist("dvc", "get", ".", str(ANSWERS), "--rev", upstream, "--out", str(theirs))
+        both = [store for store in STORES if store.exists()]  # what is not here comes with the pull, whole
+        for store in both:
+            shutil.copytree(store, Path(folder, "ours", store))
+            persist("dvc", "get", ".", str(store), "--rev", upstream, "--out", str(Path(folder, "theirs", store)))
         drivers = [part for name, line in DRIVERS.items() for part in ("-c", f"merge.{name}.driver={line}")]
         try:
             run("git", *drivers, "merge", "--no-edit", upstream)
@@ -66,13 +67,11 @@ def take() -> None:
             run("git", "merge", "--abort")
             raise ValueError(f"{upstream} conflicts with this branch: git merge {upstream}, and share again") from error
         persist("dvc", "pull", "--force")
-        for kept in (ours, theirs):
-            added, differ = Store(ANSWERS).take(Store(kept))
-            say(f"{added} answers added from {kept.name}")
+        for store, whose in product(both, ("ours", "theirs")):
+            added, differ = Store(store).take(Store(Path(folder, whose, store)))
+            say(f"{store}: {added} answers added from {whose}")
             if differ:
-                say(
-                    f"{differ} answers in {kept.name} are others than those kept here: one was not made as its key says"
-                )
+                say(f"{differ} of {whose} are others than those kept here: one was not made as its key says")
 
 
 def give() -> None:

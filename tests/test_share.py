@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.share import ANSWERS, share
+from flows.share import STORES, share
 from merge3.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def test_a_collaborator_pulls_and_repeats_nothing(clones: tuple[Path, Path]) -> 
     assert "up to date" in dvc("repro")
     evolve(1, 2, 3)
     assert Path("asked").read_text() == "3"
-    assert set(Store(ANSWERS).get({})) == {"1", "2", "3"}
+    assert set(Store(STORES[0]).get({})) == {"1", "2", "3"}
 
 
 def test_the_answers_of_two_who_worked_at_once_are_united(
@@ -106,7 +106,7 @@ def test_the_answers_of_two_who_worked_at_once_are_united(
     for clone in (b, a):
         monkeypatch.chdir(clone)
         share.fn()
-        assert set(Store(ANSWERS).get({})) == {"1", "2", "4", "5"}
+        assert set(Store(STORES[0]).get({})) == {"1", "2", "4", "5"}
         assert "up to date" in dvc("repro")
     assert not (b / "asked").read_text()
     assert (a / "dvc.lock").read_bytes() == (b / "dvc.lock").read_bytes()
