@@ -5,6 +5,7 @@ The remote is a folder, and where OpenSSH's server is installed one behind SSH o
 
 from __future__ import annotations
 
+import csv
 import getpass
 import json
 import os
@@ -171,8 +172,7 @@ def experiments(folder: Path) -> list[Figure]:
     before = run(folder, "git", "rev-parse", "HEAD").strip()
     run(folder, "dvc", "exp", "run", "--name", "longer", "--set-param", "evolve.generations=4")
     shown = run(folder, "dvc", "exp", "show", "--csv")
-    row = next(line for line in shown.splitlines() if "longer" in line)
-    columns = dict(zip(shown.splitlines()[0].split(","), row.split(","), strict=False))
+    columns = next(row for row in csv.DictReader(shown.splitlines()) if "longer" in row.values())
     metrics = json.loads(run(folder, "dvc", "metrics", "diff", "--json", before))
     changes = json.loads(run(folder, "dvc", "params", "diff", "--json", before))
     run(folder, "dvc", "plots", "show", "data/evolve/history.csv", "-x", "generation", "-y", "estimate")
