@@ -25,7 +25,6 @@ from merge3.recipe import Recipe
 Do = Callable[[str, Callable[[], Evaluation]], Evaluation]
 Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior
 
-UNSEEN = 0.02  # deviation of a leader's score that the few items of the search cannot say, whatever the surface says
 HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the better half of them a half, ...
 BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
 
@@ -142,7 +141,7 @@ class History:
                 raise ValueError(BROKEN)
             means, deviations = np.array([leaders[name][1:] for name in whole]).T
             found = np.array([made[name].value for name in whole])
-            searched = (np.maximum(deviations, UNSEEN) ** 2).mean()
+            searched = (np.maximum(deviations, surface.UNSEEN) ** 2).mean()
             share = searched / (searched + paired([made[name] for name in whole], len(fitness.known.items)))
             together = (1 - share) * (means - means.mean()) + share * (found - found.mean())
             alive = [whole[i] for i in np.argsort(-together, kind="stable")]

@@ -28,7 +28,7 @@ SIGNALS = (0.02, 0.04, 0.1, 0.25)  # of accuracy
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of a standard error, that are a candidate's own
 CLIMBERS, CLIMB, TRIES = 4, 24, 24  # of `best`: starts, steps, tries of a step
 FLOOR = 0.005  # least error of a candidate: what the genes cannot say of it
-UNSEEN = 0.02  # of an error, at least: what the few items asked favour in one candidate and not in its neighbours
+UNSEEN = 0.02  # of a score, at least: what the few items asked favour in one candidate and not in its neighbours
 
 
 @dataclass(frozen=True)
