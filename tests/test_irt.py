@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from merge3 import irt
 from merge3.irt import ItemParameters, fit_abilities, fit_items, fit_logistic, probability
@@ -240,8 +241,11 @@ def test_all_right_and_all_wrong_have_a_finite_ability(steepness, count, right, 
         tail,
     )
     assert np.isfinite(x).all()
-    assert (x[0] > -1 / steepness) == right or abs(x[0]) < 1
     assert 0 < covariance[0, 0] < np.inf
+    assert (x[0] > 0) == right
+    weight = 1 if np.isinf(tail) else (tail + 1) / (tail + x[0] ** 2)
+    slope = count * steepness * (right - expit(steepness * x[0] + 1)) - weight * x[0]
+    assert abs(slope) * covariance[0, 0] < 1e-5
 
 
 @pytest.mark.parametrize("right", [35, 36, 45, 90])
