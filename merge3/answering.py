@@ -27,7 +27,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import grading
 from merge3.items import Item
-from merge3.memory import Prefix, rounded
+from merge3.memory import FEW, Prefix, looked_at, rounded
 from merge3.store import Answer, Failure
 
 PROTOCOL = {
@@ -218,18 +218,36 @@ def batches(trees: Sequence[Tree], batch_tokens: int, shared: int = 0) -> list[l
     return result
 
 
+def longest(trees: Sequence[Tree]) -> int:
+    """Tokens of the longest."""
+    return max(len(tree.tokens) for tree in trees)
+
+
+def alike(trees: Sequence[Tree]) -> list[list[int]]:
+    """Indices of trees in groups in which attention looks at as many columns, or at few enough, see `looked_at`."""
+    found: dict[int, list[int]] = {}
+    for index, tree in enumerate(trees):
+        found.setdefault(max(looked_at(len(tree.tokens)), FEW), []).append(index)
+    return [found[width] for width in sorted(found)]
+
+
 def _width(tokens: int, shared: int) -> int:
     """Columns of a batch whose longest row has so many tokens: with the shared ones they are whole vectors."""
     return rounded(tokens) - shared
 
 
-def _inputs(trees: Sequence[Tree], padding: int, dtype: torch.dtype, shared: int) -> dict[str, torch.Tensor]:
-    """Right-padded tensors in which a token sees itself, the prompt before it, and its ancestors in the tree."""
-    columns = rounded(max(len(tree.tokens) for tree in trees))
+def _inputs(
+    trees: Sequence[Tree], padding: int, dtype: torch.dtype, shared: int, width: int
+) -> dict[str, torch.Tensor]:
+    """Right-padded tensors in which a token sees itself, the prompt before it, and its ancestors in the tree.
+
+    The mask has `width` columns.
+    """
+    columns = rounded(longest(trees))
     ids = np.full((len(trees), columns), padding)
     places = np.zeros((len(trees), columns), dtype=np.int64)
-    sees = np.zeros((len(trees), columns, columns), dtype=bool)
-    sees[:] = np.tri(columns, dtype=bool)  # what follows the prompt is set below; padding sees what it likes
+    sees = np.zeros((len(trees), columns, width), dtype=bool)
+    sees[:] = np.tri(columns, width, dtype=bool)  # what follows the prompt is set below; padding sees what it likes
     for row, tree in enumerate(trees):
         ids[row, : len(tree.tokens)] = tree.tokens
         places[row, : tree.prompt] = np.arange(tree.prompt)
@@ -272,12 +290,12 @@ def logits_at(
 
 
 @torch.inference_mode()
-def remember(model: PreTrainedModel, tokens: Sequence[int], padding: int) -> Prefix:
-    """The keys and values of a beginning that several rows share."""
-    memory = Prefix(model.config.get_text_config().num_hidden_layers)
+def remember(model: PreTrainedModel, tokens: Sequence[int], padding: int, width: int) -> Prefix:
+    """The keys and values of a beginning that several rows share, for attention that looks at `width` columns."""
+    memory = Prefix(model.config.get_text_config().num_hidden_layers, width)
     tree = Tree(len(tokens), tuple(tokens), (), ())
-    logits_at(model, _inputs([tree], padding, model.dtype, 0), [0], [0], memory)
-    memory.cut(len(tokens))
+    with memory.keeping(len(tokens)):
+        logits_at(model, _inputs([tree], padding, model.dtype, 0, width), [0], [0], memory)
     return memory
 
 
@@ -295,11 +313,14 @@ def window(model: PreTrainedModel) -> float:
 
 
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
-    """What items with options take; a common beginning counts once."""
+    """What items with options take; a common beginning counts once for items that are `alike`."""
     trees = [tree for tree in (tokenize(item, tokenizer) for item in items) if isinstance(tree, Tree)]
-    shared = common([tree.tokens[: tree.prompt] for tree in trees])
-    own = sum(len(tree.tokens) - shared for tree in trees)
-    return Work(own + shared, sum(tree.read_positions for tree in trees))
+    work = Work()
+    for group in ([trees[index] for index in part] for part in alike(trees)):
+        shared = common([tree.tokens[: tree.prompt] for tree in group])
+        own = sum(len(tree.tokens) - shared for tree in group)
+        work += Work(own + shared, sum(tree.read_positions for tree in group))
+    return work
 
 
 def loglikelihoods(
@@ -414,12 +435,32 @@ def score(
     on_batch: Callable[[int], None] = lambda items: None,
     packed: bool = True,
 ) -> Scores:
-    """The log-likelihood of every option of every tree."""
+    """The log-likelihood of every option of every tree; where one is not finite, no further batch is asked."""
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
-    if not trees:
-        return scores
-    packed = packed and max(len(tree.tokens) for tree in trees) <= window(model)
-    padding = tokenizer.pad_token_id or 0
+    packed = packed and (not trees or longest(trees) <= window(model))
+    for group in alike(trees):
+        found = _score(
+            model, [trees[index] for index in group], tokenizer.pad_token_id or 0, batch_tokens, on_batch, packed
+        )
+        for place, index in enumerate(group):
+            scores.values[index], scores.greedy[index] = found.values[place], found.greedy[place]
+        scores.moved |= {group[place] for place in found.moved}
+        scores.work += found.work
+        if not all(values is not None and np.isfinite(values).all() for values in found.values):
+            break
+    return scores
+
+
+def _score(
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    padding: int,
+    batch_tokens: int,
+    on_batch: Callable[[int], None],
+    packed: bool,
+) -> Scores:
+    """`score` of trees that are alike."""
+    scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     queue = batches(trees, batch_tokens)
     shortest = queue[-1].pop()  # asked first: a broken model is found by it
     values, greedy, rows = _ask(model, [trees[shortest]], padding, None, 0, packed)
@@ -430,7 +471,7 @@ def score(
     shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed else 0
     memory = None
     if shared:
-        memory = remember(model, trees[shortest].tokens[:shared], padding)
+        memory = remember(model, trees[shortest].tokens[:shared], padding, looked_at(longest(trees)))
         scores.work += Work(checks=shared)  # which the shortest was read with before
         rest = [index for index in range(len(trees)) if index != shortest]
         queue = [[rest[place] for place in batch] for batch in batches([trees[i] for i in rest], batch_tokens, shared)]
@@ -462,7 +503,13 @@ def _ask(
 ) -> tuple[list[tuple[float, ...]], list[tuple[bool, ...]], list[Tree]]:
     """The log-likelihoods of one batch, what is greedy, and its rows."""
     rows = list(trees) if packed else [line for tree in trees for line in tree.lines()]
-    inputs = _inputs(rows, padding, model.dtype, shared) if packed else _line_inputs(rows, padding)
+    if packed:
+        width = memory.width if memory else looked_at(longest(rows))
+        if memory is None and width > rounded(longest(rows)):
+            memory = Prefix(model.config.get_text_config().num_hidden_layers, width)
+        inputs = _inputs(rows, padding, model.dtype, shared, width)
+    else:
+        inputs = _line_inputs(rows, padding)
     at = [row for row, tree in enumerate(rows) for _ in range(tree.read_positions)]
     columns = [column - shared for tree in rows for column in range(tree.prompt - 1, len(tree.tokens))]
     logits = logits_at(model, inputs, at, columns, memory)

@@ -26,17 +26,19 @@ from merge3.answering import (
     BrokenModel,
     Tree,
     Work,
+    alike,
     batches,
     beginning,
     common,
     context_length,
     encode,
     logits_at,
+    longest,
     remember,
     window,
 )
 from merge3.items import Item
-from merge3.memory import Prefix, Slots, rounded
+from merge3.memory import Prefix, Slots, looked_at, rounded
 from merge3.store import Answer, Failure, Reply
 
 LEAVING = 0.125  # share of a batch's rows that have ended, from which on it is worth to copy the others together
@@ -87,9 +89,12 @@ def ending(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[in
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
     """What writing replies takes at most: every reply of its full length."""
     prompts = [encode(item.prompt, tokenizer) for item in items]
-    shared = common(prompts)
+    trees = [Tree(len(prompt), tuple(prompt), (), ()) for prompt in prompts]
     limits = sum(item.free.max_tokens for item in items if item.free)
-    return Work(sum(map(len, prompts)) - shared * max(0, len(prompts) - 1) + limits, limits)
+    read = sum(map(len, prompts))
+    for group in alike(trees):
+        read -= common([trees[place].tokens for place in group]) * (len(group) - 1)
+    return Work(read + limits, limits)
 
 
 @torch.inference_mode()
@@ -139,26 +144,40 @@ def _written(
     packed: bool,
 ) -> Iterator[tuple[_Row, Work]]:
     """Every row with its reply, and what it took since the row before."""
-    if not rows:
-        return
     padding, ends = tokenizer.pad_token_id or 0, ending(model, tokenizer)
     ordered = sorted(rows, key=lambda row: (-len(row.prompt), row.prompt, row.item.content_hash))
-    shortest = ordered.pop()  # first: a broken model is found by it
     if not packed:
-        for row in (shortest, *reversed(ordered)):
+        for row in reversed(ordered):
             yield row, _write_by_transformers(model, tokenizer, row, padding, ends)
             on_batch(1)
         return
+    trees = [Tree(len(row.prompt), row.prompt, (), ()) for row in ordered]
+    for group in alike(trees):
+        own, prompts = [ordered[place] for place in group], [trees[place] for place in group]
+        yield from _written_alike(model, tokenizer, own, prompts, padding, ends, batch_tokens, on_batch)
+
+
+def _written_alike(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ordered: list[_Row],
+    trees: list[Tree],
+    padding: int,
+    ends: set[int],
+    batch_tokens: int,
+    on_batch: Callable[[int], None],
+) -> Iterator[tuple[_Row, Work]]:
+    """`_written` of rows, longest first, whose prompts are `alike`."""
+    width, shared = looked_at(longest(trees)), common([row.prompt for row in ordered])
+    shortest = ordered.pop()  # first: a broken model is found by it
     work = _write(model, tokenizer, [shortest], padding, ends, None, 0)
     yield shortest, work
     on_batch(1)
     if not ordered:
         return
-    shared = common([row.prompt for row in rows])
-    memory = remember(model, shortest.prompt[:shared], padding) if shared else None
+    memory = remember(model, shortest.prompt[:shared], padding, width) if shared else None
     work = Work(checks=shared)
-    trees = [Tree(len(row.prompt), row.prompt, (), ()) for row in ordered]
-    queue = batches(trees, batch_tokens, shared)
+    queue = batches(trees[:-1], batch_tokens, shared)
     while queue:
         batch = queue.pop(0)
         fresh = [replace(ordered[place], written=[]) for place in batch]
@@ -249,11 +268,12 @@ def _read(
     model: PreTrainedModel, slots: Slots, prompts: Sequence[Sequence[int]], padding: int, shared: int
 ) -> torch.Tensor:
     """Read the prompts beyond what is shared; the logits after each, rows x vocabulary."""
-    device, width = model.device, rounded(max(map(len, prompts)))
-    ids = torch.tensor([[*prompt[shared:], *[padding] * (width - len(prompt))] for prompt in prompts], device=device)
-    places = torch.arange(shared, width, device=device).expand(len(prompts), -1)
+    device, most = model.device, max(map(len, prompts))
+    width, columns = looked_at(most), rounded(most)
+    ids = torch.tensor([[*prompt[shared:], *[padding] * (columns - len(prompt))] for prompt in prompts], device=device)
+    places = torch.arange(shared, columns, device=device).expand(len(prompts), -1)
     slots.at(places, width)
-    seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()[shared:]
+    seen = torch.ones(columns, width, dtype=torch.bool, device=device).tril()[shared:]
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill_(~seen, torch.finfo(model.dtype).min)
     inputs = {"input_ids": ids, "position_ids": places, "attention_mask": mask.expand(len(prompts), 1, -1, -1)}
     last = [len(prompt) - 1 - shared for prompt in prompts]
@@ -265,7 +285,7 @@ def _step(model: PreTrainedModel, slots: Slots, rows: Sequence[_Row], padding: i
     device = model.device
     ids = torch.tensor([[row.written[-1] if row.written else padding] for row in rows], device=device)
     places = torch.tensor([[row.length - 1] for row in rows], device=device)
-    width = rounded(int(places.max()) + 1)
+    width = looked_at(int(places.max()) + 1)
     slots.at(places, width)
     seen = torch.arange(width, device=device) <= places
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill_(~seen, torch.finfo(model.dtype).min)

@@ -22,6 +22,7 @@ from transformers import (
 from merge3 import answering
 from merge3.answering import BrokenModel, Tree, batches, correct, lengths, loglikelihoods, margins, tokenize
 from merge3.items import Item
+from merge3.memory import looked_at
 from merge3.store import Failure
 
 ITEMS = [
@@ -223,11 +224,12 @@ def test_grades_do_not_depend_on_batch_or_order(
         assert np.argmax(answer) == np.argmax(alone[place])
 
 
+@pytest.mark.parametrize("beginnings", [1, 3, 6], ids=["few keys", "both sides of 128 keys", "of 256 keys"])
 def test_on_a_cpu_in_bfloat16_likelihoods_are_the_same_to_the_bit_in_any_batch(
-    tokenizer: PreTrainedTokenizerBase,
+    beginnings: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     made = build(CONFIGS["llama"], seed=1).to(torch.bfloat16)
-    asked = [replace(item, prompt=PREFIX + item.prompt) for item in ITEMS]
+    asked = [replace(item, prompt=PREFIX * beginnings + item.prompt) for item in ITEMS]
     alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in asked]
     for batch_tokens in (100, 4096):
         assert loglikelihoods(made, tokenizer, asked[::-1], batch_tokens)[0][::-1] == alone
@@ -267,6 +269,27 @@ def test_no_movement_below_the_tolerance_flips_what_is_no_near_tie(
     if not answering.near_tie(values, spans, tolerance):
         for over in spans:
             assert np.argmax(np.divide(values, over)) == np.argmax(np.divide(moved, over))
+
+
+@pytest.mark.parametrize(("beginnings", "groups"), [(1, 1), (3, 2), (6, 2)])
+def test_a_common_beginning_is_computed_once_for_items_that_are_alike(
+    beginnings: int, groups: int, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    beginning = PREFIX * beginnings
+    asked = [replace(item, prompt=beginning + item.prompt) for item in (*ITEMS, ITEMS[0], ITEMS[2])]
+    trees = [tokenize(item, tokenizer) for item in asked]
+    assert len(answering.alike(trees)) == groups
+    answers, work = loglikelihoods(llama, tokenizer, asked, 4096)
+    for item, answer in zip(asked, answers, strict=True):
+        np.testing.assert_allclose(answer, slow(llama, tokenizer, item), rtol=0, atol=2e-4)
+    assert replace(work, checks=0) == answering.planned(asked, tokenizer)
+
+
+def test_trees_are_alike_where_attention_looks_at_as_many_columns() -> None:
+    sizes = [3, 128, 129, 256, 257, 128, 600]
+    trees = [Tree(size, (0,) * size, (), ()) for size in sizes]
+    assert answering.alike(trees) == [[0, 1, 5], [2, 3], [4], [6]]
+    assert [looked_at(size) for size in sizes] == [16, 128, 256, 256, 512, 128, 768]
 
 
 def test_a_common_beginning_is_computed_once(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
