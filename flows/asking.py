@@ -1,30 +1,18 @@
-"""The live model of the stages that ask: base and experts of the manifest, loaded once, verified, with a store.
-
-With `MERGE3_WORKERS` the candidates of a generation are asked by so many processes at once, each with a live model of
-its own, on a card of its own where the device is `cuda`. The store is all they share: a search goes the same way with
-any number of them.
-"""
+"""The live model of the stages that ask: base and experts of the manifest, loaded once, verified, with a store."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from functools import partial
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from flows.stage import DATA, do, progress, say, section
 from merge3 import models, responses
-from merge3.asker import BROKEN, Asked, Asker
+from merge3.asker import Asker
 from merge3.grading import failures
 from merge3.items import Item
 from merge3.ledger import Cost
@@ -34,15 +22,10 @@ from merge3.recipe import Recipe, constant
 from merge3.store import Answer, Store
 
 MANIFEST = DATA / "experts" / "manifest.json"
-WORKERS = "MERGE3_WORKERS"
 
 
-def open_asker(
-    runtime: Mapping[str, Any], store: Path, names: Sequence[str] | None = None, workers: int | None = None
-) -> Asker:
+def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | None = None) -> Asker:
     """An asker for merges of the experts called `names` (all of the manifest where None), keeping answers in `store`.
-
-    `workers` is how many processes ask ahead; where it is None the environment says so.
 
     Raises:
         ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
@@ -77,82 +60,7 @@ def open_asker(
     identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
     if not runtime["portable"]:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
-    asked = merger, tokenizer, kept, identity, batch, runtime["scoring"]
-    count = int(os.environ.get(WORKERS, 0)) if workers is None else workers
-    if count == 0:
-        return Asker(*asked)
-    devices = [f"{device}:{n % torch.cuda.device_count()}" if device == "cuda" else device for n in range(count)]
-    return Team([Worker({**runtime, "device": each}, store, tuple(names)) for each in devices], *asked)
-
-
-class Worker:
-    """A process with an asker of its own, which is opened at its first work and ends with the process that made it."""
-
-    def __init__(self, runtime: dict[str, Any], store: Path, names: tuple[str, ...]) -> None:
-        self.opened = runtime, store, names
-        self.start()
-
-    def start(self) -> None:
-        """Start the process, anew where it has died."""
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=self.opened)
-
-    def ask(self, recipes: Sequence[Recipe], items: Sequence[Item]) -> Future[list[Asked]]:
-        """Have it ask recipes, and say what it asked."""
-        try:
-            return self.pool.submit(_ahead, recipes, items)
-        except BrokenProcessPool:  # died at rest
-            self.start()
-            return self.pool.submit(_ahead, recipes, items)
-
-
-class Team(Asker):
-    """An asker that has workers ask ahead what it is told to expect. What they do not it asks itself."""
-
-    def __init__(self, workers: Sequence[Worker], *asked: Any) -> None:
-        super().__init__(*asked)
-        self.workers = workers
-        self.ahead: dict[str, Asked] = {}  # what they asked, by phenotype
-
-    def expect(self, recipes: Sequence[Recipe], items: Sequence[Item]) -> None:
-        """Have the workers ask what the store does not hold, in equal parts; then as `Asker.expect`."""
-        self.ahead = {}
-        open_ = {}
-        for recipe in recipes:
-            kept = self.store.get(self.key(recipe))
-            if BROKEN not in kept.values() and any(item.content_hash not in kept for item in items):
-                open_.setdefault(recipe.phenotype(self.merger.fingerprints), recipe)
-        parts = [list(open_)[n :: len(self.workers)] for n in range(len(self.workers))]
-        work = [(w, part, w.ask([open_[n] for n in part], items)) for w, part in zip(self.workers, parts, strict=True)]
-        for worker, part, future in work:
-            try:
-                self.ahead |= dict(zip(part, future.result(), strict=True))
-            except BrokenProcessPool:
-                say(f"a worker died; of its {len(part)} candidates those without answers are asked here")
-                worker.start()
-        super().expect(recipes, items)
-
-    def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
-        """As `Asker.ask`, and what a worker spent on it ahead counts."""
-        asked = super().ask(recipe, items, on_batch)
-        before = self.ahead.pop(recipe.phenotype(self.merger.fingerprints), None)
-        return asked if before is None else Asked(asked.answers, asked.cost + before.cost, before.new)
-
-
-_own: list[Asker] = []  # a worker's
-
-
-def _begin(runtime: dict[str, Any], store: Path, names: tuple[str, ...]) -> None:
-    parent = parent_process()
-    if parent is None:
-        raise RuntimeError("a worker is a child of the process that searches")
-    Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    _own.append(open_asker(runtime, store, names, workers=0))
-
-
-def _ahead(recipes: Sequence[Recipe], items: Sequence[Item]) -> list[Asked]:
-    asker = _own[0]
-    asker.expect(recipes, items)
-    return [asker.ask(recipe, items) for recipe in recipes]
+    return Asker(merger, tokenizer, kept, identity, batch, runtime["scoring"])
 
 
 class Watched(Store):

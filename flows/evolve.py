@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.asking import MANIFEST, open_asker
+from flows.asking import MANIFEST
 from flows.known import expert_answers, parameters, study_items, study_of, subset
 from flows.stage import DATA, alone, bounds, do, main, progress, read_json, say, show_table, write_json, write_text
+from flows.team import open_team
 from merge3 import mergefile
 from merge3.estimate import ESTIMATORS, Calibration, Known
 from merge3.evolve import SEARCHES, Genes, Search
@@ -66,7 +67,7 @@ def evolve(
     experts, groups = study_of(study, studies)
     found = study_items(groups)
     known, estimator = _known(experts, found)
-    asker = open_asker(runtime, OUT / "answers", experts)
+    asker = open_team(runtime, OUT / "answers", experts)
     live = live_groups(asker.merger.changed)
     genome, search = opened(experts, live, seed, method, knots, weights, densities, strategy, population, sigma)
 
