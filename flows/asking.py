@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,11 @@ from merge3.ledger import Cost
 from merge3.merging import LiveMerger
 from merge3.plan import resolve_batch_tokens
 from merge3.recipe import Recipe, constant
+from merge3.shared import Shared
 from merge3.store import Answer, Store
 
 MANIFEST = DATA / "experts" / "manifest.json"
+PLACE = "MERGE3_SHARED"  # where answers lie beside the local store, for several machines: a URL of fsspec
 
 
 def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | None = None) -> Asker:
@@ -40,7 +43,8 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     device = runtime["device"]
     dtype = models.resolve_dtype(runtime["dtype"], device)
     folders = {expert.name: models.weights_folder(expert.source) for expert in (base, *(by_name[n] for n in names))}
-    kept = Watched(store, folders)
+    url = os.environ.get(PLACE)
+    kept = Watched(Shared(store, url) if url else Store(store), folders)
     for model in (base, *(by_name[name] for name in names)):
         if models.fingerprint(folders[model.name]) != model.fingerprint:
             raise ValueError(
@@ -66,11 +70,16 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
 class Watched(Store):
     """A store that takes no answer after a file of the models changed: weights are mapped from their files."""
 
-    def __init__(self, root: Path, sources: Mapping[str, Path]) -> None:
+    def __init__(self, store: Store, sources: Mapping[str, Path]) -> None:
         """`sources` are folders or files by their name for the reader."""
-        super().__init__(root)
+        super().__init__(store.root)
+        self.store = store
         self.sources = dict(sources)
         self.stamps = {name: models.stamp(source) for name, source in self.sources.items()}
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Answer]:
+        """What is kept, see `Store.get`."""
+        return self.store.get(key)
 
     def put(self, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
         """Keep answers, see `Store.put`.
@@ -81,7 +90,7 @@ class Watched(Store):
         for name, source in self.sources.items():
             if models.stamp(source) != self.stamps[name]:
                 raise ValueError(f"the files of {name!r} in {source} changed while it was asked; run the experts stage")
-        super().put(key, answers)
+        self.store.put(key, answers)
 
 
 def single(expert: str) -> Recipe:

@@ -179,6 +179,11 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Answer], list[s
         raise PermissionError(
             f"{path} cannot be read: give it its permissions back, or remove it to have its questions asked again"
         ) from error
+    return parsed(text, key)
+
+
+def parsed(text: str, key: Mapping[str, Any]) -> tuple[dict[str, Answer], list[str]]:
+    """The intact answers of a file's text, and its damaged lines: all of them where the file is not the key's."""
     header, *lines = text.removesuffix("\n").split("\n")  # not at every line end that Unicode knows
     if header != canonical(key):  # whose answers these are cannot be known
         return {}, [header, *lines]
@@ -187,13 +192,18 @@ def _read(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Answer], list[s
     return dict(entry for entry in entries if entry is not None), damaged
 
 
+def written(key: Mapping[str, Any], answers: Mapping[str, Answer]) -> str:
+    """The text of a file."""
+    return "\n".join([canonical(key), *(_line(item, answers[item]) for item in sorted(answers))]) + "\n"
+
+
 def _write(path: Path, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
     """Write a file through a temporary name: whole or not at all, even where the disk is full or the power is cut."""
-    lines = [canonical(key), *(_line(item, answers[item]) for item in sorted(answers))]
+    text = written(key, answers)
     temporary = path.with_suffix(".tmp")  # one a file: a killed writer's is written over
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
