@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -232,12 +233,31 @@ def remote() -> Finding:
             if not (name := repo.config["core"].get("remote")):
                 return Finding(RISK, "dvc", "no default remote: results stay here; dvc remote add -d NAME PLACE")
             place = repo.cloud.get_remote(name)
-            there = place.fs.exists(place.path)
+            there = _there(place.fs, place.path)
     except Exception as error:
         kind = WRONG if isinstance(error, DvcException) else RISK
         return Finding(kind, "dvc", f"the remote does not answer: {_line(error)}")
     said = "answers" if there else "is empty as yet: the first dvc push makes it"
     return Finding(OK, "dvc", f"remote {name} ({place.path}) {said}")
+
+
+def _there(fs: Any, path: str) -> bool:
+    """Whether a path is there, on a file system that answers.
+
+    Raises:
+        OSError: it does not; `exists` alone would call that nothing there.
+    """
+    if fs.exists(path):
+        return True
+    try:
+        fs.info(path)
+    except FileNotFoundError as error:
+        reason: Any = error.__cause__
+        if isinstance(reason, OSError) and not isinstance(reason, FileNotFoundError):
+            raise reason from error
+        if getattr(reason, "status", HTTPStatus.NOT_FOUND) != HTTPStatus.NOT_FOUND:
+            raise OSError(f"{path}: {reason}") from error
+    return False
 
 
 def _said(*command: str) -> str | None:

@@ -6,7 +6,9 @@ import copy
 import json
 import shutil
 import subprocess
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -137,6 +139,29 @@ def test_a_remote_is_looked_for(here: Path) -> None:
     assert checking.remote().level == WRONG
 
 
+def test_a_remote_that_does_not_answer_is_a_risk(here: Path) -> None:
+    class Handler(SimpleHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error({"/closed": 403}.get(self.path, 404))
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+
+        def log_message(self, *said: object) -> None: ...
+
+    def looked_for(path: str) -> Finding:
+        place = f"http://127.0.0.1:{server.server_port}{path}"
+        subprocess.run(["dvc", "remote", "add", "--quiet", "-d", "-f", "site", place], check=True)
+        return checking.remote()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert (looked_for("/new").level, "is empty as yet" in looked_for("/new").text) == (OK, True)
+        assert (looked_for("/closed").level, "403" in looked_for("/closed").text) == (RISK, True)
+        server.shutdown()
+    assert (looked_for("/new").level, "does not answer" in looked_for("/new").text) == (RISK, True)
+
+
 def test_uncommitted_work_is_a_risk(here: Path) -> None:
     assert "no Git repository" in " ".join(said(list(checking.workplace()), RISK))
     subprocess.run(["git", "init", "--quiet"], check=True)
@@ -200,6 +225,12 @@ def test_licences_are_read(saved: dict[str, Path], tmp_path: Path) -> None:
     assert levels(checks.parents(base, parents), "licence") == {OK}
     (tmp_path / "first" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     assert "forbids commercial use" in " ".join(said(checks.parents(base, parents), RISK))
+
+
+def test_a_dtype_that_the_processor_does_not_multiply_is_a_risk() -> None:
+    assert checks.runtime("cpu", "auto").level == OK
+    found = checks.runtime("cpu", "float16")
+    assert (found.level, "does not multiply it in hardware" in found.text) == (RISK, True)
 
 
 @pytest.mark.parametrize(("have", "level"), [(1e9, OK), (1.2e6, RISK), (1e5, WRONG)])
