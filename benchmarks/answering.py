@@ -122,16 +122,30 @@ def choices(
     table = np.array([value for value, _ in theirs]).reshape(len(asked), options)
     mine = np.array(ours)
     agree = table.argmax(1) == mine.argmax(1)
-    leads = np.sort(table, 1)[:, -1] - np.sort(table, 1)[:, -2]
-    for place in np.flatnonzero(~agree):
-        print(f"{name}: {asked[place].id}: lm-eval {table[place].round(3)}, ours {mine[place].round(3)}")
-    ties = leads[~agree] < TOLERANCE[model.dtype]
+    apart = np.flatnonzero(~agree)
+    exact = np.empty((0, options))
+    if len(apart):
+        judge = models.load(Path("data/base"), torch.float32)
+        exact = np.array(loglikelihoods(judge, tokenizer, [asked[place] for place in apart], BATCH_TOKENS)[0])
+    for place, truth in zip(apart, exact, strict=True):
+        print(
+            f"{name}: {asked[place].id}: lm-eval {table[place].round(3)}, ours {mine[place].round(3)}, "
+            f"in float32 {truth.round(3)}"
+        )
+    ordered = np.sort(exact, axis=1)
+    ties = ordered[:, -1] - ordered[:, -2] < TOLERANCE[model.dtype]
     label = f"{name}, {len(asked)} items"
     return [
         Figure(f"{label}: lm-eval's time (batches of {batch}) / ours", seconds / spent, "ratio", target),
         Figure(f"{label}: picks that agree", float(agree.mean()), "share", 0.995),
         Figure(f"{label}: disagreements", float((~agree).sum()), "items"),
-        Figure(f"{label}: of them no near-tie", float((~ties).sum()), "items", 0.0, below=True),
+        Figure(f"{label}: of them no near-tie in float32", float((~ties).sum()), "items", 0.0, below=True),
+        Figure(f"{label}: of them ours is float32's", float((exact.argmax(1) == mine[apart].argmax(1)).sum()), "items"),
+        Figure(
+            f"{label}: of them lm-eval's is float32's",
+            float((exact.argmax(1) == table[apart].argmax(1)).sum()),
+            "items",
+        ),
         Figure(f"{label}: greatest difference of a log-likelihood", float(np.abs(table - mine).max()), "nats"),
         Figure(f"{label}: share of the matrix-product peak", flops(model, work) / spent / peak(model.dtype), "share"),
     ]
@@ -171,13 +185,21 @@ def replies(
 
 @torch.inference_mode()
 def lead(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, mine: str, theirs: str) -> float:
-    """By how much our token's logit is ahead of lm-eval's where two replies part, the prompt read alone."""
+    """By how much our token's logit is ahead of lm-eval's where two replies part, the prompt read alone.
+
+    Where one begins with the other it ended there: by the end of text, or the likeliest token with a stop text.
+    """
     ours, others = (tokenizer(prompt + text)["input_ids"] for text in (mine, theirs))
     place = next((i for i, pair in enumerate(zip(ours, others, strict=False)) if pair[0] != pair[1]), None)
-    if place is None:  # one begins with the other: it ended there, by a stop text
-        return float("nan")
+    place = min(len(ours), len(others)) if place is None else place
     logits = model(torch.tensor([ours[:place]])).logits[0, -1].float()
-    return float(logits[ours[place]] - logits[others[place]])
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    ends = [token for token, text in enumerate(texts) if any(stop in text for stop in FREE.stop)]
+    ends.append(tokenizer.eos_token_id)
+    mine_next, their_next = (
+        logits[tokens[place]] if place < len(tokens) else logits[ends].max() for tokens in (ours, others)
+    )
+    return float(mine_next - their_next)
 
 
 def main() -> None:

@@ -1,12 +1,18 @@
 """Few-item estimates of real models' scores: every extract method with every estimator, and the speed of the fits.
 
-The answers are not the project's to ship: `--data` (or MERGE3_DATA) names a folder with response tables and
-merge_triplets.csv; a table that is missing is left out and said. Protocols as in `merge3/study.py`, 20 draws.
+Three kinds of benchmark, by the protocols of `merge3/study.py`, 20 draws: merges with parents of their own (triplets),
+merges of one set of parents without and with relatives of theirs answered in full (families: the demonstration's
+population, and the tiny world's six pairs of experts), models without parents (leaderboards). The pair of extract
+method and estimator that a benchmark's targets are held against is chosen on the other benchmarks: `choose`.
+
+Leaderboards' answers are not the project's to ship: `--data` (or MERGE3_DATA) names a folder with response tables and
+merge_triplets.csv; a table that is missing is left out and said.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,6 +21,9 @@ from time import perf_counter
 
 import numpy as np
 import pandas as pd
+import tiny
+import torch
+import yaml
 from figures import Figure, publish
 
 from merge3 import study
@@ -26,6 +35,16 @@ TRIPLETS = {  # benchmark: (table, targets of error and spearman)
     "arc": ("metabench_arc", 0.9, 0.95),
     "gsm8k": ("metabench_gsm8k", 2.7, 0.93),
 }
+FAMILIES = {  # family: its relatives answered in full
+    "transfer, 0 relatives": 0,
+    "transfer, 4 relatives": 4,
+    "multilingual, 0 relatives": 0,
+    "multilingual, 4 relatives": 4,
+    "tiny, 0 relatives": 0,
+    "tiny, 8 relatives": 8,
+}
+TINY = Path(".bench/estimation/tiny.parquet")
+TINY_MERGES = 45  # of each pair of experts, and of all four
 LEADERBOARDS = {"oll2_arc_challenge": 2.1, "metabench_gsm8k": 3.7, "metabench_arc": None, "helmlite_83": None}
 
 
@@ -34,37 +53,110 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_parquet(folder / f"{name}.parquet").astype(float)
 
 
+def tiny_table() -> pd.DataFrame:
+    """Answers of the tiny world's experts and of random merges of each two and of all, kept once made."""
+    if not TINY.exists():
+        torch.set_num_threads(1)
+        world, rng = tiny.World(), np.random.default_rng(0)
+        genes = {f"expert {n}": world.standard[f"expert {n}"] for n in range(tiny.LANGUAGES)}
+        for experts in [*itertools.combinations(range(tiny.LANGUAGES), 2), tuple(range(tiny.LANGUAGES))]:
+            for number in range(TINY_MERGES):
+                weights = np.zeros((len(tiny.GROUPS), tiny.LANGUAGES))
+                weights[:, experts] = rng.random((len(tiny.GROUPS), len(experts)))
+                genes[f"{experts} {number}"] = weights.ravel()
+        everything = np.arange(len(world.search))
+        rows = {name: (world.margins(g, everything) > 0).astype(float) for name, g in genes.items()}
+        columns = [f"{world.search.languages[i]}_{i}" for i in everything]
+        TINY.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame.from_dict(rows, orient="index", columns=columns).to_parquet(TINY)
+    return pd.read_parquet(TINY)
+
+
+def families(name: str) -> list[tuple[pd.DataFrame, list[str], str]]:
+    """The families of a benchmark: table of all who are known, the parents' names, the pattern of the merges' names."""
+    if name.startswith("tiny"):
+        everybody = tiny_table()
+        made = []
+        for pair in itertools.combinations(range(tiny.LANGUAGES), 2):
+            parents = [f"expert {n}" for n in pair]
+            near = [
+                other
+                for other in itertools.combinations(range(tiny.LANGUAGES), 2)
+                if len(set(pair) & set(other)) == 1  # relatives by half are no strangers
+            ]
+            mine = everybody.index[[not any(row.startswith(f"{other} ") for other in near) for row in everybody.index]]
+            made.append((everybody.loc[mine], parents, f"{pair} *"))
+        return made
+    study_name = name.split(",")[0]
+    chosen = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["studies"][study_name]
+    own, population = (
+        pd.read_parquet(f"data/{file}.parquet").astype(float) for file in ("respond/search", "population/responses")
+    )
+    items = [item for item in population.columns if item.split("-")[0] in chosen["groups"]]
+    return [(pd.concat([own[items], population[items]]), chosen["experts"], f"{study_name}-*")]
+
+
 def run(folder: Path, kind: str, name: str, draws: int) -> pd.DataFrame:
-    """The study of one benchmark."""
+    """The study of one benchmark; of several families, the mean."""
     if kind == "triplets":
         answers = table(folder, TRIPLETS[name][0])
         listed = pd.read_csv(folder / "merge_triplets.csv")
-        draw = study.triplets(answers, listed[listed["benchmark"] == name])
+        drawn = [(study.triplets(answers, listed[listed["benchmark"] == name]), answers)]
+    elif kind == "family":
+        drawn = [(study.family(t, parents, merges, FAMILIES[name]), t) for t, parents, merges in families(name)]
     else:
         answers = table(folder, name)
-        draw = study.leaderboard(answers)
-    groups = [str(item).split("_")[0] if name.startswith("helm") else "all" for item in answers.columns]
+        drawn = [(study.leaderboard(answers), answers)]
     begin = perf_counter()
-    return study.study(
-        draw,
-        groups,
-        (N_ASKED,),
-        draws,
-        advance=lambda _: print(kind, name, f"{perf_counter() - begin:.0f} s", flush=True),
-    )
+    found = []
+    for draw, answers in drawn:
+        groups = ["all"] * answers.shape[1]
+        if kind == "family" or name.startswith("helm"):
+            groups = [str(item).replace("-", "_").split("_")[0] for item in answers.columns]
+        found.append(study.study(draw, groups, (N_ASKED,), max(1, draws // len(drawn)) if kind == "family" else draws))
+        print(kind, name, f"{perf_counter() - begin:.0f} s", flush=True)
+    return pd.concat(found).groupby(["method", "estimator", "items"], sort=False).mean().reset_index()
 
 
-def figures_of(kind: str, name: str, found: pd.DataFrame) -> list[Figure]:
-    """The figures of one benchmark; targets stand with the pair that `choose` named."""
+def choose(found: dict[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], tuple[str, str]]:
+    """For each benchmark the pair that does best on the others: leave-one-out over sources of answers.
+
+    A pair's merit on a benchmark is the mean of its ranks by error, Spearman's correlation and regret; over benchmarks
+    the mean. Benchmarks of merges speak for merges, leaderboards for leaderboards.
+    """
+    merits = {}
+    for key, rows in found.items():
+        asked = rows[rows["items"] > 0].set_index(["method", "estimator"])
+        merits[key] = (asked["error"].rank() + (-asked["spearman"]).rank() + asked["regret"].rank()) / 3
+
+    def source(key: tuple[str, str]) -> tuple[bool, str]:
+        return key[0] == "leaderboard", key[1].split(",")[0].removeprefix("metabench_")
+
+    chosen = {}
+    for key in found:
+        others = [
+            merit
+            for other, merit in merits.items()
+            if source(other)[0] == source(key)[0] and source(other) != source(key)
+        ]
+        if others:
+            chosen[key] = pd.concat(others, axis=1, join="inner").mean(axis=1).idxmin()
+    return chosen
+
+
+def figures_of(kind: str, name: str, found: pd.DataFrame, chosen: tuple[str, str] | None) -> list[Figure]:
+    """The figures of one benchmark; targets stand with the pair that was chosen on the others."""
     rows = []
     for row in found.to_dict("records"):
-        label = f"{kind} {name}: {row['method']}, {row['estimator']}"
-        best = row["method"] == "adaptive" and row["estimator"] == ("lineage" if kind == "triplets" else "p_irt")
-        parents = float(found.loc[found["items"] == 0, "error"].min()) if kind == "triplets" else None
-        error, rank = (
-            (TRIPLETS[name][1:] if kind == "triplets" else (LEADERBOARDS[name], None)) if best else (None, None)
-        )
-        rows.append(Figure(f"{label}: error", row["error"], "points", error, below=True))
+        best = (row["method"], row["estimator"]) == chosen
+        label = f"{kind} {name}: {row['method']}, {row['estimator']}{' (chosen)' if best else ''}"
+        parents = float(found.loc[found["items"] == 0, "error"].min()) if kind != "leaderboard" else None
+        target, rank = None, None
+        if best and kind == "triplets":
+            target, rank = TRIPLETS[name][1:]
+        if best and kind == "leaderboard":
+            target = LEADERBOARDS[name]
+        rows.append(Figure(f"{label}: error", row["error"], "points", target, below=True))
         rows.append(Figure(f"{label}: error, 5 %", row["low"], "points"))
         rows.append(Figure(f"{label}: error, 95 %", row["high"], "points"))
         rows.append(Figure(f"{label}: Spearman", row["spearman"], "", rank))
@@ -159,15 +251,21 @@ def main() -> None:
     wanted = [("triplets", name, TRIPLETS[name][0]) for name in TRIPLETS]
     wanted += [("leaderboard", name, name) for name in LEADERBOARDS]
     there = [(kind, name) for kind, name, file in wanted if (chosen.data / f"{file}.parquet").exists()]
-    if missing := len(wanted) - len(there):
+    tiny_table()  # once, before several processes want it
+    there += [("family", name) for name in FAMILIES]
+    if missing := len(wanted) + len(FAMILIES) - len(there):
         print(f"{missing} of {len(wanted)} benchmarks are left out: their tables are not in {chosen.data}")
     with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(run, chosen.data, kind, name, chosen.draws) for kind, name in there]
         results = [job.result() for job in jobs]
     rows = speed(chosen.data)
-    for (kind, name), found in zip(there, results, strict=True):
-        print(f"\n{kind} {name}, {N_ASKED} items\n{found.sort_values('error').round(2).to_string(index=False)}")
-        rows += figures_of(kind, name, found)
+    found = dict(zip(there, results, strict=True))
+    pairs = choose(found)
+    for (kind, name), rows_of in found.items():
+        pair = pairs.get((kind, name))
+        print(f"\n{kind} {name}, {N_ASKED} items; chosen on the others: {pair}")
+        print(rows_of.sort_values("error").round(2).to_string(index=False))
+        rows += figures_of(kind, name, rows_of, pair)
     publish("estimation", rows)
 
 

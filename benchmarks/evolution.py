@@ -21,7 +21,7 @@ import torch
 from figures import Figure, publish
 from tiny import KEPT, LANGUAGES, World
 
-from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance
+from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
 from merge3.evolve import SEARCHES, Genes
 from merge3.extract import METHODS
 from merge3.fitness import TIE
@@ -88,7 +88,9 @@ class Bench:
         if way.subset == "all":
             count = len(self.every)
             return Known(before.items, self.every, np.full(count, 1 / count), before.parents)
-        subset, weights = METHODS[way.subset](before.items, before.parent_abilities, ASKED, self.languages, seed)
+        subset, weights = METHODS[way.subset](
+            before.items, before.parent_abilities, ASKED, self.languages, seed, prior_of(before)
+        )
         known = Known(before.items, subset, weights, before.parents, before.calibration)
         return calibrate(way.estimator, self.answers[0][-HELD_OUT:], known)
 

@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import expit
 from scipy.stats import spearmanr
 
+from merge3 import lineage as descent
 from merge3.irt import (
     ItemParameters,
     Predictor,
@@ -42,7 +43,6 @@ from merge3.irt import (
     fit_logistics,
     probability,
 )
-from merge3.lineage import TAIL, predictor
 
 Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
@@ -164,7 +164,9 @@ class Known:
         if not len(self.parents):
             raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
         c = self.calibration
-        return predictor(self.items, self.parents, c.centre_shift, c.spread, c.inheritance, c.inheritance_spread)
+        return descent.predictor(
+            self.items, self.parents, c.centre_shift, c.spread, c.inheritance, c.inheritance_spread
+        )
 
     @cached_property
     def ridge(self) -> tuple[Float[np.ndarray, " asked"], float, float]:
@@ -272,7 +274,7 @@ def parent_aware(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate
     better than all parents, is let go from both.
     """
     design, centre, scale = _inherited(known)
-    return _predict(answers, known, design, centre, np.diag(scale**-2), TAIL)
+    return _predict(answers, known, design, centre, np.diag(scale**-2), descent.TAIL)
 
 
 def lineage(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
@@ -293,6 +295,15 @@ def ridge(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     least = answers.sum() / len(known.items)
     most = least + len(known.unasked) / len(known.items)
     return _interval(float(np.clip(intercept + weights @ answers, least, most)), known.calibration.widening * error)
+
+
+def expected(parents: Float[np.ndarray, "parents items"]) -> Calibration:
+    """The prior of merges of these parents before any merge of theirs was answered in full: `lineage.expected`.
+
+    `learn_inheritance` and `update` learn it from merges.
+    """
+    shift, spread = descent.expected(parents)
+    return Calibration(centre_shift=(shift,), spread=spread)
 
 
 def published_mixing(error: float, variance: float, count: int) -> float:
@@ -465,7 +476,7 @@ def update(known: Known, answers: Float[np.ndarray, "candidates asked"]) -> Know
     design, first, scale = _inherited(known)
     centre, spread = first, scale
     for _ in range(20):
-        x, C = fit_logistics(design[S], -known.items.difficulty[S], answers, centre, np.diag(spread**-2), TAIL)
+        x, C = fit_logistics(design[S], -known.items.difficulty[S], answers, centre, np.diag(spread**-2), descent.TAIL)
         before, weight = centre, KEPT + len(x)
         centre = (KEPT * first + x.sum(axis=0)) / weight
         within = np.diagonal(C, axis1=1, axis2=2)

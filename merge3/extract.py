@@ -16,7 +16,7 @@ from scipy.stats import norm, qmc
 from merge3.irt import ItemParameters, Predictor, probability
 
 DRAWS = 32  # of candidates from their prior, over which `design` averages
-CLIMB = 1.0  # deviations of ability that a search may end above the most able parent, for `ascent`
+CLIMB = 2.0  # deviations of a candidate's ability that a search may end above the most able parent, for `ascent`
 STEPS = 9  # abilities on that way
 
 Subset = tuple[Int[np.ndarray, " asked"], Float[np.ndarray, " asked"]]
@@ -134,18 +134,24 @@ def ascent(
     seed: int,
     model: Predictor | None = None,
 ) -> Subset:
-    """Items that tell candidates apart all the way up: from the parents' mean ability to `CLIMB` above the best's.
+    """Items that tell candidates apart all the way up: from the parents' mean ability to beyond the best's.
 
+    The way ends `CLIMB` prior deviations above the most able parent, or above the candidate that is expected.
     `fisher` asks what the parents are unsure of, and good merges know all of that: their estimates are one. Here each
     next item is the one that raises the mean over the abilities on that way of log(1 + information so far) most, a
-    D-optimal design: where much is known already, more counts little. Ties are broken by `seed`. The population's mean
-    and standard deviation stand for the parents where there are none.
+    D-optimal design: where much is known already, more counts little. Ties are broken by `seed`.
 
     Raises:
-        ValueError: a count outside 1..items, or groups that are not one an item.
+        ValueError: no model, a count outside 1..items, or groups that are not one an item.
     """
-    known = parent_abilities if len(parent_abilities) else np.zeros((1, items.dimensions))
-    way = np.linspace(known.mean(axis=0), known.max(axis=0) + CLIMB, STEPS)
+    if model is None:
+        raise ValueError("ascent needs the model of a candidate's answers: give it merge3.lineage.predictor(...)")
+    D = items.dimensions
+    expected, spread = model.centre[:D], np.sqrt(np.diag(np.linalg.inv(model.precision))[:D])
+    known = np.vstack([parent_abilities, expected])
+    way = np.linspace(
+        (parent_abilities if len(parent_abilities) else known).mean(axis=0), known.max(axis=0) + CLIMB * spread, STEPS
+    )
     P = probability(items, way)
     information = (items.discrimination**2).sum(axis=1) * P * (1 - P)
     group, left = _budget(count, groups, len(items))

@@ -22,6 +22,7 @@ NODES = 41  # of ability, on which em integrates
 EM_STEPS = 200  # at most; each is three evaluations
 LOG_A = (0.4, 0.8)  # em's prior of the logarithm of a discrimination: its mean and deviation
 INTERCEPT = 3.5  # em's prior of the log-odds of a model of ability 0: its deviation
+STEEPER, HARDER = 0.3, 2.0  # deviations of an item of a family from the population's: of log a, and of the difficulty
 CHUNK = 50  # items girth fits at once: its cost grows with the square of their number
 
 
@@ -57,7 +58,6 @@ def fit_items(
     engine: str,
     dimensions: int | None,
     seed: int,
-    counts: Float[np.ndarray, " models"] | None = None,
 ) -> ItemParameters:
     """Fit the items on the answers of a population, whitened: its abilities have mean 0 and covariance I.
 
@@ -69,8 +69,6 @@ def fit_items(
             items at once) or "mirt" (joint MAP, any number of dimensions).
         dimensions: the number of abilities a model has; None: what `choose_dimensions` finds.
         seed: of the starting point of "mirt"; the others have no chance in them.
-        counts: how much each model counts, above 0 (1 each where None): for "em" alone. Less than 1 makes the
-            answers of strangers a discounted prior of the items (the power prior of Ibrahim & Chen 2000).
 
     Raises:
         ValueError: no items, an item nobody answered, a population of one model, or a value other than 0, 1
@@ -86,7 +84,7 @@ def fit_items(
         raise ValueError("expected at least one item, got none: nothing can be fitted")
     if (silent := np.flatnonzero(np.isnan(responses).all(axis=0))).size:
         raise ValueError(f"no model answered the items at {silent[:10].tolist()}: score them or drop them")
-    tagged, place = np.unique(np.nan_to_num(responses, nan=-1.0), axis=0, return_inverse=True)
+    tagged = np.unique(np.nan_to_num(responses, nan=-1.0), axis=0)
     if len(tagged) < 2:
         raise ValueError(
             f"a population of one model: {len(responses)} rows, {len(tagged)} distinct; items are fitted on "
@@ -95,16 +93,49 @@ def fit_items(
     distinct = np.where(tagged < 0, np.nan, tagged)
     if dimensions is None:
         dimensions = choose_dimensions(distinct, seed)[0] if engine == "mirt" else 1
-    if counts is None:
-        return _whiten(*ENGINES[engine](distinct, dimensions, seed))
-    if engine != "em":
-        raise ValueError(f"only the engine 'em' weighs models, got {engine!r}")
-    if counts.shape != (len(responses),) or not (counts > 0).all():
-        raise ValueError(f"expected {len(responses)} counts above 0, got {counts.shape} from {np.min(counts):g}")
-    weight = np.zeros(len(distinct))
-    np.maximum.at(weight, place.ravel(), counts)
-    items, abilities = fit_em(distinct, dimensions, seed, weight)
-    return _whiten(items, abilities, weight)
+    return _whiten(*ENGINES[engine](distinct, dimensions, seed))
+
+
+def adapt_items(items: ItemParameters, responses: Float[np.ndarray, "models items"]) -> ItemParameters:
+    """The items as a few models of one family see them: joint MAP of items and abilities around a population's fit.
+
+    log a ~ N(population's, `STEEPER`²), difficulty ~ N(population's, `HARDER`²), abilities ~ N(m, 1), m the models'
+    mean by the population's items. The scale stays the population's. No models: nothing changes.
+
+    Args:
+        items: the population's, of one dimension.
+        responses: 1 right, 0 wrong, NaN not scored.
+
+    Raises:
+        ValueError: more than one dimension, or another number of items.
+    """
+    if items.dimensions != 1 or responses.shape[1] != len(items):
+        raise ValueError(
+            f"expected answers to {len(items)} items of one dimension, got {responses.shape[1]} answers a model and "
+            f"{items.dimensions} dimensions: fit the population by 'em'"
+        )
+    check_responses(responses)
+    M, N = responses.shape
+    if not M:
+        return items
+    asked = ~np.isnan(responses)
+    Y = np.where(asked, responses, 0.0)
+    log_a, easy = np.log(np.maximum(items.discrimination[:, 0], 1e-3)), -items.difficulty
+    first = fit_abilities(items, responses)[0][:, 0]
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        theta, steep, d = np.split(x, [M, M + N])
+        a = np.exp(steep)
+        z = theta[:, None] * a + d
+        away = (theta - first.mean(), (steep - log_a) / STEEPER, (d - easy) / HARDER)
+        R = np.where(asked, expit(z) - Y, 0.0)
+        gradient = [R @ a + away[0], (R.T @ theta) * a + away[1] / STEEPER, R.sum(axis=0) + away[2] / HARDER]
+        height = (np.logaddexp(0.0, z) - Y * z)[asked].sum() + sum((part**2).sum() for part in away) / 2
+        return float(height), np.concatenate(gradient)
+
+    start = np.concatenate([first, log_a, easy])
+    x = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    return ItemParameters(np.exp(x[M : M + N])[:, None], -x[M + N :])
 
 
 def choose_dimensions(
@@ -406,7 +437,6 @@ def fit_em(
     responses: Float[np.ndarray, "models items"],
     dimensions: int,
     seed: int,  # noqa: ARG001 - the signature of an engine
-    counts: Float[np.ndarray, " models"] | None = None,
 ) -> tuple[ItemParameters, Float[np.ndarray, "models dimensions"]]:
     """Marginal maximum likelihood by expectation-maximisation (Bock & Aitkin 1981), one dimension, all items at once.
 
@@ -414,7 +444,7 @@ def fit_em(
     theta = 0 ~ N(0, 3.5²) keep all finite, items that all got right included. A maximisation is one step of Fisher's
     scoring for all items together, damped by the slope in log a, without which steep items swing for ever; pairs of
     steps are extrapolated (SQUAREM, Varadhan & Roland 2008) wherever that makes the posterior higher. Discriminations
-    are positive. A model counts `counts` times, once where None.
+    are positive.
 
     Raises:
         ValueError: more than one dimension.
@@ -424,7 +454,6 @@ def fit_em(
     asked = ~np.isnan(responses)
     full, present = bool(asked.all()), asked.astype(float)
     right = np.where(asked, responses, 0.0)
-    weight = np.ones(len(right)) if counts is None else counts
     theta = np.linspace(-5, 5, NODES)
     prior = -(theta**2) / 2 - np.log(np.exp(-(theta**2) / 2).sum())
 
@@ -439,8 +468,8 @@ def fit_em(
         posterior = np.exp(joint - highest)
         total = posterior.sum(axis=1, keepdims=True)
         priors = ((log_a - LOG_A[0]) ** 2).sum() / LOG_A[1] ** 2 + (intercept**2).sum() / INTERCEPT**2
-        height = float(weight @ (np.log(total) + highest)[:, 0] - priors / 2)
-        posterior *= weight[:, None] / total
+        height = float((np.log(total) + highest).sum() - priors / 2)
+        posterior /= total
         expected_right = right.T @ posterior
         expected = posterior.sum(axis=0)[None] if full else present.T @ posterior
         p = np.exp(z + log_wrong)
@@ -521,18 +550,14 @@ def _difficulty(
     return np.asarray(-np.sqrt(1 + 0.346 * discrimination**2) * np.log((k + 0.5) / (n - k + 0.5)))
 
 
-def _whiten(
-    items: ItemParameters,
-    abilities: Float[np.ndarray, "models dimensions"],
-    counts: Float[np.ndarray, " models"] | None = None,
-) -> ItemParameters:
+def _whiten(items: ItemParameters, abilities: Float[np.ndarray, "models dimensions"]) -> ItemParameters:
     """The same probabilities with abilities of mean 0, covariance I, and mean discriminations >= 0.
 
     With theta = W theta' + m: a · theta - b = (aW) · theta' - (b - a · m). A direction in which the models do
     not differ cannot be stretched to 1; its discriminations shrink to nothing instead.
     """
-    a, b, m = items.discrimination, items.difficulty, np.average(abilities, axis=0, weights=counts)
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(abilities.T, bias=True, aweights=counts)))
+    a, b, m = items.discrimination, items.difficulty, abilities.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(abilities.T, bias=True)))
     W = vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 1e-8))
     W = W * np.where((a @ W).mean(axis=0) < 0, -1.0, 1.0)
     return ItemParameters(a @ W, b - a @ m)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from merge3 import checks, compare, export, irt, lineage, mergefile, responses
+from merge3 import checks, compare, export, irt, mergefile, responses
 from merge3 import items as benchmarks
 from merge3.asker import Asker
 from merge3.benchmark import split
@@ -260,7 +260,7 @@ class _Run:
             )
         fitted, held_out = merges[:-HELD_OUT], merges[-HELD_OUT:]
         family, experts = np.vstack([table.to_numpy(), fitted]), table.loc[self.names].to_numpy()
-        parameters, _ = lineage.fit(np.empty((0, family.shape[1])), family)
+        parameters = irt.fit_items(family, "em", 1, 0)
         abilities, labels = irt.fit_abilities(parameters, experts)[0], [item.group for item in self.search]
         subset, weights = METHODS[EXTRACT](parameters, abilities, min(ASKED, len(labels)), labels, seed)
         known = learn_inheritance(fitted, Known(parameters, subset, weights, experts))

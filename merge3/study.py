@@ -7,7 +7,7 @@ of parents (a family), merges with parents of their own each (triplets), models 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,6 +26,7 @@ from merge3.estimate import (
     Estimator,
     Known,
     cross_calibrate,
+    expected,
     prior_of,
     weighted_mean,
 )
@@ -41,7 +42,10 @@ FAIR = frozenset({"mean", "weighted_mean", "post_stratified", "gp_irt", "gmp_irt
 
 @dataclass(frozen=True)
 class Case:
-    """Candidates with the same parents, and who else is known. All answered all items."""
+    """Candidates with the same parents, and who else is known. All answered all items.
+
+    The cases of one draw have the same strangers.
+    """
 
     strangers: Float[np.ndarray, "strangers items"]
     parents: Float[np.ndarray, "parents items"]
@@ -142,18 +146,15 @@ def study(
     relatives shared among the candidates), error with low and high (5 and 95 % of the draws), spearman, regret (true
     score of the best less that of the one with the highest estimate), coverage (of 90 % intervals widened by what the
     other candidates teach, as `calibrate` does) and raw_coverage (of the intervals as they come). The pair "parents",
-    items 0 is the mean of the parents' scores. Trust in strangers is chosen once, on the families of the first draw.
+    items 0 is the mean of the parents' scores.
     """
     tallies: dict[tuple[str, str, int], Tally] = {}
-    trust: lineage.Trust | None = None
     cost = 0.0
     for number in range(draws):
         cases = draw(seed + number)
-        if trust is None:
-            families = [(c.strangers, np.vstack([c.parents, c.relatives])) for c in cases[:4]]
-            trust = lineage.choose_trust(families)
         cost = sum(c.relatives.size for c in cases) / sum(len(c.candidates) for c in cases)
-        worlds = [(case, items) for case, items in zip(cases, _items(cases, trust), strict=True)]
+        fitted = lineage.fit_each(cases[0].strangers, [(case.parents, case.relatives) for case in cases])
+        worlds = list(zip(cases, fitted, strict=True))
         truths = np.concatenate([case.candidates.mean(axis=1) for case in cases])
         if len(cases[0].parents):
             guess = np.concatenate([np.full(len(c.candidates), c.parents.mean()) for c in cases])
@@ -207,31 +208,21 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-def _items(cases: Sequence[Case], trust: lineage.Trust) -> Iterator[ItemParameters]:
-    """The item parameters of each case; one fit where they do not depend on the case's family."""
-    kept: ItemParameters | None = None
-    common = not len(cases[0].parents) or (np.isinf(trust.width) and len(cases) > 1)
-    for case in cases:
-        if kept is None or not common:
-            mine = np.vstack([case.parents, case.relatives]) if not common else np.empty((0, case.strangers.shape[1]))
-            kept, _ = lineage.fit(case.strangers, mine, replace(trust, share=1.0) if common else trust)
-        yield kept
-
-
 def _knowns(
     case: Case, items: ItemParameters, method: str, count: int, groups: Sequence[str], seed: int
 ) -> tuple[list[Known], Float[np.ndarray, "candidates items"]]:
     """What is known of each candidate's questions."""
     N = len(items)
     near = np.vstack([case.strangers, case.parents, case.relatives])
-    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, population=near)
-    prior = prior_of(everything)
+    prior = expected(case.parents)
+    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near)
+    model = prior_of(everything)
     if method == ADAPTIVE:
-        tables = adaptive(prior, case.candidates, count, groups)
+        tables = adaptive(model, case.candidates, count, groups)
         subsets = [np.flatnonzero(~np.isnan(row)) for row in tables]
         return [replace(everything, subset=s, weights=np.full(count, 1 / count)) for s in subsets], case.candidates
     abilities = everything.parent_abilities if len(case.parents) else np.empty((0, items.dimensions))
-    subset, weights = METHODS[method](items, abilities, count, groups, seed, prior)
+    subset, weights = METHODS[method](items, abilities, count, groups, seed, model)
     return [replace(everything, subset=subset, weights=weights)] * len(case.candidates), case.candidates
 
 

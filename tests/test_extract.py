@@ -111,18 +111,21 @@ def test_fisher_without_ties_depends_neither_on_the_seed_nor_on_the_order_of_the
 
 
 def test_ascent_asks_all_the_way_up_where_fisher_asks_one_step():
-    steps = np.linspace(0.75, 2.0, 6)  # the parents' mean, and CLIMB above the better
+    steps = np.linspace(0.75, 1.8, 6)  # the parents' mean, and CLIMB deviations above the better
     a = np.full((18, 1), 12.0)
     items = ItemParameters(a, a[:, 0] * np.repeat(steps, 3))
-    of = {name: steps[METHODS[name](items, PARENTS, 6, ["x"] * 18, 0)[0] // 3] for name in ("ascent", "fisher")}
-    assert len(set(of["ascent"].tolist())) >= 5  # hardly two of three alike
-    assert of["ascent"].max() >= 1.75
+    of = {
+        name: steps[METHODS[name](items, PARENTS, 6, ["x"] * 18, 0, model_of(items))[0] // 3]
+        for name in ("ascent", "fisher")
+    }
+    assert len(set(of["ascent"].tolist())) >= 4  # of six steps
+    assert of["ascent"].max() >= 1.5
     assert of["fisher"].max() <= 1.0
 
 
 def test_ascent_is_greedy_in_the_mean_log_information():
     items, groups = items_of(12, 3), ["x"] * 12
-    way = np.linspace(PARENTS.mean(), PARENTS.max() + CLIMB, STEPS)
+    way = np.linspace(PARENTS.mean(), PARENTS.max() + CLIMB * 0.4, STEPS)
 
     def value(chosen):
         total = np.ones(STEPS)
@@ -135,7 +138,7 @@ def test_ascent_is_greedy_in_the_mean_log_information():
     greedy: list[int] = []
     for _ in range(4):
         greedy.append(max(set(range(12)) - set(greedy), key=lambda i: value([*greedy, i])))
-    chosen, _ = ascent(items, PARENTS, 4, groups, 0)
+    chosen, _ = ascent(items, PARENTS, 4, groups, 0, model_of(items))
     np.testing.assert_array_equal(chosen, sorted(greedy))
 
 

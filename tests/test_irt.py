@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from merge3 import irt
@@ -293,24 +293,39 @@ def test_the_scores_of_a_predictor_are_answers_where_asked_and_expectations_else
     np.testing.assert_allclose(model.scores(responses), [responses.mean(axis=1), np.zeros(4)], atol=1e-12)
 
 
-def test_models_that_count_for_less_move_the_fit_less():
-    truth, _, responses = simulate(120, 25)
-    other = simulate(120, 25, seed=9)[2]
-    both = np.vstack([responses, other])
-    near = [
-        correlation(fit_items(both, "em", 1, 0, np.r_[np.ones(120), np.full(120, share)]).difficulty, truth.difficulty)
-        for share in (0.01, 0.3, 1.0)
-    ]
-    assert near[0] > near[1] > near[2]
-    even = fit_items(both, "em", 1, 0, np.ones(240))
-    np.testing.assert_allclose(even.difficulty, fit_items(both, "em", 1, 0).difficulty, atol=1e-6)
+def test_adapted_items_are_the_most_probable_given_population_and_family():
+    items, _, responses = simulate(6, 12)
+    responses[0, :3] = np.nan
+    found = irt.adapt_items(items, responses)
+    first = fit_abilities(items, responses)[0][:, 0]
+    theta = minimize_scalar_each(found, responses, first.mean())
+    P = probability(found, theta[:, None])
+    R = np.nan_to_num(responses - P)
+    a = found.discrimination[:, 0]
+    along_a = (R.T @ theta) * a - np.log(a / items.discrimination[:, 0]) / irt.STEEPER**2
+    along_d = R.sum(axis=0) + (found.difficulty - items.difficulty) / irt.HARDER**2
+    np.testing.assert_allclose(along_a, 0, atol=5e-3)
+    np.testing.assert_allclose(along_d, 0, atol=5e-3)
 
 
-def test_counts_are_for_em_alone_and_above_zero():
-    with pytest.raises(ValueError, match="only the engine 'em' weighs models"):
-        fit_items(np.eye(3), "girth", 1, 0, np.ones(3))
-    with pytest.raises(ValueError, match="expected 3 counts above 0"):
-        fit_items(np.eye(3), "em", 1, 0, np.zeros(3))
+def minimize_scalar_each(items, responses, centre):
+    """Abilities of most posterior density under N(centre, 1), one by one."""
+
+    def height(theta, row):
+        P = probability(items, np.array([[theta]]))[0]
+        return (theta - centre) ** 2 / 2 - np.nansum(row * np.log(P) + (1 - row) * np.log1p(-P))
+
+    return np.array([minimize_scalar(height, args=(row,), bounds=(-8, 8), method="bounded").x for row in responses])
+
+
+def test_items_that_nobody_of_the_family_answered_stay_the_populations():
+    items, _, responses = simulate(5, 10)
+    responses[:, 4] = np.nan
+    found = irt.adapt_items(items, responses)
+    assert found.difficulty[4] == pytest.approx(items.difficulty[4], abs=1e-4)
+    assert irt.adapt_items(items, np.empty((0, 10))) is items
+    with pytest.raises(ValueError, match="expected answers to 10 items of one dimension, got 9"):
+        irt.adapt_items(items, responses[:, :9])
 
 
 def test_held_out_answers_choose_the_number_of_dimensions():

@@ -4,7 +4,8 @@ from scipy.special import expit
 
 from merge3 import lineage
 from merge3.irt import ItemParameters, fit_items, probability
-from merge3.lineage import Trust
+
+NONE = np.empty((0, 30))
 
 
 def population(models, items, rng):
@@ -15,33 +16,50 @@ def drawn(count, rng):
     return ItemParameters(rng.lognormal(0.2, 0.4, (count, 1)), rng.normal(0, 1.2, count))
 
 
-def test_the_nearest_stranger_counts_the_share_and_the_others_less_by_distance():
-    family = np.array([[1.0, 1, 1, 1], [0, 0, 0, 0]])
-    strangers = np.array([[1.0, 1, 1, 0], [1, 1, 0, 0], [np.nan, 0, 0, 1]])
-    found = lineage.counts(strangers, family, Trust(0.5, 0.25))
-    np.testing.assert_allclose(found, 0.5 * np.exp(-np.array([0, 0.25, 1 / 3 - 0.25]) / 0.25))
-    np.testing.assert_array_equal(lineage.counts(strangers, family, Trust()), [1, 1, 1])
-    assert lineage.counts(np.empty((0, 4)), family, Trust()).shape == (0,)
-
-
-def test_with_full_trust_the_fit_is_the_fit_of_all():
+def test_a_family_moves_how_hard_its_items_are_and_strangers_say_how_steep():
     rng = np.random.default_rng(0)
-    items = drawn(30, rng)
-    strangers, family = population(40, items, rng), population(3, items, rng)
-    found, _ = lineage.fit(strangers, family, Trust())
-    whole = fit_items(np.vstack([strangers, family]), "em", 1, 0)
-    np.testing.assert_allclose(found.difficulty, whole.difficulty, atol=1e-6)
+    items = drawn(200, rng)
+    theirs = ItemParameters(items.discrimination, items.difficulty + rng.normal(0, 1.5, 200))
+    strangers, family = population(300, items, rng), population(12, theirs, rng)
+    alone, found = fit_items(strangers, "em", 1, 0), lineage.fit(strangers, np.empty((0, 200)), family)
+    far = {
+        name: np.sqrt(((fit.difficulty - theirs.difficulty) ** 2).mean())
+        for name, fit in (("strangers", alone), ("both", found), ("family", fit_items(family, "em", 1, 0)))
+    }
+    assert far["both"] < 0.85 * far["strangers"]
+    assert far["both"] < 0.85 * far["family"]
+    away = np.abs(np.log(found.discrimination / alone.discrimination))
+    assert np.median(away) < 0.1
 
 
-def test_strangers_like_the_family_are_trusted_and_strangers_unlike_it_are_not():
+def test_no_family_is_the_strangers_fit_and_no_strangers_the_familys():
     rng = np.random.default_rng(1)
-    items, others = drawn(120, rng), drawn(120, rng)
-    family = population(12, items, rng)
-    like, unlike = population(60, items, rng), population(60, others, rng)
-    choices = (Trust(), Trust(share=0.005))
-    assert lineage.choose_trust([(like, family)], choices) == Trust()
-    assert lineage.choose_trust([(unlike, family)], choices) == Trust(share=0.005)
-    assert lineage.choose_trust([(like, family[:1])], choices) == choices[0]
+    items = drawn(30, rng)
+    strangers, family = population(40, items, rng), population(6, items, rng)
+    for found, whole in (
+        (lineage.fit(strangers, family, NONE), fit_items(strangers, "em", 1, 0)),
+        (lineage.fit(NONE, family[:2], family[2:]), fit_items(family, "em", 1, 0)),
+        (lineage.fit(strangers[:1], NONE, family), fit_items(np.vstack([strangers[:1], family]), "em", 1, 0)),
+    ):
+        np.testing.assert_array_equal(found.difficulty, whole.difficulty)
+
+
+def test_each_family_is_fitted_as_if_alone():
+    rng = np.random.default_rng(5)
+    items = drawn(30, rng)
+    strangers, families = population(40, items, rng), [population(count, items, rng) for count in (2, 5)]
+    for found, family in zip(lineage.fit_each(strangers, [(NONE, f) for f in families]), families, strict=True):
+        np.testing.assert_array_equal(found.difficulty, lineage.fit(strangers, NONE, family).difficulty)
+
+
+def test_more_is_expected_of_parents_that_know_different_things():
+    one = np.tile([1.0, 0.0], 10)
+    assert lineage.expected(np.stack([one, one])) == (0.0, pytest.approx(0.1))
+    assert lineage.expected(np.empty((0, 20))) == lineage.expected(one[None]) == (0.0, pytest.approx(0.1))
+    shift, spread = lineage.expected(np.stack([one, 1 - one]))
+    assert (shift, spread) == (pytest.approx(0.7), pytest.approx(np.hypot(0.1, 0.7)))
+    half = lineage.expected(np.stack([one, np.ones(20), one]))  # two of the three pairs differ on half the items
+    assert half[0] == pytest.approx(0.7 / 3)
 
 
 def test_contrasts_are_the_parents_differences_whatever_their_order():
@@ -57,17 +75,15 @@ def test_the_prior_expects_a_merge_as_able_as_its_parents_that_inherits_their_re
     rng = np.random.default_rng(3)
     items = drawn(80, rng)
     parents = population(2, items, rng)
-    model = lineage.predictor(items, parents, inheritance=1.2)
+    model = lineage.predictor(items, parents, (0.0,), inheritance=1.2)
     abilities, residual = lineage.residuals(items, parents)
     z = items.discrimination[:, 0] * abilities.mean() - items.difficulty + 1.2 * residual.sum(axis=0)
     np.testing.assert_allclose(model.probability(model.centre[None])[0], expit(z))
 
 
-@pytest.mark.parametrize("share", [0.2, 1.0])
-def test_the_order_of_strangers_and_family_changes_nothing(share):
+def test_the_order_of_strangers_and_family_changes_nothing():
     rng = np.random.default_rng(4)
-    items = drawn(20, rng)
+    items = drawn(30, rng)
     strangers, family = population(25, items, rng), population(4, items, rng)
-    one, _ = lineage.fit(strangers, family, Trust(share, 0.1))
-    other, _ = lineage.fit(strangers[::-1], family[::-1], Trust(share, 0.1))
-    np.testing.assert_allclose(one.difficulty, other.difficulty, atol=1e-8)
+    one, other = lineage.fit(strangers, NONE, family), lineage.fit(strangers[::-1], NONE, family[::-1])
+    np.testing.assert_allclose(one.difficulty, other.difficulty, atol=1e-4)

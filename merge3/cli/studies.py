@@ -43,7 +43,7 @@ def verify(options: argparse.Namespace) -> None:
     if options.responses is not None:
         draw, groups = read_case(options)
         for case in draw(options.seed)[:1]:
-            fitted, _ = lineage.fit(case.strangers, np.vstack([case.parents, case.relatives]))
+            fitted = lineage.fit(case.strangers, case.parents, case.relatives)
             near = np.vstack([case.strangers, case.parents, case.relatives])
             count = options.count
             known = Known(fitted, np.arange(count), np.full(count, 1 / count), case.parents, population=near)
