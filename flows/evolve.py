@@ -85,15 +85,19 @@ def evolve(
     )
     history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
     begin = monotonic()
-    with progress("evolve: candidates", population * generations) as advance:
-        for _ in range(generations):
-            left = None if tokens is None else tokens - history.tokens_spent
-            if not do(f"generation {search.generation}", partial(generation, search, history, advance, left)):
-                break
-            write(history)
-            if hours is not None and monotonic() - begin > 3600 * hours:
-                say(f"stopped after {hours} h; started again, the search goes on where it is")
-                break
+    try:
+        with progress("evolve: candidates", population * generations) as advance:
+            for _ in range(generations):
+                left = None if tokens is None else tokens - history.tokens_spent
+                if not do(f"generation {search.generation}", partial(generation, search, history, advance, left)):
+                    break
+                write(history)
+                if hours is not None and monotonic() - begin > 3600 * hours:
+                    say(f"stopped after {hours} h; started again, the search goes on where it is")
+                    break
+    except KeyboardInterrupt:
+        say(so_far(history))
+        raise
     others = fresh(known, [item.group for item in found], finalist_items, seed)
     rounds = [fitness_of(part, "weighted_mean") for part in halves(others)]  # a fair sample needs no model
     winner = history.verify(history.leaders(finalists, search), rounds)
@@ -176,6 +180,16 @@ def write(history: History) -> None:
     if history.told:
         best = history.genome.decode(max(history.told, key=lambda row: row[1])[0])
         write_text(OUT / "best.yaml", mergefile.to_yaml(with_sources(best)))
+
+
+def so_far(history: History) -> str:
+    """What a search that is stopped has found."""
+    if not history.told:
+        return "stopped before the first generation was answered"
+    best = max(history.told, key=lambda row: row[1])[1]
+    return (
+        f"stopped after {len(history.rows)} candidates; the best so far, {best:.1%} by estimate, is {OUT / 'best.yaml'}"
+    )
 
 
 def was_kept(evaluation: Evaluation) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ DATA = Path("data")
 SHARED = ("seed", "study", "studies", "runtime")
 LINES = 10  # lines that a progress prints where there is no terminal
 PATIENCE = 5  # seconds in which a Prefect server must answer
+STOPPED = 130  # the exit status of a stage that was interrupted, as shells have it
 PAUSE = 2  # seconds between two reports of progress to it
 GONE = Event()  # set where the Prefect server has gone away from a run
 
@@ -173,8 +175,12 @@ def lose() -> None:
 
 
 def main(flow: Flow[Any, Any]) -> None:
-    """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph."""
+    """Run a stage from the command line, `python -m flows.<stage>`.
+
+    A fault ends it with status 1 and a paragraph; Ctrl-C or a termination with a line, and nothing is lost.
+    """
     status = 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         call(flow, **arguments(flow, read_params()))
     except (ValueError, OSError) as error:
@@ -182,6 +188,9 @@ def main(flow: Flow[Any, Any]) -> None:
             raise
         print(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
         status = 1
+    except KeyboardInterrupt:
+        print(f"{flow.name}: stopped; what was answered is kept: started again it goes on", file=sys.stderr, flush=True)
+        status = STOPPED
     if GONE.is_set():
         os._exit(status)  # else Prefect tries for minutes to tell the server what it has left to tell
     if status:

@@ -8,6 +8,7 @@ said by the one process that searches, so that a search goes the same way with a
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -135,6 +136,7 @@ def _begin(runtime: dict[str, Any], store: Path, names: tuple[str, ...]) -> None
     parent = parent_process()
     if parent is None:
         raise RuntimeError("a worker is a child of the process that searches")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that searches
     Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     _own.append(open_asker(runtime, store, names))
 

@@ -64,7 +64,15 @@ class History:
         tokens = self.tokens if new else 0
         genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
         self.rows.append(
-            {**place, "phenotype": name, **_scores(evaluation), "margin": evaluation.margin, "tokens": tokens, **genes}
+            {
+                **place,
+                "phenotype": name,
+                **_scores(evaluation),
+                "margin": evaluation.margin,
+                "failed": evaluation.failed,
+                "tokens": tokens,
+                **genes,
+            }
         )
         self.recipes.setdefault(name, recipe)
         self.distinct = len(self.recipes)

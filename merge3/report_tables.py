@@ -30,6 +30,7 @@ PLACE = (
     "low",
     "high",
     "margin",
+    "failed",
     "tokens",
 )  # of a history; the rest is genes
 SPREAD = (0.1, 0.9)  # quantiles of a generation's estimates, and of its coefficients

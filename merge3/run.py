@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def run(
     parts = split(found, TEST_SHARE, seed)
     checks.refuse(checks.parents(str(base), sources))
     asker = open_asker(str(base), sources, kept / "answers", device=device, dtype=dtype)
-    this = _Run(asker, tell, parts["search"], parts["test"], budget, kept)
+    this = _Run(asker, tell, parts["search"], parts["test"], budget, kept, partial(_sourced, str(base), sources))
     winner, estimate, history, scores = this.whole(method, seed)
     tokens = this.tokens
     measured = (
@@ -161,13 +162,18 @@ def run(
     del asker, this  # export loads the models again: twice may not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    merge = Merge(winner, str(base), sources)
+    merge = _sourced(str(base), sources, winner)
     export.export(merge, out, device, scores, measured)
     result = Result(merge, estimate, scores, history, tokens, out)
     scores.to_csv(kept / "scores.csv", index=False)
     (kept / "winner.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
     (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _sourced(base: str, sources: Mapping[str, str], recipe: Recipe) -> Merge:
+    """The recipe with the models that it names."""
+    return Merge(recipe, base, sources)
 
 
 class _Run:
@@ -181,7 +187,9 @@ class _Run:
         test: Sequence[Item],
         budget: int,
         kept: Path,
+        sourced: Callable[[Recipe], Merge],
     ) -> None:
+        self.sourced = sourced
         self.asker, self.tell, self.search, self.test, self.kept = asker, tell, list(search), list(test), kept
         self.generations = budget // GENERATION
         self.names = list(asker.merger.experts)
@@ -283,6 +291,8 @@ class _Run:
                 break
             if history.told:
                 self.best = estimate_of(history.best)
+                best = self.sourced(history.recipes[history.best["phenotype"]])
+                (self.kept / "best.yaml").write_text(mergefile.to_yaml(best), encoding="utf-8")
             pd.DataFrame(history.rows).to_csv(self.kept / "history.csv", index=False)
         everything = history.distinct * self.asker.cost(self.search).tokens
         self.tokens |= {"search": history.tokens_spent, "all_items": everything}

@@ -142,7 +142,7 @@ def history_of(genes: Sequence[str], generations: int = 16, population: int = 12
             row = {"generation": generation, "candidate": candidate}
             row["phenotype"] = f"{generation:03d}{candidate:03d}".ljust(64, "e")
             row |= {"estimate": estimate, "low": estimate - 0.06, "high": estimate + 0.06, "margin": 0.5}
-            rows.append(row | {"tokens": 1620} | dict(zip(genes, rng.beta(2, 2, len(genes)), strict=True)))
+            rows.append(row | {"failed": 0, "tokens": 1620} | dict(zip(genes, rng.beta(2, 2, len(genes)), strict=True)))
     return pd.DataFrame(rows)
 
 

@@ -113,6 +113,33 @@ def test_forced_again_every_asking_stage_asks_nothing_and_says_the_same(here: Pa
         assert (here / path).read_bytes() == content, path
 
 
+@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_that_is_stopped_names_its_best_and_goes_on(
+    here: Path, saved: dict[str, Path], wish: signal.Signals
+) -> None:
+    world.write(here, change(world.params(saved), "evolve", generations=40))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}"}
+    shutil.rmtree(here / "data/evolve")
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "flows.evolve"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not (here / "data/evolve/best.yaml").exists():
+        assert stopped.poll() is None, "ended before it could be stopped"
+        time.sleep(0.005)
+    stopped.send_signal(wish)
+    said = stopped.communicate()[1]
+    assert stopped.returncode == 130
+    assert "the best so far" in said
+    assert "evolve: stopped; what was answered is kept" in said
+    assert "Traceback" not in said
+    assert mergefile.read(here / "data/evolve/best.yaml").recipe.experts
+    kept = {path: path.read_bytes() for path in here.glob("data/evolve/answers/*/*.jsonl")}
+    subprocess.run([sys.executable, "-m", "flows.evolve"], env=environment, check=True, stderr=subprocess.DEVNULL)
+    assert len(pd.read_csv(here / "data/evolve/history.csv")["generation"].unique()) == 40
+    for path, content in kept.items():
+        assert path.read_bytes().startswith(content)
+
+
 def test_a_killed_search_goes_on_where_it_was(here: Path, saved: dict[str, Path]) -> None:
     values = change(world.params(saved), "evolve", generations=25)
     world.write(here, values)

@@ -6,6 +6,7 @@ Those are imported when they run, so that help and completion come at once.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends with status 1 and one paragraph."""
     options = parser().parse_args(arguments)
     module, function = options.run
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a termination ends it as Ctrl-C does
     try:
         status = getattr(import_module(f"merge3.cli.{module}"), function)(options)
     except (ValueError, OSError) as error:
