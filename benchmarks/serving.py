@@ -32,7 +32,7 @@ from conftest import byte_tokenizer, save_models  # noqa: E402
 WAIT = 1800  # seconds for what takes some, on a machine that may be busy
 PAGE = 30  # seconds for a page of the UI
 REPEATS = 3
-DEMONSTRATION = 2.0  # seconds of a candidate of the demonstration (240 s, 120 candidates)
+DEMONSTRATION = 240.0  # seconds of its search, 120 candidates, on the fastest machine it was measured on
 
 T = TypeVar("T")
 
@@ -209,6 +209,8 @@ def main() -> None:
             check("a run with changed parameters completes", len(history) == 1 + 4 * 4)
             names = Counter(task["name"].split()[0] for task in server.tasks(run["id"]))
             check("generations and candidates are tasks", names["generation"] == 4 and names["candidate"] == 16)
+            finalists = Counter(task["name"] for task in server.tasks(run["id"]) if task["name"].startswith("finalist"))
+            check("finalists' tasks have names of their own", set(finalists.values()) == {1} and len(finalists) > 2)
             kinds = {(a["key"], a["type"]) for a in server.artifacts(run["id"])}
             wanted = {("evolve-history", "table"), ("evolve-finalists", "table"), (None, "progress")}
             check("progress and tables are artifacts", kinds == wanted)
@@ -236,8 +238,10 @@ def main() -> None:
             changed(here, generations=15, population=8)
             alone = {k: v for k, v in server.environment.items() if k != "PREFECT_API_URL"}
             pairs = [(seconds(here, alone), seconds(here, server.environment)) for _ in range(REPEATS)]
-            cost = (min(b for _, b in pairs) - min(a for a, _ in pairs)) / 120
-            figures.append(Figure("what watching costs a candidate", cost, "s", 0.05 * DEMONSTRATION, below=True))
+            added = min(b for _, b in pairs) - min(a for a, _ in pairs)
+            figures.append(Figure("what watching costs a candidate, with all tasks of its search", added / 120, "s"))
+            share = added / DEMONSTRATION
+            figures.append(Figure("what watching adds to the demonstration's search", share, "share", 0.05, below=True))
         finally:
             for process in reversed(processes):
                 os.killpg(process.pid, signal.SIGTERM)

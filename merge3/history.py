@@ -135,10 +135,10 @@ class History:
             ValueError: every leader is broken.
         """
         alive, made, items, paid = list(leaders), dict[str, Evaluation](), dict[str, int](), dict[str, int]()
-        for fitness in rounds:
+        for number, fitness in enumerate(rounds):
             fitness.expect([leaders[name][0] for name in alive])
             for name in alive:
-                evaluation = self.do(f"finalist {name[:8]}", partial(fitness, leaders[name][0]))
+                evaluation = self.do(f"finalist {number}-{name[:8]}", partial(fitness, leaders[name][0]))
                 self.finalists_tokens += fitness.asker.cost(fitness.questions).tokens - paid.get(name, 0)
                 paid[name] = fitness.asker.cost(fitness.questions).tokens
                 self.cost += evaluation.cost

@@ -35,13 +35,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes and seconds of a search. A candidate is a merge and its answers to `tokens` tokens."""
+    """Bytes and seconds of a search. A candidate is a merge, which moves bytes, and its answers to some tokens."""
 
     parameters: int
     model: int
     ingredients: int
     masks: int
     answering: int
+    moved: int
     merging_seconds: float
     answering_seconds: float
     memory: float
@@ -75,7 +76,8 @@ def plan(
 ) -> Plan:
     """What merging `experts` (models or adapters) into `base`, and asking `tokens` tokens a candidate, takes.
 
-    Operations: 2 a weight and token. Merging moves every byte of the ingredients and the result once.
+    Operations: 2 a weight and token; a batch reads every weight once, which is what small batches wait for. Merging
+    moves every byte of the ingredients and the result once.
 
     Raises:
         FileNotFoundError: a config cannot be found.
@@ -95,14 +97,20 @@ def plan(
     width = dtype.itemsize
     ingredients = count * width * (1 + len(full)) + 4 * factors
     mask = (2 if method in RANKED else 1) * count * len(experts) if TRAITS[method].masks else 0
+    moved = ingredients + mask + count * width
+    whole, rest = divmod(tokens, batch_tokens) if batch_tokens else (0, 0)
+    batches = [batch_tokens] * whole + [rest] * (rest > 0)
     return Plan(
         parameters=count,
         model=count * width,
         ingredients=ingredients,
         masks=mask,
         answering=batch_tokens * token_bytes(config, dtype),
-        merging_seconds=(ingredients + mask + count * width) / machine.bandwidth,
-        answering_seconds=2 * count * tokens / machine.operations,
+        moved=moved,
+        merging_seconds=moved / machine.bandwidth,
+        answering_seconds=sum(
+            max(2 * count * batch / machine.operations, count * width / machine.bandwidth) for batch in batches
+        ),
         memory=machine.memory,
     )
 
@@ -138,16 +146,6 @@ def resolve_batch_tokens(
     room = (memory(device) * (1 - ROOM) - held) / 2
     fits = max(1.0, room / token_bytes(config, dtype))
     return min(MOST_TOKENS, 1 << int(math.log2(fits)))
-
-
-def search_seconds(found: Plan, candidates: int, population: int, workers: int = 1) -> float:
-    """Seconds of a search, at best, whose generations are spread over workers of which each has such a device.
-
-    A generation waits for its last candidate, so workers beyond the population are idle.
-    """
-    whole, rest = divmod(candidates, population)
-    rounds = whole * math.ceil(population / workers) + math.ceil(rest / workers)
-    return rounds * (found.merging_seconds + found.answering_seconds)
 
 
 def adapter_parameters(folder: Path, model: torch.nn.Module) -> int:

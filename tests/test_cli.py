@@ -62,7 +62,9 @@ def test_a_plan_says_what_fits(file: Path, capsys: pytest.CaptureFixture[str]) -
     assert "device              24.00 GB: resident" in capsys.readouterr().out
     shared = [*card, "--candidates", "120", "--population", "12", "--workers"]
     assert main(["plan", str(file), *shared, "8"]) == 0
-    assert "on 8 such device(s)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "   1 device(s)" in said
+    assert said.count("   8 device(s)") == 2  # in generations of 12, and of 16, which leave none idle
     assert main(["plan", str(file), *shared, "0"]) == 1
     assert main(["plan", str(file), "--dtype", "float32"]) == 0
     assert main(["plan", str(file), "--memory", "24"]) == 1
@@ -74,6 +76,7 @@ def test_a_plan_is_printed_as_json(file: Path, capsys: pytest.CaptureFixture[str
     found = json.loads(capsys.readouterr().out)
     assert found["mode"] == "resident"
     assert found["resident"] > found["streamed"] > found["model"] > 0
+    assert [(each["workers"], each["population"]) for each in found["search"]] == [(1, 12)]
 
 
 def test_errors_are_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

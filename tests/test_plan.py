@@ -19,7 +19,6 @@ from merge3.plan import (
     memory,
     plan,
     resolve_batch_tokens,
-    search_seconds,
     token_bytes,
 )
 
@@ -65,12 +64,14 @@ def test_batch_tokens_are_auto_or_a_number(wanted: str | int) -> None:
         resolve_batch_tokens(wanted, LlamaConfig(), torch.float32, "cpu", 0)
 
 
-def test_a_generation_waits_for_its_last_candidate(seven_billion: Path) -> None:
-    found = plan(seven_billion, [seven_billion] * 2, "task_arithmetic", CARD, tokens=1000)
-    one = found.merging_seconds + found.answering_seconds
-    rounds = {1: 125, 8: 10 * 2 + 1, 12: 11, 64: 11}  # of ten generations of twelve and one of five
-    for workers, count in rounds.items():
-        assert search_seconds(found, 125, 12, workers) == pytest.approx(count * one)
+def test_a_batch_reads_every_weight_once(seven_billion: Path) -> None:
+    def seconds(tokens: int, batch: int) -> float:
+        return plan(seven_billion, [], "linear", CARD, tokens=tokens, batch_tokens=batch).answering_seconds
+
+    reading, token = 2 * 7_241_732_096 / 1e12, 2 * 7_241_732_096 / 100e12
+    assert seconds(1000, 10) == pytest.approx(100 * reading)  # so small that all wait for memory
+    assert seconds(1000, 400) == pytest.approx(1000 * token)
+    assert seconds(1010, 500) == pytest.approx(1000 * token + reading)  # the last has ten
 
 
 def test_masks_are_a_byte_an_element_and_ranks_another(seven_billion: Path) -> None:

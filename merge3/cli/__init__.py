@@ -166,7 +166,8 @@ def add_plan(commands: Any) -> None:
         *("plan", "making", "plan"),
         "say from configs alone what fits and what a candidate costs",
         """merge3 plan merge.yaml
-merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70    # a card that is not here""",
+merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70    # a card that is not here
+merge3 plan merge.yaml --memory 80 --bandwidth 2000 --tflops 300 --workers 8    # eight of them: docs/workers.md""",
     )
     plan.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
     plan.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
@@ -179,6 +180,7 @@ merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70    # a card that
     plan.add_argument("--memory", type=float, help="instead: GB of a device that is not here")
     plan.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")
     plan.add_argument("--tflops", type=float, help="with --memory: its dense matrix products, 10^12 operations/s")
+    plan.add_argument("--main-bandwidth", type=float, help="GB/s of the main memory beside it (default: measured here)")
     add_json(plan)
 
 

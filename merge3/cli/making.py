@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from merge3 import export, mergefile
+from merge3 import export, mergefile, scaling
 from merge3 import plan as costs
 from merge3.cli.show import as_json, quiet
 from merge3.models import check_device, load, load_tokenizer, resolve_dtype, weights_folder
@@ -62,20 +62,23 @@ def plan(options: argparse.Namespace) -> None:
         batch_tokens=options.batch_tokens,
         dtype=dtype,
     )
+    main = options.main_bandwidth
+    memory = main * costs.GIGABYTE if main else costs.measure("cpu", torch.float32).bandwidth
+    search = scaling.choices(
+        found, asked.recipe.method, options.candidates, options.population, options.workers, memory
+    )
     if options.json:
         derived = {"resident": found.resident, "streamed": found.streamed, "mode": found.mode}
-        seconds = costs.search_seconds(found, options.candidates, options.population, options.workers)
-        as_json(asdict(found) | derived | {"search_seconds": seconds})
+        as_json(asdict(found) | derived | {"search": [asdict(each) for each in search]})
     else:
-        print(told(found, options.candidates, options.population, options.workers))
+        print(told(found, options.candidates, search))
 
 
-def told(found: costs.Plan, candidates: int, population: int, workers: int) -> str:
+def told(found: costs.Plan, candidates: int, search: list[scaling.Scaled]) -> str:
     """A plan in lines."""
-    search = costs.search_seconds(found, candidates, population, workers)
     size = {name: f"{value / costs.GIGABYTE:8.2f} GB" for name, value in asdict(found).items()}
-    seconds = found.merging_seconds + found.answering_seconds
-    share = found.merging_seconds / seconds
+    first = search[0]
+    candidate = first.merging + first.answering
     return "\n".join(
         (
             f"parameters       {found.parameters / 1e6:8,.0f} M",
@@ -86,8 +89,13 @@ def told(found: costs.Plan, candidates: int, population: int, workers: int) -> s
             f"resident         {found.resident / costs.GIGABYTE:8.2f} GB on the device",
             f"streamed         {found.streamed / costs.GIGABYTE:8.2f} GB on the device, the rest in main memory",
             f"device           {size['memory']}: {found.mode}",
-            f"a candidate      {seconds:8.3f} s at best, {share:.0%} of it merging",
-            f"{candidates} candidates {search / 60:8.1f} min at best on {workers} such device(s)",
+            f"a candidate      {candidate:8.3f} s, {first.merging / candidate:.0%} of it merging",
+            f"the search       {first.own:8.3f} s of its own for {candidates} candidates, which devices do not share",
+            *(
+                f"{each.workers:4} device(s)   {each.seconds:8.0f} s in generations of {each.population}, "
+                f"{first.seconds / each.seconds:.1f} times as fast as one"
+                for each in search
+            ),
         )
     )
 
