@@ -24,7 +24,7 @@ import pandas as pd
 import tiny
 import torch
 import yaml
-from figures import Figure, publish
+from figures import RESULTS, Figure, publish
 
 from merge3 import study
 from merge3.estimate import Known, lineage
@@ -45,6 +45,7 @@ FAMILIES = {  # family: its relatives answered in full
 }
 TINY = Path(".bench/estimation/tiny.parquet")
 TINY_MERGES = 45  # of each pair of experts, and of all four
+BESIDE = {("none", "parents"), ("uniform", "mp_irt"), ("uniform", "gmp_irt"), ("uniform", "gp_irt")}  # and the paper's
 LEADERBOARDS = {"oll2_arc_challenge": 2.1, "metabench_gsm8k": 3.7, "metabench_arc": None, "helmlite_83": None}
 
 
@@ -145,33 +146,31 @@ def choose(found: dict[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], 
 
 
 def figures_of(kind: str, name: str, found: pd.DataFrame, chosen: tuple[str, str] | None) -> list[Figure]:
-    """The figures of one benchmark; targets stand with the pair that was chosen on the others."""
+    """The figures of a benchmark's chosen pair, with the targets, and beside it the parents' mean and the paper's."""
     rows = []
-    for row in found.to_dict("records"):
-        best = (row["method"], row["estimator"]) == chosen
-        label = f"{kind} {name}: {row['method']}, {row['estimator']}{' (chosen)' if best else ''}"
-        parents = float(found.loc[found["items"] == 0, "error"].min()) if kind != "leaderboard" else None
+    pairs = found.set_index(["method", "estimator"])
+    for pair, row in pairs.iterrows():
+        if pair != chosen and pair not in BESIDE:
+            continue
+        label = f"{kind} {name}: {', '.join(pair)}{' (chosen on the others)' if pair == chosen else ''}"
         target, rank = None, None
-        if best and kind == "triplets":
+        if pair == chosen and kind == "triplets":
             target, rank = TRIPLETS[name][1:]
-        if best and kind == "leaderboard":
+        if pair == chosen and kind == "leaderboard":
             target = LEADERBOARDS[name]
-        rows.append(Figure(f"{label}: error", row["error"], "points", target, below=True))
-        rows.append(Figure(f"{label}: error, 5 %", row["low"], "points"))
-        rows.append(Figure(f"{label}: error, 95 %", row["high"], "points"))
-        rows.append(Figure(f"{label}: Spearman", row["spearman"], "", rank))
-        rows.append(Figure(f"{label}: regret", row["regret"], "points"))
-        if row["items"]:
-            rows.append(Figure(f"{label}: coverage", row["coverage"], "share", 0.85 if best else None))
-            rows.append(Figure(f"{label}: coverage, uncalibrated", row["raw_coverage"], "share"))
-        if best:
-            rows.append(Figure(f"{label}: coverage, at most", row["coverage"], "share", 0.95, below=True))
-            if parents is not None:
-                rows.append(
-                    Figure(
-                        f"{label}: error less that of the parents' mean", row["error"] - parents, "points", 0.0, True
-                    )
-                )
+        rows.append(Figure(f"{label}: error", float(row["error"]), "points", target, below=True))
+        rows.append(Figure(f"{label}: Spearman", float(row["spearman"]), "", rank))
+        rows.append(Figure(f"{label}: regret", float(row["regret"]), "points"))
+        if pair != chosen:
+            continue
+        rows.append(Figure(f"{label}: error, 5 %", float(row["low"]), "points"))
+        rows.append(Figure(f"{label}: error, 95 %", float(row["high"]), "points"))
+        rows.append(Figure(f"{label}: coverage", float(row["coverage"]), "share", 0.85))
+        rows.append(Figure(f"{label}: coverage, at most", float(row["coverage"]), "share", 0.95, below=True))
+        rows.append(Figure(f"{label}: coverage, uncalibrated", float(row["raw_coverage"]), "share"))
+        if kind != "leaderboard":
+            more = float(row["error"] - pairs.loc[("none", "parents"), "error"])
+            rows.append(Figure(f"{label}: error less that of the parents' mean", more, "points", 0.0, True))
     return rows
 
 
@@ -266,6 +265,9 @@ def main() -> None:
         print(f"\n{kind} {name}, {N_ASKED} items; chosen on the others: {pair}")
         print(rows_of.sort_values("error").round(2).to_string(index=False))
         rows += figures_of(kind, name, rows_of, pair)
+    every = pd.concat([rows_of.assign(kind=kind, benchmark=name) for (kind, name), rows_of in found.items()])
+    every = every[["kind", "benchmark", *every.columns[:-2]]]
+    every.to_csv(RESULTS / "estimation.csv", index=False, float_format="%.4f")
     publish("estimation", rows)
 
 
