@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run remake serve share test lint bench clean
+.PHONY: run remake serve share test lint docs bench clean
 
 run: $(READY)  ## the pipeline on the demonstration, ending with the result
 	@if dvc status --quiet; then echo "Everything is up to date: nothing to do."; cat data/report/result.txt; \
@@ -33,6 +33,10 @@ lint: $(READY)  ## ruff and mypy
 	@ruff check --quiet
 	@ruff format --check --quiet
 	@mypy
+
+docs: $(READY)  ## the documentation into .site, to be opened from there
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "file://$(CURDIR)/.site/index.html"
 
 bench: $(READY)  ## every benchmark, its table and its JSON
 	@for name in answering merging evolution; do python benchmarks/$$name.py || exit 1; done
