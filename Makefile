@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
 
 .PHONY: run remake serve share test lint docs bench clean
 
@@ -19,8 +20,7 @@ remake: $(READY)  ## the whole pipeline from nothing: trains, asks and searches 
 	@dvc repro --force
 
 serve: $(READY)  ## Prefect's UI on http://127.0.0.1:4200, a nightly run, runs to start there; ends with Ctrl-C
-	@prefect server start --host 127.0.0.1 --background
-	@trap 'prefect server stop' EXIT; PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.serve
+	@python -m flows.serve
 
 share: $(READY)  ## take what collaborators pushed, run what is out of date, push it
 	@python -m flows.share

@@ -201,6 +201,7 @@ def main() -> None:
             check("a scheduled run fires and completes", run["auto_scheduled"])
             stages = {row["name"] for row in server.post("flows/filter")}
             check("every stage is a flow run", set(world.STAGES) <= stages)
+            check("and a task of the pipeline's", {t["name"] for t in server.tasks(run["id"])} == set(world.STAGES))
             report = [a for a in server.post("artifacts/filter") if a["key"] == "report"]
             check("the report is an artifact", "evolved merge" in report[0]["data"])
 

@@ -1,5 +1,7 @@
 """Deployments for the Prefect UI: the nightly pipeline, an experiment, the search alone, and sharing.
 
+Where no server is configured (`PREFECT_API_URL`) one is started on this machine alone, and ends with this process.
+
 nightly      `dvc repro` by a schedule
 experiment   `dvc exp run` with parameters changed in the UI
 search       the stage evolve alone, its parameters those of params.yaml unless changed in the UI
@@ -8,39 +10,68 @@ share        take what others pushed, run, give back
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from time import sleep
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from time import monotonic, sleep
 
 from prefect import serve
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from flows.evolve import evolve
 from flows.pipeline import experiment, pipeline
 from flows.share import share
-from flows.stage import arguments, reachable, read_params
+from flows.stage import answer, arguments, read_params
 
 NIGHTLY = "0 2 * * *"
-TRIES = 30  # seconds that a server is given to start
+HOST, PORT = "127.0.0.1", 4200
+WAIT = 60  # seconds that a server is given to start
 
 
 def main() -> None:
     """Serve the deployments until interrupted; one run at a time, as there is one device.
 
     Raises:
-        SystemExit: no server is configured, or it does not answer.
+        SystemExit: the configured server does not answer, or none can be started.
     """
-    for _ in range(TRIES):
-        if reachable():
-            break
-        sleep(1)
-    else:
-        sys.exit("no Prefect server: `make serve` starts one, or set PREFECT_API_URL")
-    serve(
-        pipeline.to_deployment("nightly", cron=NIGHTLY),
-        experiment.to_deployment("experiment", parameters={"changes": {"evolve.generations": 20}}),
-        evolve.to_deployment("search", parameters=arguments(evolve, read_params())),
-        share.to_deployment("share"),
-        limit=1,
-    )
+    configured = get_current_settings().api.url
+    with nullcontext(configured) if configured else own_server() as url:
+        if fault := answer(url):
+            sys.exit(f"the Prefect server at {url} does not answer ({fault}): start it, or unset PREFECT_API_URL")
+        with temporary_settings({PREFECT_API_URL: url}):
+            serve(
+                pipeline.to_deployment("nightly", cron=NIGHTLY),
+                experiment.to_deployment("experiment", parameters={"changes": {"evolve.generations": 20}}),
+                evolve.to_deployment("search", parameters=arguments(evolve, read_params())),
+                share.to_deployment("share"),
+                limit=1,
+            )
+
+
+@contextmanager
+def own_server() -> Iterator[str]:
+    """A Prefect server on loopback; yields its API's address. One that answers there already is taken, and stays.
+
+    Raises:
+        SystemExit: it does not start.
+    """
+    url = f"http://{HOST}:{PORT}/api"
+    if answer(url) is None:
+        yield url
+        return
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PORT)]
+    server = subprocess.Popen(command, start_new_session=True)  # an interrupt ends it after what it serves
+    try:
+        begin = monotonic()
+        while answer(url):
+            if server.poll() is not None or monotonic() - begin > WAIT:
+                sys.exit("the Prefect server does not start; what it said stands above")
+            sleep(0.5)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
 
 
 if __name__ == "__main__":

@@ -139,12 +139,18 @@ def reachable() -> bool:
     url = get_current_settings().api.url
     if url is None:
         return False
+    if fault := answer(url):
+        say(f"the Prefect server at {url} does not answer ({fault}): this run is not shown there")
+    return fault is None
+
+
+def answer(url: str) -> httpx.TransportError | None:
+    """What keeps a Prefect server from answering; None where it answers."""
     try:
         httpx.get(f"{url}/health", timeout=PATIENCE)
     except httpx.TransportError as error:
-        say(f"the Prefect server at {url} does not answer ({error}): this run is not shown there")
-        return False
-    return True
+        return error
+    return None
 
 
 def call(flow: Flow[Any, Any], **values: Any) -> Any:
@@ -234,8 +240,11 @@ def do(name: str, work: Callable[[], T], kept: Callable[[T], bool] = lambda resu
 
 
 def show_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-    """Show a table as an artifact where a Prefect server follows."""
-    plain = json.loads(pd.DataFrame(rows).to_json(orient="records"))  # null where a cell is NaN
+    """Show a table as an artifact where a Prefect server follows: four decimals, eight letters of a phenotype."""
+    table = pd.DataFrame(rows).round(4)
+    if "phenotype" in table:
+        table["phenotype"] = table["phenotype"].str[:8]
+    plain = json.loads(table.to_json(orient="records"))  # null where a cell is NaN
     tell(lambda: create_table_artifact(plain, key=key, description=description))
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -445,3 +446,29 @@ def test_the_pipeline_is_dvc_repro(here: Path) -> None:
     Path("dvc.yaml").write_text("stages: {one: {cmd: 'false', outs: [out]}}")
     with pytest.raises(ValueError, match="dvc repro ended with status"):
         pipeline.fn()
+
+
+def test_stages_are_tasks_of_the_pipelines_run_and_the_last_fails_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    tasks: list[str] = []
+
+    def do(name: str, work: Callable[[], str | None]) -> str | None:
+        tasks.append(name)
+        said.append(f"[{name}")
+        following = work()
+        said.append(f"{name}]")
+        return following
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.pipeline.served", lambda: True)
+    monkeypatch.setattr("flows.pipeline.do", do)
+    monkeypatch.setattr("flows.pipeline.say", said.append)
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], check=True)
+    Path("dvc.yaml").write_text("stages: {one: {cmd: echo a}, two: {cmd: echo b}, three: {cmd: 'false'}}")
+    with pytest.raises(ValueError, match="dvc repro ended with status"):
+        pipeline.fn()
+    assert tasks == ["one", "two", "three"]
+    assert said.index("[one") < said.index("a") < said.index("one]") < said.index("[two") < said.index("b")
+    assert "three]" not in said

@@ -75,9 +75,9 @@ def test_without_a_server_a_stage_starts_none() -> None:
 
 
 def test_no_tool_reports_to_anyone() -> None:
-    names = ["PREFECT_SERVER_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"]
+    names = ["PREFECT_SERVER_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"]
     code = f"import flows, os; print(*(os.environ[name] for name in {names}))"
     bare = {"PATH": os.environ["PATH"], "PYTHONPATH": "."}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=bare)
-    assert ended.stdout.split() == ["false", "1"]
+    assert ended.stdout.split() == ["false", "1", "1"]
     assert "analytics = false" in Path(".dvc/config").read_text()
