@@ -6,6 +6,7 @@ the stage has been started again, it is not in the store as it is in that of a s
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -17,10 +18,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from figures import Figure, publish
+from figures import RESULTS, Figure, publish
 from rich.console import Console
 from rich.table import Table
 
@@ -337,7 +338,7 @@ FAULTS: tuple[Callable[[Trial], Outcome], ...] = (
 def main() -> None:
     """Let every fault happen, and print what became of it."""
     table = Table("fault", "what happened", "what was said", "answers lost", "same history", show_lines=True)
-    figures = []
+    figures, rows = [], []
     with tempfile.TemporaryDirectory() as folder:
         done = make_world(Path(folder))
         for number, fault in enumerate(FAULTS):
@@ -347,11 +348,13 @@ def main() -> None:
                 table.add_row(fault.__name__, str(error), "", "", "")
                 continue
             print(found, file=sys.stderr, flush=True)
-            said = found.said.replace(folder, "")
-            table.add_row(found.fault, found.happened, said, str(found.lost), "yes" if found.same else "NO")
+            found = replace(found, said=found.said.replace(folder, "").replace(f"{ROOT}/", ""))
+            rows.append(asdict(found))
+            table.add_row(found.fault, found.happened, found.said, str(found.lost), "yes" if found.same else "NO")
             figures.append(Figure(f"{found.fault}: answers lost", found.lost, "answers", 0, below=True))
             figures.append(Figure(f"{found.fault}: history the same", float(found.same), "", 1))
     Console(width=200).print(table)
+    (RESULTS / "faults_table.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     publish("faults", figures)
 
 
