@@ -209,7 +209,7 @@ def answers(root: Path) -> Finding:
         if not _named(path, header) or not all(map(_whole, kept)):
             damaged.append(path.name)
     if damaged:
-        text = f"{len(damaged)} files have damaged lines (first: {damaged[0]}): they will be set aside and asked again"
+        text = f"{len(damaged)} files are damaged (first: {damaged[0]}): they will be set aside and asked again"
         return Finding(RISK, what, text)
     return Finding(OK, what, f"{lines} answers, all whole")
 

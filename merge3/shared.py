@@ -103,8 +103,8 @@ class Shared(Store):
                 continue
             content = self._fs.cat_file(path)
             self._seen.add(path)
-            answers, damaged = parsed(content.decode(errors="replace"), key)
-            if damaged or hashlib.sha256(content).hexdigest() != named[1]:
+            answers = parsed(content, key)
+            if answers is None or hashlib.sha256(content).hexdigest() != named[1]:
                 _warn(f"{self.url}: {path} is damaged, and not used; what it held is given again once it is asked")
                 continue
             found |= answers

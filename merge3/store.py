@@ -2,8 +2,9 @@
 
 A *key* says everything that an answer depends on beside the item: the weights' identity, the protocol, the
 runtime. Each key has one file, each item one line in it, with a checksum of its own. Files are written to a
-temporary name and renamed under a lock, so any number of processes may write. A damaged line is reported, set
-aside and asked again; it is never graded.
+temporary name and renamed under a lock, so any number of processes may write. A file with a damaged line is reported,
+set aside whole and asked again, never graded: questions asked together, as they were, are answered bit for bit as they
+were, which a single one of them, asked alone, need not be.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Answer = tuple[float, ...] | Reply | Failure  # the tuple: log-likelihood of eac
 
 
 class DamagedAnswers(UserWarning):
-    """A line of the store failed its checksum."""
+    """A file of the store has a line that failed its checksum."""
 
 
 def canonical(value: Any) -> str:
@@ -108,7 +109,7 @@ class Store:
             PermissionError: the file cannot be read.
 
         Warns:
-            DamagedAnswers: lines failed their checksum; they are moved to a file ending in `.damaged`.
+            DamagedAnswers: a line failed its checksum; the file is moved to one ending in `.damaged`.
         """
         path = self.path(key)
         answers, damaged = _read(path, key)
@@ -118,9 +119,7 @@ class Store:
                     return self._mended(path, key)
             except OSError as error:
                 warnings.warn(
-                    f"{path}: {len(damaged)} damaged line(s) are passed over, and stay as they are: {error}",
-                    DamagedAnswers,
-                    stacklevel=2,
+                    f"{path}: damaged, and passed over; it stays as it is: {error}", DamagedAnswers, stacklevel=2
                 )
         return answers
 
@@ -154,42 +153,42 @@ class Store:
 
     @staticmethod
     def _mended(path: Path, key: Mapping[str, Any]) -> dict[str, Answer]:
-        """The intact answers of a file, whose damaged lines are set aside. Under its lock."""
+        """The answers of a file, which is set aside where it is damaged. Under its lock."""
         answers, damaged = _read(path, key)
         if damaged:
             aside = path.with_suffix(".damaged")
-            with aside.open("a", encoding="utf-8") as file:
-                file.write("\n".join(damaged) + "\n")
-            _write(path, key, answers)
+            with aside.open("ab") as file:
+                file.write(damaged)
+            path.unlink()
             warnings.warn(
-                f"{path}: {len(damaged)} damaged line(s) set aside in {aside.name}; what they held will be asked again",
+                f"{path}: damaged, and set aside in {aside.name}; what it held will be asked again",
                 DamagedAnswers,
                 stacklevel=3,
             )
         return answers
 
 
-def _read(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Answer], list[str]]:
-    """The intact answers of a file, and its damaged lines."""
+def _read(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Answer], bytes]:
+    """The answers of a file; or none, and its content, where it is damaged."""
     try:
-        text = path.read_bytes().decode(errors="replace")
+        content = path.read_bytes()
     except FileNotFoundError:
-        return {}, []
+        return {}, b""
     except PermissionError as error:
         raise PermissionError(
             f"{path} cannot be read: give it its permissions back, or remove it to have its questions asked again"
         ) from error
-    return parsed(text, key)
+    answers = parsed(content, key)
+    return ({}, content or b"\n") if answers is None else (answers, b"")
 
 
-def parsed(text: str, key: Mapping[str, Any]) -> tuple[dict[str, Answer], list[str]]:
-    """The intact answers of a file's text, and its damaged lines: all of them where the file is not the key's."""
-    header, *lines = text.removesuffix("\n").split("\n")  # not at every line end that Unicode knows
-    if header != canonical(key):  # whose answers these are cannot be known
-        return {}, [header, *lines]
+def parsed(content: bytes, key: Mapping[str, Any]) -> dict[str, Answer] | None:
+    """The answers of a file; None where it is not the key's, or a line of it is damaged."""
+    header, *lines = content.decode(errors="replace").removesuffix("\n").split("\n")  # not at Unicode's other line ends
     entries = [_parse(line) for line in lines]
-    damaged = [line for line, entry in zip(lines, entries, strict=True) if entry is None]
-    return dict(entry for entry in entries if entry is not None), damaged
+    if header != canonical(key) or None in entries:
+        return None
+    return dict(entry for entry in entries if entry is not None)
 
 
 def written(key: Mapping[str, Any], answers: Mapping[str, Answer]) -> str:

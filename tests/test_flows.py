@@ -23,6 +23,7 @@ from flows.pipeline import pipeline
 from flows.stage import SHARED
 from merge3 import items, mergefile, responses
 from merge3.recipe import Recipe
+from merge3.store import DamagedAnswers
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,6 +166,17 @@ def test_a_killed_search_goes_on_where_it_was(here: Path, saved: dict[str, Path]
     whole = json.loads((here / "data/evolve/ledger.json").read_text())
     one = pd.read_csv(here / "data/evolve/history.csv")["tokens"].max()
     assert whole["this_run"]["tokens"] - ledger["this_run"]["tokens"] >= (len(before) - 1) * one
+
+
+def test_a_search_with_damaged_answers_goes_the_same_way(here: Path, saved: dict[str, Path]) -> None:
+    before = (here / "data/evolve/history.csv").read_bytes()
+    for number, path in enumerate(sorted(here.glob("data/evolve/answers/*/*.jsonl"))):
+        content = bytearray(path.read_bytes())
+        content[-30 - 11 * number] ^= 1  # in one line or another
+        path.write_bytes(content)
+    with pytest.warns(DamagedAnswers, match="set aside"):
+        world.run(world.params(saved), "evolve")
+    assert (here / "data/evolve/history.csv").read_bytes() == before
 
 
 def test_a_larger_budget_repeats_nothing(here: Path, saved: dict[str, Path]) -> None:

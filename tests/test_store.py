@@ -55,20 +55,22 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_is_lost(tmp_path: P
 
 
 @pytest.mark.parametrize("line", [0, 1, 2])
-def test_a_damaged_line_is_reported_set_aside_and_forgotten_alone(tmp_path: Path, line: int) -> None:
+def test_a_file_with_a_damaged_line_is_reported_and_set_aside_whole(tmp_path: Path, line: int) -> None:
     store = Store(tmp_path)
-    store.put(KEY, {"a": (-1.5,), "b": (-2.5,)})
+    for key in (KEY, {}):
+        store.put(key, {"a": (-1.5,), "b": (-2.5,)})
     path = store.path(KEY)
     lines = path.read_text().splitlines()
     damaged = lines[line].replace("5", "6").replace("here", "hero")
     assert damaged != lines[line]
     lines[line] = damaged
     path.write_text("\n".join(lines) + "\n")
-    kept = {0: {}, 1: {"b": (-2.5,)}, 2: {"a": (-1.5,)}}[line]  # without its header a file is nobody's
-    with pytest.warns(DamagedAnswers, match=f"{1 if line else 3} damaged line"):
-        assert store.get(KEY) == kept
-    assert damaged in path.with_suffix(".damaged").read_text()
-    assert store.get(KEY) == kept  # mended: no warning the second time
+    before = path.read_bytes()
+    with pytest.warns(DamagedAnswers, match="damaged, and set aside in"):
+        assert store.get(KEY) == {}
+    assert path.with_suffix(".damaged").read_bytes() == before
+    assert store.get(KEY) == {}  # no warning the second time
+    assert store.get({}) == {"a": (-1.5,), "b": (-2.5,)}
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"{}\n[1,2"])
@@ -138,7 +140,7 @@ def test_a_store_that_cannot_be_written_can_be_read(tmp_path: Path) -> None:
     unreadable = without_privileges(code, str(tmp_path))
     path.parent.chmod(0o755)
     assert whole.stdout.strip() == str({"a": (-1.5,), "b": (-2.5,)})
-    assert "1 damaged line(s) are passed over, and stay as they are" in damaged.stderr
+    assert "damaged, and passed over; it stays as it is" in damaged.stderr
     assert "cannot be read: give it its permissions back" in unreadable.stderr
 
 
