@@ -151,7 +151,7 @@ def answers(options: argparse.Namespace) -> None:
         ValueError: nothing is kept that fits what was asked for.
     """
     asked = {item.content_hash: item for path in options.items for item in items.read(path)}
-    store, lines = Store(options.store), []
+    store, lines, kept = Store(options.store), [], 0
     for key in store.keys():  # noqa: SIM118 - no mapping
         name = named(key)
         if not name.startswith(options.model or ""):
@@ -162,15 +162,16 @@ def answers(options: argparse.Namespace) -> None:
                 continue
             divisors = [max(1, len(o)) if options.scoring == "characters" else 1 for o in item.options]
             score, reason = grading.grade(item, answer, divisors)
+            kept += 1
             if np.isnan(score) or not options.failed:
                 lines.append({"model": name, **shown(item, answer, score, reason)})
-    if not lines:
+    if not kept:
         raise ValueError(f"{options.store} keeps no such answer to these items")
     for line in lines:
         print(json.dumps(line, ensure_ascii=False) if options.json else prose(line))
     failed = [line["reason"] for line in lines if line["correct"] is None]
     truncated = failed.count(grading.TRUNCATED)
-    print(f"{len(lines)} answers, {len(failed)} not scored, {truncated} of them truncated", file=sys.stderr)
+    print(f"{kept} answers, {len(failed)} not scored, {truncated} of them truncated", file=sys.stderr)
 
 
 def named(key: Mapping[str, Any]) -> str:
