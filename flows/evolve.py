@@ -10,10 +10,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from prefect import flow
+from prefect.exceptions import TerminationSignal
 
 from flows.asking import MANIFEST
 from flows.known import expert_answers, parameters, study_items, study_of, subset
-from flows.stage import DATA, alone, bounds, do, main, progress, read_json, say, show_table, write_json, write_text
+from flows.stage import (
+    DATA,
+    alone,
+    bounds,
+    do,
+    main,
+    progress,
+    read_json,
+    say,
+    served,
+    show_table,
+    write_json,
+    write_text,
+)
 from flows.team import open_team
 from merge3 import mergefile
 from merge3.estimate import ESTIMATORS, Calibration, Known
@@ -58,10 +72,12 @@ def evolve(
     The search is a function of its parameters and of the answers: started again after any interruption it finds its
     questions answered and goes the same way. It ends after `generations`, before the generation that may exceed
     `tokens`, after the one in which this run has taken `hours`, or where it has converged; best.yaml is the best so
-    far at any time. The winner is the leader that does best on what the search and fresh items say together.
+    far at any time, by all candidates together. The winner is the leader that does best on what the search and fresh
+    items say together.
 
     Raises:
         ValueError: a parameter is out of its range.
+        KeyboardInterrupt: the search was interrupted; says how far it is.
     """
     validate(strategy, objective, generations, finalists, finalist_items)
     experts, groups = study_of(study, studies)
@@ -95,12 +111,14 @@ def evolve(
                 if hours is not None and monotonic() - begin > 3600 * hours:
                     say(f"stopped after {hours} h; started again, the search goes on where it is")
                     break
-    except KeyboardInterrupt:
-        say(so_far(history))
+        others = fresh(known, [item.group for item in found], finalist_items, seed)
+        rounds = [fitness_of(part, "weighted_mean") for part in halves(others)]  # a fair sample needs no model
+        winner = history.verify(history.leaders(finalists, search), rounds)
+    except (KeyboardInterrupt, TerminationSignal) as stop:  # the latter is Prefect's, of a run that it follows
+        stop.args = (interrupted(history),)
+        if served():
+            say(stop.args[0])
         raise
-    others = fresh(known, [item.group for item in found], finalist_items, seed)
-    rounds = [fitness_of(part, "weighted_mean") for part in halves(others)]  # a fair sample needs no model
-    winner = history.verify(history.leaders(finalists, search), rounds)
     _write_csv(history.finalists, "finalists.csv")
     best = history.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
@@ -178,18 +196,21 @@ def write(history: History) -> None:
     _write_csv(history.rows, "history.csv")
     write_json(OUT / "recipes.json", {name: recipe.to_dict() for name, recipe in history.recipes.items()})
     if history.told:
-        best = history.genome.decode(max(history.told, key=lambda row: row[1])[0])
+        best = history.recipes[history.best["phenotype"]]
         write_text(OUT / "best.yaml", mergefile.to_yaml(with_sources(best)))
 
 
-def so_far(history: History) -> str:
-    """What a search that is stopped has found."""
-    if not history.told:
-        return "stopped before the first generation was answered"
-    best = max(history.told, key=lambda row: row[1])[1]
-    return (
-        f"stopped after {len(history.rows)} candidates; the best so far, {best:.1%} by estimate, is {OUT / 'best.yaml'}"
-    )
+def interrupted(history: History) -> str:
+    """Write what was asked, and say how far it is."""
+    if not history.rows:
+        return "stopped before a candidate was asked"
+    write(history)
+    best = ""
+    if history.told:
+        row = history.best
+        best = f"; the best so far is {OUT / 'best.yaml'}, estimated {row['estimate']:.3f}"
+        best += f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"stopped after {len(history.rows)} candidates{best}; started again, the search goes on where it is"
 
 
 def was_kept(evaluation: Evaluation) -> bool:

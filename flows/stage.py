@@ -48,9 +48,9 @@ from rich.progress import (
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 SHARED = ("seed", "study", "studies", "runtime")
+STOPPED = 130  # the status of a stage that was interrupted, as shells have it
 LINES = 10  # lines that a progress prints where there is no terminal
 PATIENCE = 5  # seconds in which a Prefect server must answer
-STOPPED = 130  # the exit status of a stage that was interrupted, as shells have it
 PAUSE = 2  # seconds between two reports of progress to it
 GONE = Event()  # set where the Prefect server has gone away from a run
 
@@ -181,12 +181,12 @@ def lose() -> None:
 
 
 def main(flow: Flow[Any, Any]) -> None:
-    """Run a stage from the command line, `python -m flows.<stage>`.
+    """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph.
 
-    A fault ends it with status 1 and a paragraph; Ctrl-C or a termination with a line, and nothing is lost.
+    Ctrl-C and SIGTERM end it with status `STOPPED` and a line.
     """
-    status = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    status = 0
     try:
         call(flow, **arguments(flow, read_params()))
     except (ValueError, OSError) as error:
@@ -194,8 +194,9 @@ def main(flow: Flow[Any, Any]) -> None:
             raise
         print(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)
         status = 1
-    except KeyboardInterrupt:
-        print(f"{flow.name}: stopped; what was answered is kept: started again it goes on", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        said = stop.args[0] if stop.args else "stopped; what was answered is kept"
+        print(f"{flow.name}: {said}", file=sys.stderr, flush=True)
         status = STOPPED
     if GONE.is_set():
         os._exit(status)  # else Prefect tries for minutes to tell the server what it has left to tell
@@ -323,7 +324,7 @@ def write_text(path: Path, content: str) -> None:
     try:
         temporary.write_text(content, encoding="utf-8")
         temporary.replace(path)
-    except OSError:
+    except (OSError, KeyboardInterrupt):
         temporary.unlink(missing_ok=True)
         raise
 

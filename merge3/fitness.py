@@ -22,7 +22,8 @@ MOST_FAILED = 0.5  # share of questions without an answer beyond which a candida
 class Evaluation:
     """A candidate's estimated score; None where its model is broken, or left too many questions without an answer.
 
-    `cost` is what was spent now, `failed` how many questions were not scored (truncated replies, for instance).
+    `cost` is what was spent now, `failed` how many questions were not scored (truncated replies, for instance): of a
+    broken model, all.
 
     `margin` is in [-1, 1]: how far the right options lead, over all questions. Among candidates that give the same
     answers the one that is surer of them is fitter: twenty questions alone cannot tell good merges apart.
@@ -79,7 +80,7 @@ class Fitness:
         """Ask and estimate; the same recipe gives the same estimate however often."""
         asked = self.asker.ask(recipe, self.questions)
         if asked.answers is None:
-            return Evaluation(None, asked.cost)
+            return Evaluation(None, asked.cost, failed=len(self.questions))
         correct = self.asker.correct(self.questions, asked.answers)
         scored = ~np.isnan(correct)
         failed = int((~scored).sum())

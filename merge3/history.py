@@ -63,18 +63,9 @@ class History:
         new = name not in self.recipes
         tokens = self.tokens if new else 0
         genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
-        self.rows.append(
-            {
-                **place,
-                "phenotype": name,
-                **_scores(evaluation),
-                "margin": evaluation.margin,
-                "failed": evaluation.failed,
-                "tokens": tokens,
-                **genes,
-            }
-        )
+        told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": tokens}
         self.recipes.setdefault(name, recipe)
+        self.rows.append({**place, "phenotype": name, **_scores(evaluation), **told, **genes})
         self.distinct = len(self.recipes)
         self.tokens_spent += tokens
         self.cost += evaluation.cost

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,8 @@ def run(
         FileExistsError: `out` holds something.
         FileNotFoundError: a model or the items are not there.
         ValueError: the parents do not fit together, there are too few items, or every candidate is broken.
+        KeyboardInterrupt: the run was interrupted; says how far it is. The store has the best so far, `best.yaml`, and
+            with it the run goes on where it was.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -152,8 +153,14 @@ def run(
     parts = split(found, TEST_SHARE, seed)
     checks.refuse(checks.parents(str(base), sources))
     asker = open_asker(str(base), sources, kept / "answers", device=device, dtype=dtype)
-    this = _Run(asker, tell, parts["search"], parts["test"], budget, kept, partial(_sourced, str(base), sources))
-    winner, estimate, history, scores = this.whole(method, seed)
+    this = _Run(
+        asker, tell, parts["search"], parts["test"], budget, kept, lambda found: Merge(found, str(base), sources)
+    )
+    try:
+        winner, estimate, history, scores = this.whole(method, seed)
+    except KeyboardInterrupt as stop:
+        stop.args = (this.stopped(),)
+        raise
     tokens = this.tokens
     measured = (
         f"Measured by `merge3 run` on {len(parts['test'])} items that the search did not see. It asked {len(history)} "
@@ -162,18 +169,13 @@ def run(
     del asker, this  # export loads the models again: twice may not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    merge = _sourced(str(base), sources, winner)
+    merge = Merge(winner, str(base), sources)
     export.export(merge, out, device, scores, measured)
     result = Result(merge, estimate, scores, history, tokens, out)
     scores.to_csv(kept / "scores.csv", index=False)
     (kept / "winner.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
     (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
-
-
-def _sourced(base: str, sources: Mapping[str, str], recipe: Recipe) -> Merge:
-    """The recipe with the models that it names."""
-    return Merge(recipe, base, sources)
 
 
 class _Run:
@@ -189,7 +191,7 @@ class _Run:
         kept: Path,
         sourced: Callable[[Recipe], Merge],
     ) -> None:
-        self.sourced = sourced
+        """`kept` is the store's folder; `sourced` adds the sources to a recipe."""
         self.asker, self.tell, self.search, self.test, self.kept = asker, tell, list(search), list(test), kept
         self.generations = budget // GENERATION
         self.names = list(asker.merger.experts)
@@ -199,6 +201,8 @@ class _Run:
         self.tokens: dict[str, int] = {}
         self.stage, self.done, self.cost, self.prepared = "", 0, Cost(), Cost()
         self.best: Estimate | None = None
+        self.sourced = sourced
+        self.history: History | None = None
         self.total = self.most()
         self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))
 
@@ -281,7 +285,7 @@ class _Run:
         fitness = Fitness(self.asker, self.search, ESTIMATORS[ESTIMATOR], known)
         start = np.clip(genome.encode(dict.fromkeys(genome.experts, 1 / len(genome.experts)), 1.0), 0.05, 0.95)
         search = SEARCHES[STRATEGY](Genes(start.size), start, SIGMA, GENERATION, seed)
-        history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
+        history = self.history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
 
         def advance(candidates: int) -> None:
             self.follow(history, candidates * len(fitness.questions))
@@ -289,14 +293,31 @@ class _Run:
         for _ in range(self.generations):
             if not generation(search, history, advance):
                 break
-            if history.told:
-                self.best = estimate_of(history.best)
-                best = self.sourced(history.recipes[history.best["phenotype"]])
-                (self.kept / "best.yaml").write_text(mergefile.to_yaml(best), encoding="utf-8")
-            pd.DataFrame(history.rows).to_csv(self.kept / "history.csv", index=False)
+            self.keep()
         everything = history.distinct * self.asker.cost(self.search).tokens
         self.tokens |= {"search": history.tokens_spent, "all_items": everything}
         return history, search
+
+    def keep(self) -> None:
+        """Write the history, and the best so far."""
+        if self.history is None or not self.history.rows:
+            return
+        pd.DataFrame(self.history.rows).to_csv(self.kept / "history.csv", index=False)
+        if self.history.told:
+            row = self.history.best
+            self.best = estimate_of(row)
+            merge = mergefile.to_yaml(self.sourced(self.history.recipes[row["phenotype"]]))
+            (self.kept / "best.yaml").write_text(merge, encoding="utf-8")
+
+    def stopped(self) -> str:
+        """Keep what was asked, and say how far the run is."""
+        self.keep()
+        best = ""
+        if self.best:
+            score, low, high = (f"{100 * value:.1f}" for value in (self.best.score, self.best.low, self.best.high))
+            best = f"; the best so far is {self.kept / 'best.yaml'}, estimated {score} % [{low}, {high}]"
+        asked = f"stopped after {self.done} of at most {self.total} answers ({self.stage})" if self.done else "stopped"
+        return f"{asked}{best}; started again, the run goes on where it is"
 
     def verify(self, history: History, search: Search, known: Known, seed: int) -> tuple[Recipe, Estimate]:
         """The best of the leaders by search and fresh items together, and its estimate from the fresh ones."""

@@ -20,7 +20,7 @@ import world
 from conftest import CONFIGS, build
 
 from flows.pipeline import pipeline
-from flows.stage import SHARED
+from flows.stage import SHARED, STOPPED
 from merge3 import items, mergefile, responses
 from merge3.recipe import Recipe
 from merge3.store import DamagedAnswers
@@ -115,33 +115,6 @@ def test_forced_again_every_asking_stage_asks_nothing_and_says_the_same(here: Pa
         assert (here / path).read_bytes() == content, path
 
 
-@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM])
-def test_a_search_that_is_stopped_names_its_best_and_goes_on(
-    here: Path, saved: dict[str, Path], wish: signal.Signals
-) -> None:
-    world.write(here, change(world.params(saved), "evolve", generations=40))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}"}
-    shutil.rmtree(here / "data/evolve")
-    stopped = subprocess.Popen(
-        [sys.executable, "-m", "flows.evolve"], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    while not (here / "data/evolve/best.yaml").exists():
-        assert stopped.poll() is None, "ended before it could be stopped"
-        time.sleep(0.005)
-    stopped.send_signal(wish)
-    said = stopped.communicate()[1]
-    assert stopped.returncode == 130
-    assert "the best so far" in said
-    assert "evolve: stopped; what was answered is kept" in said
-    assert "Traceback" not in said
-    assert mergefile.read(here / "data/evolve/best.yaml").recipe.experts
-    kept = {path: path.read_bytes() for path in here.glob("data/evolve/answers/*/*.jsonl")}
-    subprocess.run([sys.executable, "-m", "flows.evolve"], env=environment, check=True, stderr=subprocess.DEVNULL)
-    assert len(pd.read_csv(here / "data/evolve/history.csv")["generation"].unique()) == 40
-    for path, content in kept.items():
-        assert path.read_bytes().startswith(content)
-
-
 def test_a_killed_search_goes_on_where_it_was(here: Path, saved: dict[str, Path]) -> None:
     values = change(world.params(saved), "evolve", generations=25)
     world.write(here, values)
@@ -177,6 +150,42 @@ def test_a_search_with_damaged_answers_goes_the_same_way(here: Path, saved: dict
     with pytest.warns(DamagedAnswers, match="set aside"):
         world.run(world.params(saved), "evolve")
     assert (here / "data/evolve/history.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_search_has_a_best_so_far_and_goes_on(here: Path, saved: dict[str, Path], number: int) -> None:
+    world.write(here, change(world.params(saved), "evolve", generations=15))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}", "MERGE3_WORKERS": "1" if number == signal.SIGINT else "0"}
+    command = [sys.executable, "-m", "flows.evolve"]
+    whole = {}
+    for run in ("whole", "stopped"):
+        shutil.rmtree(here / "data/evolve")
+        if run == "stopped":
+            search = subprocess.Popen(
+                command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+            while not (here / "data/evolve/best.yaml").exists():
+                assert search.poll() is None, search.communicate()[1]
+                time.sleep(0.005)
+            (os.killpg if number == signal.SIGINT else os.kill)(search.pid, number)  # a terminal's Ctrl-C reaches all
+            said = search.communicate(timeout=60)[1]
+            assert search.returncode == STOPPED
+            line = said.splitlines()[-1]
+            assert line.startswith("evolve: stopped after ")
+            assert "the best so far is data/evolve/best.yaml, estimated 0." in line
+            assert "Traceback" not in said
+            best = mergefile.read(here / "data/evolve/best.yaml").recipe.to_dict()
+            assert best in json.loads((here / "data/evolve/recipes.json").read_text()).values()
+            asked = (here / "data/evolve/history.csv").read_text()
+            assert whole["history.csv"].decode().startswith(asked)
+            assert 4 <= len(asked.splitlines()) - 1 < 60
+            assert not list(here.glob("data/evolve/*.tmp"))
+        subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+        for name in ("history.csv", "winner.json", "finalists.csv"):
+            assert (
+                whole.setdefault(name, (here / "data/evolve" / name).read_bytes())
+                == (here / "data/evolve" / name).read_bytes()
+            )
 
 
 def test_a_larger_budget_repeats_nothing(here: Path, saved: dict[str, Path]) -> None:

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merge3 import compare, items, mergefile, run
+from merge3 import cli, compare, items, mergefile, run
 from merge3.items import Item
 
 NAMES = ("first", "second")
@@ -117,6 +121,32 @@ def test_a_run_again_asks_nothing_and_finds_the_same(
     pd.testing.assert_frame_equal(again.history, first.history)
     written = (folder / "out" / "model.safetensors").read_bytes()
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == written
+
+
+def test_a_stopped_run_keeps_the_best_so_far_and_goes_on(
+    done: tuple, saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    """A process of the command, and a real signal."""
+    first, _, _ = done
+    items.write(tmp_path / "items.parquet", questions)
+    parents = [f"--expert={name}={saved[name]}" for name in NAMES]
+    command = [sys.executable, "-m", "merge3.cli", "run", f"--base={saved['base']}", *parents, "--dtype=float32"]
+    command += ["--items=items.parquet", "--out=out", "--budget=24"]
+    run_, best = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True), tmp_path / "out.store"
+    while not (best / "best.yaml").exists():
+        assert run_.poll() is None, run_.communicate()[1]
+        time.sleep(0.005)
+    run_.send_signal(signal.SIGTERM)
+    said = run_.communicate(timeout=60)[1]
+    assert run_.returncode == cli.STOPPED
+    assert "Traceback" not in said
+    assert "best so far is out.store/best.yaml, estimated " in said.splitlines()[-1]
+    assert mergefile.read(best / "best.yaml").recipe.method == "task_arithmetic"
+    assert not (tmp_path / "out").exists()
+    again = run.run(saved["base"], experts(saved), questions, tmp_path / "out", budget=24, dtype="float32")
+    assert 0 < again.tokens["this_run"] < first.tokens["this_run"] / 2
+    pd.testing.assert_frame_equal(again.history, first.history)
+    pd.testing.assert_frame_equal(again.scores, first.scores)
 
 
 def test_the_result_is_plain_values(done: tuple) -> None:

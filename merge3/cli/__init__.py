@@ -26,10 +26,10 @@ FIRST = """commands, in the order they are usually wanted:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; bad input ends with status 1 and one paragraph."""
+    """Run a command; bad input ends with status 1 and one paragraph, Ctrl-C and SIGTERM with `STOPPED` and a line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parser().parse_args(arguments)
     module, function = options.run
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a termination ends it as Ctrl-C does
     try:
         status = getattr(import_module(f"merge3.cli.{module}"), function)(options)
     except (ValueError, OSError) as error:
@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"merge3 {options.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"merge3 {options.command}: stopped; answers so far are kept where there is a store", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        said = stop.args[0] if stop.args else "stopped; answers so far are kept where there is a store"
+        print(f"merge3 {options.command}: {said}", file=sys.stderr)
         return STOPPED
     return int(status or 0)
 
