@@ -107,10 +107,11 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
 
         given = dict(params["evolve"])
         limits = ("strategy", "objective", "generations", "finalists", "finalist_items")
-        validate(**{name: given[name] for name in limits})
         wanted = ("method", "knots", "weights", "densities", "strategy", "population", "sigma")
-        experts, _ = study_of(params["study"], params["studies"])
-        opened(experts, GROUPS, params["seed"], **{name: given[name] for name in wanted})
+        experts, groups = study_of(params["study"], params["studies"])
+        validate(**{name: given[name] for name in limits}, groups=groups)
+        objectives = len(groups) if given["objective"] == "pareto" else 1
+        opened(experts, GROUPS, params["seed"], **{name: given[name] for name in wanted}, objectives=objectives)
 
     def evaluation() -> None:
         _least("evaluate.sample", params["evaluate"]["sample"], 2)

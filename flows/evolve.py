@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -31,10 +31,11 @@ from flows.stage import (
 from flows.team import open_team
 from merge3 import mergefile
 from merge3.estimate import ESTIMATORS, Calibration, Known
-from merge3.evolve import SEARCHES, Genes, Search
+from merge3.evolve import FRONTS, SEARCHES, Genes, Search
 from merge3.fitness import Evaluation, Fitness
+from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
-from merge3.grouped import objective as grouped_objective
+from merge3.grouped import Objective, weights_of
 from merge3.history import History, fresh, generation, halves
 from merge3.items import Item
 from merge3.models import read_manifest
@@ -42,8 +43,6 @@ from merge3.recipe import Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
-
-SINGLE = {name for name in SEARCHES if name not in ("pareto", "nsga2")}  # fronts are for who uses the library
 
 
 @flow
@@ -58,7 +57,7 @@ def evolve(
     weights: list[float],
     densities: list[float],
     strategy: str,
-    objective: str,
+    objective: str | dict[str, float],
     population: int,
     generations: int,
     tokens: int | None,
@@ -68,6 +67,8 @@ def evolve(
     finalist_items: int,
 ) -> None:
     """Write history.csv (a row a candidate), recipes.json, finalists.csv, winner.json and .yaml, ledger.json, answers.
+
+    Where the objective is `pareto`, every group is one: front.csv has the leaders by group, the winner is the knee.
 
     The search is a function of its parameters and of the answers: started again after any interruption it finds its
     questions answered and goes the same way. It ends after `generations`, before the generation that may exceed
@@ -79,17 +80,29 @@ def evolve(
         ValueError: a parameter is out of its range.
         KeyboardInterrupt: the search was interrupted; says how far it is.
     """
-    validate(strategy, objective, generations, finalists, finalist_items)
     experts, groups = study_of(study, studies)
+    validate(strategy, objective, groups, generations, finalists, finalist_items)
     found = study_items(groups)
     known, estimator = _known(experts, found)
     asker = open_team(runtime, OUT / "answers", experts)
     live = live_groups(asker.merger.changed)
-    genome, search = opened(experts, live, seed, method, knots, weights, densities, strategy, population, sigma)
+    genome, search = opened(
+        experts,
+        live,
+        seed,
+        method,
+        knots,
+        weights,
+        densities,
+        strategy,
+        population,
+        sigma,
+        len(groups) if objective == "pareto" else 1,
+    )
 
     def fitness_of(part: Known, estimator: str) -> Fitness:
         chosen, labels = ESTIMATORS[estimator], [item.group for item in found]
-        wanted = None if objective == "mean" else grouped_objective(objective, chosen, part, labels)
+        wanted = None if objective == "mean" else Objective(objective, chosen, part, labels)
         return Fitness(asker, found, chosen, part, wanted)
 
     fitness = fitness_of(known, estimator)
@@ -112,8 +125,12 @@ def evolve(
                     say(f"stopped after {hours} h; started again, the search goes on where it is")
                     break
         others = fresh(known, [item.group for item in found], finalist_items, seed)
-        rounds = [fitness_of(part, "weighted_mean") for part in halves(others)]  # a fair sample needs no model
-        winner = history.verify(history.leaders(finalists, search), rounds)
+        (OUT / "front.csv").unlink(missing_ok=True)
+        if history.groups:
+            winner = verified_front(history, finalists, fitness_of(others, "weighted_mean"))
+        else:
+            rounds = [fitness_of(part, "weighted_mean") for part in halves(others)]  # a fair sample needs no model
+            winner = history.verify(history.leaders(finalists, search), rounds)
     except (KeyboardInterrupt, TerminationSignal) as stop:  # the latter is Prefect's, of a run that it follows
         stop.args = (interrupted(history),)
         if served():
@@ -139,18 +156,36 @@ def evolve(
     say(f"{history.distinct} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens")
 
 
-def validate(strategy: str, objective: str, generations: int, finalists: int, finalist_items: int) -> None:
+def verified_front(history: History, finalists: int, fitness: Fitness) -> dict[str, Any]:
+    """Ask the front's leaders fresh items and write front.csv; the row of its knee, and the front's hypervolume."""
+    rows = history.verify_front(history.front(finalists), fitness)
+    _write_csv(rows, "front.csv")
+    volume = hypervolume(np.array([[row[f"score {group}"] for group in history.groups] for row in rows]))
+    say(f"the front: {sum(row['front'] for row in rows)} of {len(rows)} leaders, hypervolume {volume:.3f}")
+    bend = next(row["phenotype"] for row in rows if row["knee"])
+    return next(row for row in history.finalists if row["phenotype"] == bend) | {"hypervolume": volume}
+
+
+def validate(
+    strategy: str,
+    objective: str | Mapping[str, float],
+    groups: Sequence[str],
+    generations: int,
+    finalists: int,
+    finalist_items: int,
+) -> None:
     """Refuse parameters that are out of their range.
 
     Raises:
         ValueError: one is.
     """
-    for name, value, choice in (
-        ("strategy", strategy, sorted(SINGLE)),
-        ("objective", objective, ["mean", "worst"]),
-    ):
-        if value not in choice:
-            raise ValueError(f"evolve.{name} must be one of {choice}, got {value!r}")
+    if isinstance(objective, Mapping):
+        weights_of(objective, groups)
+    elif objective not in ("mean", "worst", "pareto"):
+        raise ValueError(f"evolve.objective must be one of mean, worst, pareto, or weights of groups: {objective!r}")
+    choice = sorted(FRONTS if objective == "pareto" else SEARCHES)
+    if strategy not in choice:
+        raise ValueError(f"evolve.strategy must be one of {choice} where the objective is {objective}: {strategy!r}")
     for name, value in (
         ("generations", generations),
         ("finalists", finalists),
@@ -171,8 +206,11 @@ def opened(
     strategy: str,
     population: int,
     sigma: float,
+    objectives: int = 1,
 ) -> tuple[Genome, Search]:
     """The genome of `experts`, for the groups that are `live`, and the search of it, from the uniform average.
+
+    Of several `objectives` the search is for their front.
 
     Raises:
         ValueError: the method is unknown, or another parameter is out of its range.
@@ -182,6 +220,8 @@ def opened(
     genome = Genome(methods, tuple(experts), tuple(live), knots, *ranges, seed)
     start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
     genes = Genes(start.size, categories={0: len(methods)} if len(methods) > 1 else {})
+    if objectives > 1:
+        return genome, FRONTS[strategy](genes, start, sigma, population, seed, objectives)
     return genome, SEARCHES[strategy](genes, start, sigma, population, seed)
 
 

@@ -8,10 +8,15 @@ a new one what an old one was told continues it, bit for bit. That is the checkp
     bipop     the same, restarted where it has converged, with large and small populations in turn (Hansen 2009)
     sep       a diagonal covariance, for hundreds of genes (Ros & Hansen 2008)
     mixed     CatCMA with margin (arXiv 2504.07884): some genes are categories or whole numbers
-    pareto    COMO-CatCMA with margin: two objectives, a front
     pooled    Thompson sampling of a surface through all candidates so far, see `surface`: heeds the errors of fitness
     random, grid, average        controls: uniform points, the points of a grid, the start alone
-    genetic, nsga2               controls: pymoo's, as the paper used
+    genetic   control: pymoo's, as the paper used
+
+and, where a front of several objectives is searched for (`FRONTS`):
+
+    pooled    the same with a surface an objective
+    como      COMO-CatCMA with margin: two objectives
+    nsga2     control: pymoo's, as the paper used
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ LEADERS, TRIES, STEPS = 5, 150, (0.05, 0.15, 0.3)  # of `pooled`: the best so fa
 SWITCH = 0.25  # share of those points where a category is drawn anew
 REFITS = 4  # generations after each of which its settings are chosen anew; then after every third
 TIES, RESTART = 1, 2  # what a generation's further seeds are for
-KERNELS = 6  # distributions of `pareto`, each of which settles on a point of the front
+KERNELS = 6  # distributions of `como`, each of which settles on a point of the front
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Genes:
     """What the genes of a search are: numbers in [0, 1], but for those named here by their place.
 
     `categories[gene]` is its number of options, `levels[gene]` its number of ordered values. Option or value k of n is
-    handed out as the middle of the k-th of n equal parts of [0, 1]. Only `pooled`, `mixed` and `pareto` heed them; to
+    handed out as the middle of the k-th of n equal parts of [0, 1]. Only `pooled`, `mixed` and `como` heed them; to
     the others all genes are numbers.
     """
 
@@ -103,12 +108,12 @@ class Search(ABC):
         self._asked = self._propose(self._seed())
         return [np.clip(self._genotype(x), 0.0, 1.0) for x in self._asked]
 
-    def tell(self, fitness: Sequence[Fitness], errors: Sequence[float] | None = None) -> None:
+    def tell(self, fitness: Sequence[Fitness], errors: Sequence[Fitness] | None = None) -> None:
         """The fitness of the asked candidates, in their order; -inf for a candidate that failed.
 
         Failed candidates are ranked last. A generation in which all candidates are equal teaches nothing and is
-        passed over: an evolution strategy would drift on it. `errors` are the standard errors of the fitness, NaN
-        where it failed, for the search that heeds them.
+        passed over: an evolution strategy would drift on it. `errors` are the standard errors of the fitness, in its
+        shape, NaN where it failed, for the search that heeds them.
 
         Raises:
             RuntimeError: nothing was asked.
@@ -125,7 +130,8 @@ class Search(ABC):
             raise ValueError(f"fitness must be finite, or -inf for a failed candidate; got {list(fitness)}")
         values[np.isneginf(values).any(axis=1)] = -np.inf
         if not self.drifts or np.ptp(np.nan_to_num(values, neginf=-1e300), axis=0).any():
-            self._errors = np.full(len(values), ERROR) if errors is None else np.nan_to_num(errors, nan=ERROR)
+            told = np.full(values.shape, ERROR) if errors is None else np.array(errors, dtype=float)
+            self._errors = np.nan_to_num(told.reshape(values.shape), nan=ERROR)
             self._learn(self._asked, self._losses(values))
         self._asked = []
         self.generation += 1
@@ -301,18 +307,22 @@ class Mixed(Search):
         self._cma.tell([(x, float(rank)) for x, rank in zip(asked, ranks, strict=True)])
 
 
-class Pareto(Search):
+class Como(Search):
     """COMO-CatCMA with margin: `KERNELS` distributions, each rewarded by what it adds to the front's hypervolume.
 
     Two objectives, each of which is worth something above 0: (0, 0) is the reference point, and a failed candidate's
     place. A generation is a distribution's candidates and some means; the first is larger.
     """
 
-    objectives = 2
     drifts = False  # and what was asked has to be told
 
-    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+    def __init__(
+        self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int, objectives: int = 2
+    ) -> None:
+        if objectives != 2:
+            raise ValueError(f"como searches a front of two objectives, got {objectives}: pooled and nsga2 take any")
         super().__init__(genes, start, sigma, population, seed)
+        self.objectives = objectives
         generator = np.random.default_rng(np.random.SeedSequence(seed))
         starts = [
             start,
@@ -389,12 +399,94 @@ class Pooled(Search):
         return [float(v) for v in np.where(np.isfinite(losses), losses, whole.max() if len(whole) else np.nan)]
 
     def _learn(self, asked: list[Any], losses: list[Any]) -> None:
-        rows = zip(asked, losses, self._errors.tolist(), strict=True)
+        rows = zip(asked, losses, self._errors[:, 0].tolist(), strict=True)
         self._told += [(x, -loss, error) for x, loss, error in rows if not math.isnan(loss)]
         if self._told:
             genes, scores, errors = (np.array(column) for column in zip(*self._told, strict=True))
-            keep = self.surface.settings if self.surface and self.generation >= REFITS and self.generation % 3 else None
+            keep = self.surface.settings if self.surface and self._keeps else None
             self.surface = Surface(genes, scores, errors, keep) if keep else fit(genes, scores, errors)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether a surface's settings stay as they are in this generation."""
+        return self.generation >= REFITS and self.generation % 3 > 0
+
+
+class PooledFront(Pooled):
+    """Thompson sampling of a front: a surface an objective, and each candidate is the best of a draw of all of them.
+
+    The best is that which goes furthest in a random direction: of the objectives, scaled to what the candidates so far
+    span, the smallest share of its weight (Paria et al. 2019, arXiv 1805.12168, with Chebyshev's scalarisation). The
+    weights are drawn for each candidate, uniformly.
+    """
+
+    def __init__(
+        self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int, objectives: int = 2
+    ) -> None:
+        super().__init__(genes, start, sigma, population, seed)
+        self.objectives = objectives
+        self.surfaces: list[Surface] = []
+        self._points: list[tuple[Genotype, np.ndarray, np.ndarray]] = []
+
+    @property
+    def mean(self) -> Genotype:
+        """The asked candidate that goes furthest with equal weights; the start before there is one."""
+        if not self.surfaces:
+            return self.start.copy()
+        heights = self._heights(self.surfaces[0].genes)
+        equal = np.full(self.objectives, 1 / self.objectives)
+        top: Genotype = self.surfaces[0].genes[_furthest(heights, equal, *_spans(heights))[-1]].copy()
+        return top
+
+    def _heights(self, genes: Float[np.ndarray, "some genes"]) -> Float[np.ndarray, "some objectives"]:
+        return np.stack([surface.predict(genes)[0] for surface in self.surfaces], axis=1)
+
+    def _propose(self, seed: int) -> list[Any]:
+        if not self.surfaces or self.generation < 2:
+            return super()._propose(seed)
+        generator = np.random.default_rng(seed)
+        heights = self._heights(self.surfaces[0].genes)
+        spans = _spans(heights)
+        made = []
+        for weights in generator.dirichlet(np.ones(self.objectives), self.population):
+            leaders = self.surfaces[0].genes[_furthest(heights, weights, *spans)[-LEADERS:]]
+            steps = generator.choice(STEPS, (TRIES, 1)) * generator.standard_normal((TRIES, self.genes.count))
+            tries = self._placed(leaders[generator.integers(len(leaders), size=TRIES)] + steps, SWITCH, generator)
+            draws = np.stack([surface.sample(tries, 1, generator)[0] for surface in self.surfaces], axis=1)
+            made.append(tries[_furthest(draws, weights, *spans)[-1]])
+        return made
+
+    def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
+        whole = values[np.isfinite(values).all(axis=1)]
+        worst = whole.min(axis=0) if len(whole) else np.nan
+        return list(-np.where(np.isfinite(values), values, worst))
+
+    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
+        rows = zip(asked, losses, self._errors, strict=True)
+        self._points += [(x, -loss, errors) for x, loss, errors in rows if not np.isnan(loss).any()]
+        if not self._points:
+            return
+        genes, scores, errors = (np.array(column) for column in zip(*self._points, strict=True))
+        before: list[Surface | None] = [*self.surfaces] or [None] * self.objectives
+        self.surfaces = [
+            Surface(genes, scores[:, k], errors[:, k], old.settings)
+            if old and self._keeps
+            else fit(genes, scores[:, k], errors[:, k])
+            for k, old in enumerate(before)
+        ]
+
+
+def _spans(heights: Float[np.ndarray, "some objectives"]) -> tuple[np.ndarray, np.ndarray]:
+    """What the candidates' objectives reach: the lowest, and how far it is to the highest."""
+    low = heights.min(axis=0)
+    return low, np.maximum(heights.max(axis=0) - low, 1e-9)
+
+
+def _furthest(
+    heights: Float[np.ndarray, "some objectives"], weights: np.ndarray, low: np.ndarray, span: np.ndarray
+) -> np.ndarray:
+    """The order of the points by the least of their scaled objectives' shares of the weights; the last is the best."""
+    return np.argsort(((heights - low) / span / np.maximum(weights, 1e-3)).min(axis=1), kind="stable")
 
 
 class Random(Search):
@@ -446,8 +538,11 @@ class Pymoo(Search):
     method = "GA"
     drifts = False
 
-    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
+    def __init__(
+        self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int, objectives: int = 1
+    ) -> None:
         super().__init__(genes, start, sigma, population, seed)
+        self.objectives = objectives
         try:
             from pymoo.algorithms.moo.nsga2 import NSGA2
             from pymoo.algorithms.soo.nonconvex.ga import GA
@@ -478,9 +573,9 @@ class Pymoo(Search):
 
 
 class Nsga2(Pymoo):
-    """NSGA-II (Deb et al. 2002), two objectives."""
+    """NSGA-II (Deb et al. 2002)."""
 
-    method, objectives = "NSGA2", 2
+    method = "NSGA2"
 
 
 def warm_start(
@@ -547,11 +642,15 @@ SEARCHES: dict[str, Callable[[Genes, Genotype, float, int, int], Search]] = {
     "bipop": Bipop,
     "sep": Sep,
     "mixed": Mixed,
-    "pareto": Pareto,
     "pooled": Pooled,
     "random": Random,
     "grid": Grid,
     "average": Average,
     "genetic": Pymoo,
+}
+
+FRONTS: dict[str, Callable[[Genes, Genotype, float, int, int, int], Search]] = {
+    "pooled": PooledFront,
+    "como": Como,
     "nsga2": Nsga2,
 }

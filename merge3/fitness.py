@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from merge3.asker import Asker
 from merge3.estimate import Estimate, Estimator, Known
+from merge3.grouped import Objective
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.recipe import Recipe
@@ -34,6 +35,7 @@ class Evaluation:
     margin: float = 0.0
     failed: int = 0
     objective: float | None = None  # where it is another than the score on all items
+    groups: Mapping[str, Estimate] = field(default_factory=dict)  # where the objective is made of groups
     correct: Float[np.ndarray, " asked"] | None = field(default=None, compare=False)
     """Right 1, wrong 0, not scored NaN; None for a broken model. The estimate follows from it."""
 
@@ -49,6 +51,18 @@ class Evaluation:
         """The value, and a little for the margin; -inf for a broken model."""
         return self.value + TIE * self.margin
 
+    def front(self, groups: Sequence[str]) -> tuple[float, ...]:
+        """The fitness in every group, where a front is searched for; -inf for a broken model."""
+        if self.estimate is None:
+            return (-np.inf,) * len(groups)
+        return tuple(self.groups[group].score + TIE * self.margin for group in groups)
+
+    def errors(self, groups: Sequence[str]) -> tuple[float, ...]:
+        """Their standard errors; NaN for a broken model."""
+        if self.estimate is None:
+            return (np.nan,) * len(groups)
+        return tuple(self.groups[group].standard_error for group in groups)
+
 
 class Fitness:
     """The estimated accuracy of a recipe on all items, from its answers to the subset that `known` names."""
@@ -59,12 +73,12 @@ class Fitness:
         items: Sequence[Item],
         estimator: Estimator,
         known: Known,
-        objective: Callable[[Float[np.ndarray, " asked"]], float | None] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         """`items` are all N items, in the order of `known`.
 
-        `objective` is what is searched for, out of the answers to the subset (NaN where one is not scored), where that
-        is not the estimated score; None where too little is answered.
+        `objective` is what is searched for where that is not the estimated score: a candidate that leaves one of its
+        groups without an answer has no estimate.
         """
         self.asker = asker
         self.questions = [items[i] for i in known.subset]
@@ -84,9 +98,10 @@ class Fitness:
         correct = self.asker.correct(self.questions, asked.answers)
         scored = ~np.isnan(correct)
         failed = int((~scored).sum())
-        value = self.objective(correct) if self.objective and failed < len(correct) else None
-        if failed > MOST_FAILED * len(correct) or (self.objective and value is None):
+        groups = self.objective(correct) if self.objective else {}
+        if failed > MOST_FAILED * len(correct) or groups is None:
             return Evaluation(None, asked.cost, 0.0, failed, correct=correct)
+        value = self.objective.value(groups) if self.objective else None
         estimate = self.estimator(correct[scored], self.known.answered(scored))
         margins = self.asker.margins(self.questions, asked.answers)[scored]
-        return Evaluation(estimate, asked.cost, float(np.tanh(margins).mean()), failed, value, correct)
+        return Evaluation(estimate, asked.cost, float(np.tanh(margins).mean()), failed, value, groups, correct)

@@ -1,7 +1,7 @@
 """Many objectives: scores by group made into fitness, and the front of what no candidate betters.
 
-An objective takes a candidate's scores by group (a language) to one fitness, or to a tuple where a front is sought.
-Higher is better everywhere. Knows scores; knows neither models nor searches.
+An objective takes a candidate's scores by group (a language) to one fitness; for a front each group is one. Higher is
+better everywhere. Knows scores; knows neither models nor searches.
 """
 
 from __future__ import annotations
@@ -25,29 +25,7 @@ def worst(scores: Scores, weights: Mapping[str, float]) -> float:  # noqa: ARG00
     return min(scores.values())
 
 
-def mean_and_worst(scores: Scores, weights: Mapping[str, float]) -> tuple[float, float]:
-    """The weighted mean and the worst group: what a front of two objectives is made of, however many groups."""
-    return mean(scores, weights), worst(scores, weights)
-
-
-def pair(scores: Scores, weights: Mapping[str, float]) -> tuple[float, float]:
-    """Two groups against one another.
-
-    Raises:
-        ValueError: there are not two groups.
-    """
-    if len(scores) != 2:
-        raise ValueError(f"the objective pair needs two groups, got {list(scores)}: use mean_and_worst")
-    first, second = (scores[group] for group in weights)
-    return first, second
-
-
-OBJECTIVES: dict[str, Callable[[Scores, Mapping[str, float]], float | tuple[float, float]]] = {
-    "mean": mean,
-    "worst": worst,
-    "mean_and_worst": mean_and_worst,
-    "pair": pair,
-}
+OBJECTIVES: dict[str, Callable[[Scores, Mapping[str, float]], float]] = {"mean": mean, "worst": worst}
 
 
 def nondominated(values: Float[np.ndarray, "candidates objectives"]) -> Bool[np.ndarray, " candidates"]:
@@ -57,22 +35,27 @@ def nondominated(values: Float[np.ndarray, "candidates objectives"]) -> Bool[np.
     return np.asarray(~(at_least & better).any(axis=0))
 
 
-def hypervolume(values: Float[np.ndarray, "candidates 2"], reference: tuple[float, float] = (0.0, 0.0)) -> float:
-    """The area that two objectives' candidates dominate above the reference point (Zitzler & Thiele 1999).
+def hypervolume(values: Float[np.ndarray, "candidates objectives"], reference: float = 0.0) -> float:
+    """The volume that candidates dominate above the reference point (Zitzler & Thiele 1999).
 
-    0 where none is above it in both. A sweep from the best of the first objective down.
+    0 where none is above it in all objectives. By slices along the last objective: meant for fronts of some tens.
     """
     inside = values[(values > reference).all(axis=1)]
-    area, height = 0.0, reference[1]
-    for first, second in sorted(inside.tolist(), reverse=True):
-        if second > height:
-            area += (first - reference[0]) * (second - height)
-            height = second
-    return area
+    if len(inside) == 0:
+        return 0.0
+    if inside.shape[1] == 1:
+        return float(inside.max() - reference)
+    heights = np.unique(inside[:, -1])
+    below = np.concatenate([[reference], heights[:-1]])
+    slices = (
+        hypervolume(inside[inside[:, -1] >= top, :-1], reference) * (top - low)
+        for low, top in zip(below, heights, strict=True)
+    )
+    return math.fsum(slices)
 
 
-def knee(values: Float[np.ndarray, "candidates 2"]) -> int:
-    """The candidate of the front that lies furthest beyond the line through the front's two ends (Das 1999).
+def knee(values: Float[np.ndarray, "candidates objectives"]) -> int:
+    """The candidate of the front that lies furthest beyond the plane through the front's ends (Das 1999).
 
     Objectives are scaled to the front's own ranges. Of a front without inside, or one that bends nowhere outward, the
     candidate of the best sum.
@@ -85,9 +68,21 @@ def knee(values: Float[np.ndarray, "candidates 2"]) -> int:
     front = np.flatnonzero(nondominated(values))
     points = values[front]
     span = np.ptp(points, axis=0)
-    # on the scaled front the ends are (1, 0) and (0, 1): beyond their line the sum exceeds 1
-    scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
-    beyond = scaled.sum(axis=1)
+    # on the scaled front the ends of two objectives are (1, 0) and (0, 1): beyond their line the sum exceeds 1
+    beyond = ((points - points.min(axis=0)) / np.where(span > 0, span, 1.0)).sum(axis=1)
     if beyond.max() <= 1 + 1e-12:
         beyond = points.sum(axis=1)
     return int(front[beyond.argmax()])
+
+
+def spread(values: Float[np.ndarray, "candidates objectives"], count: int) -> list[int]:
+    """Up to `count` candidates of the front, the knee first, then each the furthest from those before."""
+    front = np.flatnonzero(nondominated(values))
+    chosen = [knee(values)]
+    away = np.full(len(values), -1.0)
+    away[front] = np.inf
+    while len(chosen) < min(count, len(front)):
+        away = np.minimum(away, np.abs(values - values[chosen[-1]]).max(axis=1))
+        away[chosen] = -1.0
+        chosen.append(int(away.argmax()))
+    return chosen

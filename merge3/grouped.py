@@ -1,12 +1,13 @@
 """Estimates by group: what a candidate is worth in each language or subject, from the same answers.
 
 Each group is a benchmark of its own: its items' parameters, the parents' answers to them, the items of the subset that
-belong to it. An objective makes one value of them.
+belong to it. An objective makes one value of them, or looks for a front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from jaxtyping import Float
 
 from merge3.estimate import Estimate, Estimator, Known
 from merge3.front import OBJECTIVES
+
+Weights = Mapping[str, int | float]
 
 
 class Grouped:
@@ -61,28 +64,48 @@ class Grouped:
         return found
 
 
-def objective(
-    name: str, estimator: Estimator, known: Known, groups: Sequence[str]
-) -> Callable[[Float[np.ndarray, " asked"]], float | None]:
-    """Takes a candidate's answers to the subset to one value of its groups' scores; a group weighs its share of items.
+class Objective:
+    """What is searched for, out of a candidate's answers to the subset: its groups' estimates, one value of them."""
 
-    The value is None where no answer of a group is scored.
+    def __init__(self, wanted: str | Weights, estimator: Estimator, known: Known, groups: Sequence[str]) -> None:
+        """`groups` are those of all N items of `known`.
 
-    Args:
-        name: a key of `front.OBJECTIVES` of one value.
-        estimator: of each group's score.
-        known: about all items.
-        groups: of all N items of `known`.
+        Args:
+            wanted: `worst`, the worst group; weights of groups, for a weighted mean; or `pareto` or `mean`, whose value
+                is the mean, in which a group weighs its share of the items.
+            estimator: of each group's score.
+            known: about all items.
+            groups: of every item.
+
+        Raises:
+            ValueError: a group has no item in the subset; or weights name another group, are negative, or are all 0.
+        """
+        self.grouped = Grouped(estimator, known, groups)
+        self.front = wanted == "pareto"
+        self.weights = self.grouped.shares
+        self.combine = OBJECTIVES["worst" if wanted == "worst" else "mean"]
+        if isinstance(wanted, Mapping):
+            self.weights = dict.fromkeys(self.weights, 0.0) | weights_of(wanted, list(self.grouped.shares))
+
+    def __call__(self, answers: Float[np.ndarray, " asked"]) -> dict[str, Estimate] | None:
+        """The estimate of every group; None where no answer of a group is scored."""
+        found = self.grouped(answers)
+        return found if len(found) == len(self.weights) else None
+
+    def value(self, estimates: Mapping[str, Estimate]) -> float:
+        """One value of the groups' estimates."""
+        return self.combine({group: estimate.score for group, estimate in estimates.items()}, self.weights)
+
+
+def weights_of(wanted: Weights, groups: Sequence[str]) -> dict[str, float]:
+    """The weights of groups, if they can be those of a mean.
+
+    Raises:
+        ValueError: they name another group, are negative, or are all 0.
     """
-    grouped = Grouped(estimator, known, groups)
-
-    def value(answers: Float[np.ndarray, " asked"]) -> float | None:
-        scores = {group: estimate.score for group, estimate in grouped(answers).items()}
-        if len(scores) < len(grouped.shares):
-            return None
-        found = OBJECTIVES[name](scores, grouped.shares)
-        if isinstance(found, tuple):
-            raise ValueError(f"the objective {name!r} has {len(found)} values: a search for one value needs one")
-        return found
-
-    return value
+    if unknown := [group for group in wanted if group not in groups]:
+        raise ValueError(f"the objective weighs group {unknown[0]!r}; there are {list(groups)}")
+    weights = {group: float(weight) for group, weight in wanted.items()}
+    if min(weights.values(), default=0.0) < 0 or not 0 < math.fsum(weights.values()) < math.inf:
+        raise ValueError(f"the objective's weights must be 0 or more, and one above 0, got {dict(wanted)}")
+    return weights

@@ -18,12 +18,14 @@ from merge3.estimate import Calibration, Known
 from merge3.evolve import Search
 from merge3.extract import METHODS
 from merge3.fitness import Evaluation, Fitness
+from merge3.front import knee, nondominated, spread
 from merge3.genome import Genome
 from merge3.ledger import Cost
 from merge3.recipe import Recipe
 
 Do = Callable[[str, Callable[[], Evaluation]], Evaluation]
 Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior
+FrontLeader = tuple[Recipe, np.ndarray, np.ndarray]  # the same by group
 
 HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the better half of them a half, ...
 BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
@@ -45,6 +47,10 @@ class History:
         self.genome = genome
         self.rows: list[dict[str, Any]] = []
         self.told: list[tuple[np.ndarray, float, float]] = []  # genotype, score, its error: of distinct whole models
+        self.groups: list[str] = []  # that are objectives of a front
+        if fitness.objective and fitness.objective.front:
+            self.groups = list(fitness.objective.weights)
+        self.fronts: list[tuple[tuple[float, ...], tuple[float, ...]]] = []  # of `told`: a score a group, and its error
         self.finalists: list[dict[str, Any]] = []
         self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
@@ -64,13 +70,16 @@ class History:
         tokens = self.tokens if new else 0
         genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
         told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": tokens}
+        by_group = {f"estimate {group}": evaluation.groups[group].score for group in self.groups if evaluation.groups}
         self.recipes.setdefault(name, recipe)
-        self.rows.append({**place, "phenotype": name, **_scores(evaluation), **told, **genes})
+        self.rows.append({**place, "phenotype": name, **_scores(evaluation), **by_group, **told, **genes})
         self.distinct = len(self.recipes)
         self.tokens_spent += tokens
         self.cost += evaluation.cost
         if evaluation.estimate and new:
             self.told.append((genotype, evaluation.fitness, evaluation.estimate.standard_error))
+            if self.groups:
+                self.fronts.append((evaluation.front(self.groups), evaluation.errors(self.groups)))
         return evaluation
 
     def surface(self) -> surface.Surface:
@@ -110,6 +119,60 @@ class History:
             if len(found) < count:
                 found.setdefault(self.phenotype(recipe), (recipe, float(mean), float(deviation)))
         return found
+
+    def front(self, count: int) -> dict[str, FrontLeader]:
+        """Up to `count` candidates of the front of the posterior, a surface a group: the knee, and others far apart.
+
+        Raises:
+            ValueError: every candidate is broken.
+        """
+        if not self.told:
+            raise ValueError(BROKEN)
+        genes = np.array([genotype for genotype, _, _ in self.told])
+        scores, errors = (np.array(column) for column in zip(*self.fronts, strict=True))
+        fitted = [surface.fit(genes, scores[:, k], errors[:, k]) for k in range(len(self.groups))]
+        means, deviations = np.stack([one.predict(genes) for one in fitted], axis=2)
+        found: dict[str, FrontLeader] = {}
+        for place in spread(means, count):
+            recipe = self.genome.decode(genes[place])
+            found[self.phenotype(recipe)] = recipe, means[place], deviations[place]
+        return found
+
+    def verify_front(self, leaders: dict[str, FrontLeader], fitness: Fitness) -> list[dict[str, Any]]:
+        """Ask the leaders fresh items; a row each: its scores by group, whether it is on the front, and is its knee.
+
+        A group's score is that by the surface and that by the fresh items, each weighed by the other's mean variance;
+        the interval beside it is of the fresh items alone.
+
+        Raises:
+            ValueError: every leader is broken.
+        """
+        fitness.expect([recipe for recipe, _, _ in leaders.values()])
+        made: dict[str, Evaluation] = {}
+        for name, (recipe, _, _) in leaders.items():
+            self.recipes.setdefault(name, recipe)
+            made[name] = self.do(f"finalist {name[:8]}", partial(fitness, recipe))
+            self.finalists_tokens += fitness.asker.cost(fitness.questions).tokens
+            self.cost += made[name].cost
+        whole = [name for name in made if made[name].estimate]
+        if not whole:
+            raise ValueError(BROKEN)
+        self.finalists = [{"phenotype": name, **_scores(made[name]), "items": len(fitness.questions)} for name in made]
+        means, deviations = (np.array([leaders[name][k] for name in whole]) for k in (1, 2))
+        found = np.array([[made[name].groups[group].score for group in self.groups] for name in whole])
+        own = (np.array([made[name].errors(self.groups) for name in whole]) ** 2).mean(axis=0)
+        searched = (np.maximum(deviations, surface.UNSEEN) ** 2).mean(axis=0)
+        share = searched / (searched + own)
+        together = (1 - share) * means + share * found
+        on, bend = nondominated(together), knee(together)
+        rows = []
+        for place, name in enumerate(whole):
+            row: dict[str, Any] = {"phenotype": name, "front": bool(on[place]), "knee": place == bend}
+            for group, score in zip(self.groups, together[place].tolist(), strict=True):
+                estimate = made[name].groups[group]
+                row |= {f"score {group}": score, f"low {group}": estimate.low, f"high {group}": estimate.high}
+            rows.append(row)
+        return rows
 
     def verify(
         self,
@@ -185,10 +248,11 @@ def generation(search: Search, history: History, advance: Callable[[int], None],
         place = {"generation": number, "candidate": candidate}
         told.append(history.do(f"candidate {number}-{candidate}", partial(history.evaluate, genotype, recipe, place)))
         advance(1)
-    search.tell(
-        [evaluation.fitness for evaluation in told],
-        [evaluation.estimate.standard_error if evaluation.estimate else np.nan for evaluation in told],
-    )
+    if history.groups:
+        search.tell([one.front(history.groups) for one in told], [one.errors(history.groups) for one in told])
+    else:
+        errors = [one.estimate.standard_error if one.estimate else np.nan for one in told]
+        search.tell([one.fitness for one in told], errors)
     return True
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from cmaes import CMA, SepCMA, get_warm_start_mgd
 
-from merge3.evolve import KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, warm_start
+from merge3.evolve import FRONTS, KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, warm_start
+from merge3.front import hypervolume, nondominated
 
 HAS_PYMOO = importlib.util.find_spec("pymoo") is not None
 SINGLE = ["cma", "bipop", "sep", "mixed", "pooled", "random", "grid", *["genetic"] * HAS_PYMOO]
-DOUBLE = ["pareto", *["nsga2"] * HAS_PYMOO]
+DOUBLE = ["front of pooled", "front of como", *["front of nsga2"] * HAS_PYMOO]
 
 
 def sphere(x: np.ndarray) -> float:
@@ -28,7 +29,10 @@ def fitness(search: Search, x: np.ndarray) -> Any:
 
 
 def make(name: str = "cma", genes: int = 5, seed: int = 3, **more: Any) -> Search:
-    return SEARCHES[name](Genes(genes, **more), np.full(genes, 0.3), 0.2, 8, seed)
+    settings = Genes(genes, **more), np.full(genes, 0.3), 0.2, 8, seed
+    if name.startswith("front of "):
+        return FRONTS[name.removeprefix("front of ")](*settings, 2)
+    return SEARCHES[name](*settings)
 
 
 def run(search: Search, generations: int) -> list[list[Any]]:
@@ -227,15 +231,61 @@ def test_categories_alone_can_be_searched() -> None:
 @pytest.mark.parametrize("name", DOUBLE)
 def test_a_front_is_covered(name: str) -> None:
     search = make(name, 2)
-    values = np.array([value for generation in run(search, 60) for value in generation])
+    values = np.array([value for generation in run(search, 20 if "pooled" in name else 60) for value in generation])
     # the front of `two` in one gene t on the diagonal: (1 - (t - .3)², 1 - (t - .7)²), .3 <= t <= .7
     for t in (0.35, 0.5, 0.65):
         wanted = np.array([1 - (t - 0.3) ** 2, 1 - (t - 0.7) ** 2])
         assert (values >= wanted - 0.01).all(axis=1).any()
+    # and its hypervolume above (.8, .8)
+    t = np.linspace(0.3, 0.7, 20_001)
+    whole = hypervolume_of_curve(0.2 - (t - 0.3) ** 2, 0.2 - (t - 0.7) ** 2)
+    assert 0.85 * whole < hypervolume(values, 0.8) <= whole
+
+
+def hypervolume_of_curve(first: np.ndarray, second: np.ndarray) -> float:
+    """Of a curve along which `first` falls and `second` rises: strips under it."""
+    both = np.stack([first, second])[:, (first > 0) & (second > 0)]
+    return float(both[0, 0] * both[1, 0] + (both[0, 1:] * np.diff(both[1])).sum())
+
+
+def test_a_front_of_three_is_covered() -> None:
+    """Of shares of one whole: all points are on the front: its ends and its middle are reached."""
+    search = FRONTS["pooled"](Genes(2), np.full(2, 0.5), 0.3, 8, 0, 3)
+
+    def shares(x: np.ndarray) -> tuple[float, float, float]:
+        return x[0] * x[1], x[0] * (1 - x[1]), 1 - x[0]
+
+    values = []
+    for _ in range(15):
+        values += [shares(x) for x in search.ask()]
+        search.tell(values[-8:], [(0.01,) * 3] * 8)
+    assert (np.max(values, axis=0) > 0.75).all()
+    assert np.abs(np.array(values) - 1 / 3).max(axis=1).min() < 0.1
+    np.testing.assert_allclose(shares(search.mean), 1 / 3, atol=0.15)
+
+
+def test_a_pooled_front_heeds_noise() -> None:
+    """What it would name after noisy answers lies nearer to the true front than what looks best by itself."""
+    generator = np.random.default_rng(0)
+    search = FRONTS["pooled"](Genes(3), np.full(3, 0.3), 0.2, 8, 0, 2)
+    asked, told = [], []
+    for _ in range(12):
+        asked += search.ask()
+        told += [tuple(np.array(two(x)) + 0.08 * generator.standard_normal(2)) for x in asked[-8:]]
+        search.tell(told[-8:], [(0.08, 0.08)] * 8)
+    truth = np.array([two(x) for x in asked])
+    smooth = np.stack([surface.predict(np.array(asked))[0] for surface in search.surfaces], axis=1)
+    by_surface, by_luck = (truth[nondominated(values)].sum(axis=1).mean() for values in (smooth, np.array(told)))
+    assert by_surface > by_luck + 0.01
+
+
+def test_como_is_for_two_objectives() -> None:
+    with pytest.raises(ValueError, match="of two objectives, got 3: pooled and nsga2 take any"):
+        FRONTS["como"](Genes(2), np.full(2, 0.5), 0.2, 8, 0, 3)
 
 
 def test_the_first_generation_of_a_front_asks_the_means_too() -> None:
-    assert len(make("pareto").ask()) == 8 + KERNELS - 1
+    assert len(make("front of como").ask()) == 8 + KERNELS - 1
 
 
 # --- warm start

@@ -21,7 +21,7 @@ from conftest import CONFIGS, build
 
 from flows.pipeline import pipeline
 from flows.stage import SHARED, STOPPED
-from merge3 import items, mergefile, responses
+from merge3 import front, items, mergefile, responses
 from merge3.recipe import Recipe
 from merge3.store import DamagedAnswers
 
@@ -216,6 +216,30 @@ def test_every_strategy_can_search(here: Path, saved: dict[str, Path], strategy:
     assert mergefile.read(Path("data/evolve/best.yaml")).recipe.method == "task_arithmetic"
 
 
+@pytest.mark.parametrize("strategy", ["pooled", "como"])
+def test_a_front_has_its_hypervolume_and_its_knee_wins(here: Path, saved: dict[str, Path], strategy: str) -> None:
+    values = change(world.params(saved), "evolve", strategy=strategy, objective="pareto", finalists=5)
+    world.run(values, "evolve", "evaluate", "report")
+    history, found = pd.read_csv("data/evolve/history.csv"), pd.read_csv("data/evolve/front.csv")
+    winner = json.loads(Path("data/evolve/winner.json").read_text())
+    assert history[["estimate x", "estimate y"]].notna().all(axis=None)
+    scores = found[["score x", "score y"]].to_numpy()
+    assert found["front"].tolist() == front.nondominated(scores).tolist()
+    assert found["phenotype"][found["knee"]].tolist() == [winner["phenotype"]]
+    assert winner["hypervolume"] == pytest.approx(front.hypervolume(scores))
+    world.run(world.params(saved), "evolve")
+    assert not Path("data/evolve/front.csv").exists()
+
+
+def test_a_weighted_sum_of_groups_can_be_searched_for(here: Path, saved: dict[str, Path]) -> None:
+    asked = []
+    for objective in ({"x": 1}, {"x": 1, "y": 1}, {"x": 0.2, "y": 0.2}):
+        world.run(change(world.params(saved), "evolve", objective=objective), "evolve")
+        asked.append(pd.read_csv("data/evolve/history.csv"))
+    assert not asked[0]["weight first attention 0"].equals(asked[1]["weight first attention 0"])
+    pd.testing.assert_frame_equal(asked[1], asked[2])
+
+
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp", "breadcrumbs", "della"])
 def test_every_merge_method_can_be_searched(here: Path, saved: dict[str, Path], method: str) -> None:
     world.run(change(world.params(saved), "evolve", method=method, generations=1), "evolve", "evaluate", "report")
@@ -326,7 +350,9 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         ("estimate", {"method": "guess"}, "estimate", "estimate.method must be one of"),
         ("evolve", {"method": "average"}, "evolve", "merge method must be one of"),
         ("evolve", {"generations": 0}, "evolve", "evolve.generations must be 1 or more"),
-        ("evolve", {"strategy": "pareto"}, "evolve", "evolve.strategy must be one of"),
+        ("evolve", {"strategy": "como"}, "evolve", "evolve.strategy must be one of"),
+        ("evolve", {"strategy": "cma", "objective": "pareto"}, "evolve", r"one of \['como', 'nsga2', 'pooled'\]"),
+        ("evolve", {"objective": {"z": 1}}, "evolve", "weighs group 'z'; there are \\['x', 'y'\\]"),
         ("evolve", {"objective": "best"}, "evolve", "evolve.objective must be one of"),
         ("evolve", {"population": 2}, "evolve", "population must be 4 or more"),
         ("evaluate", {"sample": 1}, "evaluate", "evaluate.sample must be 2 or more"),

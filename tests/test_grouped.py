@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from merge3.estimate import ESTIMATORS, Known
-from merge3.grouped import Grouped, objective
+from merge3.grouped import Grouped, Objective
 from merge3.irt import ItemParameters, probability
 
 GENERATOR = np.random.default_rng(0)
@@ -53,12 +56,29 @@ def test_a_group_that_nobody_asks_is_refused() -> None:
         Grouped(ESTIMATORS["mean"], known(np.array([0])), GROUPS[:5])
 
 
-def test_the_objective_of_the_worst_group_is_its_estimate() -> None:
+@pytest.mark.parametrize(
+    ("wanted", "value"),
+    [
+        ("worst", min),
+        ("mean", np.mean),
+        ("pareto", np.mean),
+        ({"g0": 2, "g2": 1}, lambda scores: (2 * scores[0] + scores[2]) / 3),
+        ({"g1": 0.3}, lambda scores: scores[1]),
+    ],
+)
+def test_the_objective_is_made_of_the_groups_estimates(wanted: Any, value: Callable[[list[float]], float]) -> None:
     answers, whole = drawn(0.3), known(np.arange(60))
-    found = {group: e.score for group, e in Grouped(ESTIMATORS["mean"], whole, GROUPS)(answers[:60]).items()}
-    assert objective("worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60]) == min(found.values())
-    with pytest.raises(ValueError, match="has 2 values"):
-        objective("mean_and_worst", ESTIMATORS["mean"], whole, GROUPS)(answers[:60])
+    objective = Objective(wanted, ESTIMATORS["mean"], whole, GROUPS)
+    found = objective(answers[:60])
+    assert found == Grouped(ESTIMATORS["mean"], whole, GROUPS)(answers[:60])
+    assert objective.value(found) == pytest.approx(value([found[group].score for group in ("g0", "g1", "g2")]))
+    assert objective.front == (wanted == "pareto")
+
+
+@pytest.mark.parametrize("wanted", [{"g3": 1.0}, {"g0": -1.0, "g1": 2.0}, {"g0": 0.0}, {}, {"g0": np.nan}])
+def test_weights_that_make_no_mean_are_refused(wanted: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"weighs group 'g3'; there are|must be 0 or more, and one above 0"):
+        Objective(wanted, ESTIMATORS["mean"], known(np.arange(60)), GROUPS)
 
 
 def test_questions_without_an_answer_are_left_out() -> None:
@@ -69,4 +89,4 @@ def test_questions_without_an_answer_are_left_out() -> None:
     assert found["g0"].score == pytest.approx(np.nanmean(some[::3]))
     some[::3] = np.nan  # all of a group
     assert set(Grouped(ESTIMATORS["mean"], whole, GROUPS)(some)) == {"g1", "g2"}
-    assert objective("worst", ESTIMATORS["mean"], whole, GROUPS)(some) is None
+    assert Objective("worst", ESTIMATORS["mean"], whole, GROUPS)(some) is None
