@@ -2,11 +2,16 @@
 
     python benchmarks/evolution.py            # all; what is measured is kept in .bench/tiny and not measured again
     python benchmarks/evolution.py pooled     # one search alone, as part of that
+    python benchmarks/evolution.py --demonstration    # over the demonstration's candidates, answered in full beforehand
 
 Every search is run to its largest budget, from the uniform average, over `SEEDS` seeds; at each budget its winner's
 accuracy on 2,000 test items is its truth. Tokens are counted in answers: all items here have six tokens. What all
 searches know before, and none is charged for: the experts' answers and those of 24 random merges, on which items are
 fitted and estimators calibrated. Regret is the truth of the best winner that any search found, less the winner's.
+
+The demonstration's candidates (`demonstration.py`) are a finite table: what a search proposes is the nearest candidate
+that it did not ask yet, the first `POPULATION` of them are what is known before, a winner's truth is its accuracy on
+all items, and regret is that of the best candidate, less the winner's.
 """
 
 from __future__ import annotations
@@ -15,10 +20,12 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from figures import Figure, publish
+from figures import RESULTS, Figure, publish
 from tiny import KEPT, LANGUAGES, World
 
 from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
@@ -27,6 +34,7 @@ from merge3.extract import METHODS
 from merge3.fitness import TIE
 from merge3.irt import fit_items
 
+RESPONSES = Path("data/respond/search.parquet")
 SEEDS, FULL_SEEDS = 20, 20
 POPULATION, HELD_OUT = 24, 6
 GENERATION, SIGMA, ASKED = 12, 0.2, 20
@@ -43,11 +51,6 @@ class Way:
     estimator: str
     margin: bool = False
 
-    @property
-    def budgets(self) -> tuple[int, ...]:
-        """Answers after which its winner is looked at."""
-        return FULL_BUDGETS if self.subset == "all" else BUDGETS
-
 
 WAYS = {
     "paper": Way("cma", "uniform", "gmp_irt"),
@@ -57,15 +60,26 @@ WAYS = {
     "pooled, ascent": Way("pooled", "ascent", "parent_aware", margin=True),
     "full": Way("cma", "all", "mean"),
 }
+REPLAYED = {
+    "paper": WAYS["paper"],
+    "paper, genetic": Way("genetic", "uniform", "gmp_irt"),
+    "random": WAYS["random"],
+    "cma": WAYS["cma"],
+    "pooled": WAYS["pooled"],
+    "full": WAYS["full"],
+}
 
 
 class Bench:
     """The world, and what is known in it before a search."""
 
+    budgets = BUDGETS, FULL_BUDGETS  # answers after which a winner is looked at: of few items, of all
+
     def __init__(self) -> None:
         self.world = World()
         self.every = np.arange(len(self.world.search))
         self.languages = [str(language) for language in self.world.search.languages]
+        self.start, self.genes = self.world.standard["uniform average"], self.world.genes
 
     @cached_property
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +88,17 @@ class Bench:
         experts = [self.world.standard[f"expert {expert}"] for expert in range(LANGUAGES)]
         made = [np.stack([self.world.margins(x, self.every) > 0 for x in some]) for some in (merges, experts)]
         return made[0].astype(float), made[1].astype(float)
+
+    def begin(self) -> None:
+        """A search begins."""
+
+    def margins(self, x: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The margins of a candidate that a search proposes."""
+        return self.world.margins(x, items)
+
+    def truth(self, x: np.ndarray) -> float:
+        """The accuracy of a winner."""
+        return self.world.truth(x)
 
     @cached_property
     def unasked(self) -> Known:
@@ -97,14 +122,15 @@ class Bench:
     def run(self, way: Way, seed: int) -> dict[int, float]:
         """The truth of the winner at each budget."""
         known = self.known(way, seed)
-        start = np.clip(self.world.standard["uniform average"], 0.05, 0.95)
-        search = SEARCHES[way.search](Genes(self.world.genes), start, SIGMA, GENERATION, seed)
+        start = np.clip(self.start, 0.05, 0.95)
+        search = SEARCHES[way.search](Genes(self.genes), start, SIGMA, GENERATION, seed)
+        self.begin()
         best, winner, asked, truths = -np.inf, start, 0, dict[int, float]()
-        for budget in way.budgets:
+        for budget in self.budgets[way.subset == "all"]:
             while asked + GENERATION * len(known.subset) <= budget:
                 fitness, errors, candidates = [], [], search.ask()
                 for x in candidates:
-                    margins = self.world.margins(x, known.subset)
+                    margins = self.margins(x, known.subset)
                     estimate = ESTIMATORS[way.estimator]((margins > 0).astype(float), known)
                     fitness.append(estimate.score + way.margin * TIE * float(np.tanh(margins).mean()))
                     errors.append(estimate.standard_error)
@@ -112,8 +138,92 @@ class Bench:
                 search.tell(fitness, errors)
                 if max(fitness) > best:
                     best, winner = max(fitness), candidates[int(np.argmax(fitness))]
-            truths[budget] = self.world.truth(search.mean if way.search == "pooled" else winner)
+            truths[budget] = self.truth(search.mean if way.search == "pooled" else winner)
         return truths
+
+
+class Replay(Bench):
+    """Candidates that were answered in full before."""
+
+    budgets = (240, 480, 960, 1920), (3840, 7680, 15_360, 30_720)
+
+    def __init__(self, table: pd.DataFrame, experts: pd.DataFrame, start: np.ndarray) -> None:
+        """Take a table of `demonstration.py`, and the answers of experts (models x items) to its items.
+
+        `start` is the genotype where searches begin.
+        """
+        self.genes = len(start)
+        values = table.to_numpy(dtype=float)
+        self.points, self.table = values[POPULATION:, : self.genes], values[POPULATION:, self.genes :]
+        self.before = (values[:POPULATION, self.genes :] > 0).astype(float)
+        self.experts = experts[table.columns[self.genes :]].to_numpy(dtype=float)
+        self.every = np.arange(self.table.shape[1])
+        self.languages = ["all"] * len(self.every)
+        self.start = start
+        self.truths = (self.table > 0).mean(axis=1)
+        self.begin()
+
+    @cached_property
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first candidates', and the experts'."""
+        return self.before, self.experts
+
+    def begin(self) -> None:
+        """Nothing is asked yet."""
+        self.left = np.ones(len(self.points), dtype=bool)
+        self.asked: dict[bytes, int] = {}
+
+    def margins(self, x: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The margins of the nearest candidate that was not asked.
+
+        Raises:
+            ValueError: all were asked.
+        """
+        if not self.left.any():
+            raise ValueError(f"all {len(self.left)} candidates were asked")
+        place = int(np.where(self.left, ((self.points - x) ** 2).sum(axis=1), np.inf).argmin())
+        self.left[place] = False
+        self.asked[x.tobytes()] = place
+        return self.table[place, items]
+
+    def truth(self, x: np.ndarray) -> float:
+        """The accuracy of the candidate that was asked for `x`, or of the nearest."""
+        nearest = int(((self.points - x) ** 2).sum(axis=1).argmin())
+        return float(self.truths[self.asked.get(x.tobytes(), nearest)])
+
+
+def replayed() -> None:
+    """Measure over the demonstration's candidates."""
+    import demonstration
+
+    table = pd.read_parquet(RESULTS / "demonstration.parquet")
+    experts = pd.read_parquet(RESPONSES).loc[list(demonstration.EXPERTS)]
+    count = len(table.columns) - len(experts.columns.intersection(table.columns))
+    bench = Replay(table, experts, np.full(count, 1 / len(experts) / demonstration.WEIGHTS[1]))
+    top = 100 * bench.truths.max()
+    found = {
+        name: 100 * np.array([list(bench.run(way, seed).values()) for seed in range(SEEDS)])
+        for name, way in REPLAYED.items()
+    }
+    figures = [
+        Figure("the best of the candidates", float(top), "%"),
+        Figure("their mean", 100 * float(bench.truths.mean()), "%"),
+    ]
+    for name, values in found.items():
+        for budget, column in zip(bench.budgets[REPLAYED[name].subset == "all"], values.T, strict=True):
+            low, high = interval(top - column)
+            text = f"regret, {name}, {budget:,} answers [{low:.1f}, {high:.1f}]"
+            figures.append(Figure(text, float((top - column).mean()), "points"))
+    few, every = bench.budgets
+    for budget, column in zip(few, found["pooled"].T, strict=True):
+        if budget * 50 >= every[-1]:
+            text = f"full evaluation less pooled, upper end, at 1/{every[-1] / budget:.0f} of its answers"
+            figures.append(Figure(text, interval(found["full"][:, -1] - column)[1], "points", 1.0, below=True))
+    half = interval(found["pooled"][:, -2] - found["paper"][:, -1])[0]
+    figures.append(Figure("pooled at half the paper's answers less the paper", half, "points, lower end", 0.0))
+    worst = min(interval(o - p)[0] for o, p in zip(found["pooled"].T, found["paper"].T, strict=True))
+    figures.append(Figure("pooled less the paper at the worst of four budgets", worst, "points, lower end", 0.0))
+    publish("evolution", figures, "_demonstration", "--demonstration")
 
 
 def truths(bench: Bench, name: str) -> np.ndarray:
@@ -138,6 +248,9 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def main() -> None:
     """Measure, print a table, write the results."""
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["--demonstration"]:
+        replayed()
+        return
     bench = Bench()
     if sys.argv[1:]:
         for name in sys.argv[1:]:
@@ -147,7 +260,7 @@ def main() -> None:
     top = max(values.max() for values in found.values())
     figures = []
     for name, values in found.items():
-        for budget, column in zip(WAYS[name].budgets, values.T, strict=True):
+        for budget, column in zip(bench.budgets[WAYS[name].subset == "all"], values.T, strict=True):
             low, high = interval(top - column)
             figures.append(
                 Figure(
