@@ -183,6 +183,8 @@ def validate(
         weights_of(objective, groups)
     elif objective not in ("mean", "worst", "pareto"):
         raise ValueError(f"evolve.objective must be one of mean, worst, pareto, or weights of groups: {objective!r}")
+    if objective == "pareto" and len(groups) < 2:
+        raise ValueError(f"evolve.objective pareto needs two groups or more, and the study has {list(groups)}")
     choice = sorted(FRONTS if objective == "pareto" else SEARCHES)
     if strategy not in choice:
         raise ValueError(f"evolve.strategy must be one of {choice} where the objective is {objective}: {strategy!r}")

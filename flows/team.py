@@ -101,17 +101,12 @@ class Processes:
         count = len(self.workers)
         parts = {n: list(work)[n::count] for n in range(min(count, len(work)))}
         futures = {n: self.workers[n].ask([work[name] for name in part]) for n, part in parts.items()}
-        try:
-            for n, part in parts.items():
-                try:
-                    yield from zip(part, futures[n].result(), strict=True)
-                except BrokenProcessPool:
-                    say(f"a worker died; of its {len(part)} candidates those without answers are asked here")
-                    self.workers[n].start()
-        except BaseException:  # an interruption above all: what they do is wanted no more
-            for worker in self.workers:
-                worker.stop()
-            raise
+        for n, part in parts.items():
+            try:
+                yield from zip(part, futures[n].result(), strict=True)
+            except BrokenProcessPool:
+                say(f"a worker died; of its {len(part)} candidates those without answers are asked here")
+                self.workers[n].start()
 
 
 class Process:
@@ -124,14 +119,6 @@ class Process:
     def start(self) -> None:
         """Start the process, anew where it has died."""
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=self.opened)
-
-    def stop(self) -> None:
-        """End the process, whatever it does."""
-        running = dict(self.pool._processes or {})
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in running.values():
-            process.terminate()
-        self.pool.shutdown()
 
     def ask(self, work: Sequence[Work]) -> Future[list[Asked]]:
         """Have it ask recipes, and say what it asked."""
@@ -149,7 +136,7 @@ def _begin(runtime: dict[str, Any], store: Path, names: tuple[str, ...]) -> None
     parent = parent_process()
     if parent is None:
         raise RuntimeError("a worker is a child of the process that searches")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: a worker ends with its parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that searches
     Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     _own.append(open_asker(runtime, store, names))
 
