@@ -35,7 +35,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from prefect.states import Completed, State
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -44,6 +44,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -225,10 +226,15 @@ def tell(report: Callable[[], T]) -> T | None:
 def do(name: str, work: Callable[[], T], kept: Callable[[T], bool] = lambda result: False) -> T:
     """Do a part of a stage, as a task run of that name where a Prefect server follows.
 
-    Its state there is `Cached` where what it gave was kept from before.
+    Its state there is `Cached` where what it gave was kept from before. The progress that is shown tells of it.
     """
-    if not served():
-        return work()
+    with WATCH.part(name):
+        made = _as_task(name, work, kept) if served() else work()
+    WATCH.note(made, kept(made))
+    return made
+
+
+def _as_task(name: str, work: Callable[[], T], kept: Callable[[T], bool]) -> T:
     made: list[T] = []
 
     @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
@@ -254,12 +260,66 @@ def show_text(key: str, text: str, description: str) -> None:
     tell(lambda: create_markdown_artifact(text, key=key, description=description))
 
 
+class Watch:
+    """What the parts of a stage tell while it goes on: which is at work, the best estimate, the speed, what was kept.
+
+    A part is what `do` does. It may give something with a `cost` of answering, and with an `estimate` of a score.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.parts: list[str] = []
+        self.best: Any = None
+        self.tokens, self.seconds, self.kept = 0, 0.0, 0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Name the part that is at work, `name`; of nested ones the outermost is told."""
+        self.parts.append(name)
+        try:
+            yield
+        finally:
+            self.parts.pop()
+
+    def note(self, made: Any, kept: bool) -> None:
+        """Count what a part gave, and that it was kept from before."""
+        self.kept += kept
+        if cost := getattr(made, "cost", None):
+            self.tokens += cost.tokens
+            self.seconds += cost.answering_seconds
+        estimate = getattr(made, "estimate", None)
+        if estimate is not None and (self.best is None or estimate.score > self.best.score):
+            self.best = estimate
+
+    def __str__(self) -> str:
+        """All of it that there is, in a line."""
+        told = []
+        if self.parts:
+            told.append(self.parts[0])
+        if self.best is not None:
+            score, low, high = (f"{100 * part:.1f}" for part in (self.best.score, self.best.low, self.best.high))
+            told.append(f"best estimate {score} % [{low}, {high}]")
+        if self.seconds:
+            told.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
+        if self.kept:
+            told.append(f"{self.kept} kept")
+        return ", ".join(told)
+
+
+WATCH = Watch()
+
+
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how far a long work is; yields a function that is told how many more units are done.
 
-    A bar in a terminal, at most `LINES` plain lines elsewhere, and an artifact where a Prefect server follows.
+    A bar in a terminal, at most `LINES` plain lines elsewhere, both with what `WATCH` tells of the parts, and an
+    artifact where a Prefect server follows.
     """
+    WATCH.clear()
     with _bar(label, total) if sys.stderr.isatty() else _lines(label, total) as show:
         artifact = tell(lambda: create_progress_artifact(0.0, description=label))
         if artifact is None:
@@ -278,10 +338,20 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield both
 
 
+class _Bar(Progress):
+    """A bar, and under it what the parts tell."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if told := str(WATCH):
+            yield Text(f"  {told}", style="dim", overflow="ellipsis", no_wrap=True)
+
+
 @contextmanager
 def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    left = TextColumn("left"), TimeRemainingColumn()
+    with _Bar(*columns, *left, console=Console(stderr=True, highlight=False)) as bar:
         task = bar.add_task(label, total=total)
         yield lambda step: bar.advance(task, step)
 
@@ -296,7 +366,8 @@ def _lines(label: str, total: int) -> Iterator[Callable[[int], None]]:
         if done * LINES // total > before * LINES // total:
             spent = monotonic() - start
             left = spent * (total - done) / done
-            print(f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+            line = f"{label}: {done}/{total}, {spent:.0f} s, {left:.0f} s left"
+            print("; ".join(filter(None, (line, str(WATCH)))), file=sys.stderr, flush=True)
 
     yield show
 

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 from prefect import flow
 
 from flows import stage
+from merge3.estimate import Estimate
+from merge3.fitness import Evaluation
+from merge3.ledger import Cost
 
 
 @flow
@@ -57,6 +63,57 @@ def test_progress_prints_few_plain_lines_where_there_is_no_terminal(capsys: pyte
     assert len(lines) == stage.LINES
     assert lines[0].startswith("work: 20/200, ")
     assert lines[-1].startswith("work: 200/200, ")
+
+
+TOLD = "generation 4, best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept"
+
+
+def search() -> None:
+    """A generation of three candidates, the second kept from before."""
+
+    def candidate(score: float, tokens: int) -> None:
+        estimate = Estimate(score, score - 0.05, score + 0.05, 0.03)
+        made = Evaluation(estimate, Cost(tokens, answering_seconds=tokens / 50))
+        stage.do("candidate", lambda: made, lambda made: made.cost.tokens == 0)
+        advance(1)
+
+    with stage.progress("evolve: candidates", 3) as advance:
+        stage.do("generation 4", lambda: [candidate(0.61, 100), candidate(0.58, 0), candidate(0.5, 400)])
+
+
+def test_plain_lines_tell_generation_best_speed_and_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    search()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(", ")[0] for line in lines] == [f"evolve: candidates: {n}/3" for n in (1, 2, 3)]
+    assert lines[-1].endswith(f"; {TOLD}")
+
+
+def test_a_terminal_shows_the_same_under_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        search()
+        terminal.flush()
+        os.set_blocking(screen.fileno(), False)
+        seen = b"".join(iter(lambda: screen.read(100_000), None)).decode()  # a read gives a page at most
+    assert "3/3" in seen
+    assert "best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept" in seen
+
+
+def test_what_a_stage_tells_begins_again_with_each_progress() -> None:
+    for _ in range(2):
+        with stage.progress("work", 1):
+            assert str(stage.WATCH) == ""
+            stage.do("part", lambda: 1, lambda made: True)
+            assert str(stage.WATCH) == "1 kept"
+
+
+def test_a_part_that_fails_is_no_longer_at_work() -> None:
+    with stage.progress("work", 1), pytest.raises(ZeroDivisionError):
+        stage.do("part", lambda: 1 / 0)
+    assert str(stage.WATCH) == ""
 
 
 def test_without_a_server_a_stage_starts_none() -> None:
