@@ -19,7 +19,7 @@ from merge3.items import Item
 from merge3.ledger import Cost, flops
 from merge3.merging import LiveMerger, Weights
 from merge3.recipe import Recipe
-from merge3.store import Answer, Store
+from merge3.store import Answer, Store, size
 
 BROKEN: Answer = ()  # what the store keeps of an item that a model with non-finite likelihoods was asked
 
@@ -127,7 +127,8 @@ class Asker:
     def _ask(
         self, recipe: Recipe, key: Mapping[str, Any], items: Sequence[Item], on_batch: Callable[[int], None]
     ) -> tuple[dict[str, Answer], Cost]:
-        begin = perf_counter()
+        begin, merger = perf_counter(), self.merger
+        before = merger.bytes_read, merger.bytes_written
         self._become(recipe)
         merged = perf_counter()
         if self._packed is None:
@@ -141,4 +142,6 @@ class Asker:
             answers, work = {items[0].content_hash: BROKEN}, error.work
         self.store.put(key, answers)
         spent = flops(self.merger.model, work)
-        return answers, Cost(work.tokens, spent, merged - begin, perf_counter() - merged)
+        seconds = merged - begin, perf_counter() - merged
+        moved = merger.bytes_read - before[0], merger.bytes_written - before[1]
+        return answers, Cost(work.tokens, spent, *seconds, *moved, size(answers))

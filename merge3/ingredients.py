@@ -49,6 +49,12 @@ class Ingredients:
         self._ranks: dict[str, Tensor] = {}
         self._draws: dict[str, tuple[int, Tensor]] = {}
 
+    def nbytes(self, experts: Sequence[str]) -> int:
+        """The size of the base's parameter and of those of `experts` that differ from it, as they are stored."""
+        sources = [self.experts[expert] for expert in experts if expert in self.experts]
+        factors = [(s.up, s.down) if isinstance(s, LowRank) else (s,) for s in sources]
+        return self.base.nbytes + sum(part.nbytes for parts in factors for part in parts)
+
     def rows(self, expert: str, start: int, stop: int) -> Float[Tensor, "rows columns"]:
         """Rows of an expert's difference from the base, in float32; a vector is one row."""
         base = matrix(self.base)[start:stop].float()

@@ -1,4 +1,4 @@
-"""The ledger: what was spent, in tokens, floating-point operations and seconds."""
+"""The ledger: what was spent, in tokens, floating-point operations, seconds and bytes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from merge3.answering import Work
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens through the model, floating-point operations, seconds of merging and of answering. Costs add up."""
+    """Tokens through the model, floating-point operations, seconds of merging and of answering, and bytes.
+
+    Merging reads the base and the experts and writes the merge, in memory: `bytes_read` and `bytes_written` count each
+    weight once a pass. `bytes_kept` are the lines of the answers store that are new. Costs add up.
+    """
 
     tokens: int = 0
     flops: int = 0
     merging_seconds: float = 0.0
     answering_seconds: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    bytes_kept: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})

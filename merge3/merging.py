@@ -66,6 +66,7 @@ class LiveMerger:
         self._base = base
         self._ingredients = [self._gather(name) for name in self.changed]
         self._spare: list[Weights] = []
+        self.bytes_read = self.bytes_written = 0  # by all merges so far, each weight once a pass
 
     def _gather(self, name: str) -> Ingredients:
         stored = self._own[name].clone() if self._base is None else self._base[name]
@@ -143,6 +144,8 @@ class LiveMerger:
                 _merge(experts, [([order], parameter, [merged])])
                 target.copy_(merged)
         _merge(experts, near)
+        self.bytes_read += sum(parameter.nbytes(experts) for parameter in self._ingredients)
+        self.bytes_written += sum(weights[parameter.name].nbytes for weights in outs for parameter in self._ingredients)
 
     def _instruct(self, recipe: Recipe, parameter: Ingredients) -> Instruction:
         """What the method does with one parameter."""

@@ -196,6 +196,11 @@ def written(key: Mapping[str, Any], answers: Mapping[str, Answer]) -> str:
     return "\n".join([canonical(key), *(_line(item, answers[item]) for item in sorted(answers))]) + "\n"
 
 
+def size(answers: Mapping[str, Answer]) -> int:
+    """The bytes of the lines that answers take in a file."""
+    return sum(len(_line(item, answer).encode()) + 1 for item, answer in answers.items())
+
+
 def _write(path: Path, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
     """Write a file through a temporary name: whole or not at all, even where the disk is full or the power is cut."""
     text = written(key, answers)

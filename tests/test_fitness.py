@@ -44,6 +44,23 @@ def test_a_question_is_asked_once(merger: LiveMerger, tokenizer: PreTrainedToken
     assert (again.new, again.cost, again.answers) == (0, Cost(), first.answers)
 
 
+def test_the_bytes_of_a_question_are_those_of_the_weights_and_of_the_file(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    it, recipes = asker(merger, tokenizer, tmp_path), [constant("linear", {"a": w, "b": 1 - w}) for w in (0.2, 0.6)]
+    a, b = (sum(value.nbytes for value in merger.experts[name].values()) for name in "ab")
+    written = sum(weights_of(merger.model)[name].nbytes for name in merger.changed)
+    it.expect(recipes, ITEMS)
+    first, second = (it.ask(recipe, ITEMS).cost for recipe in recipes)
+    assert first.bytes_read == written + a + b  # the base's, too, once for both
+    assert (first.bytes_written, second.bytes_read, second.bytes_written) == (2 * written, 0, 0)
+    for recipe, cost in zip(recipes, (first, second), strict=True):
+        _, lines = it.store.path(it.key(recipe)).read_bytes().split(b"\n", 1)
+        assert cost.bytes_kept == len(lines) > 0
+    alone = asker(merger, tokenizer, tmp_path).ask(constant("linear", {"a": 1.0}), ITEMS).cost
+    assert (alone.bytes_read, alone.bytes_written) == (written + a, written)
+
+
 def test_the_scoring_is_checked_before_anything_is_asked(
     merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -153,8 +170,8 @@ def test_flops_are_two_a_weight_and_token(architecture: str) -> None:
 
 
 def test_costs_add_up() -> None:
-    assert Cost(1, 2, 3.0, 4.0) + Cost(10, 20, 30.0, 40.0) == Cost(11, 22, 33.0, 44.0)
-    assert Cost().to_dict() == {"tokens": 0, "flops": 0, "merging_seconds": 0.0, "answering_seconds": 0.0}
+    assert Cost(1, 2, 3.0, 4.0, 5, 6, 7) + Cost(10, 20, 30.0, 40.0, 50, 60, 70) == Cost(11, 22, 33.0, 44.0, 55, 66, 77)
+    assert set(Cost().to_dict().values()) == {0}
 
 
 # --- failures
