@@ -26,6 +26,11 @@ from merge3.recipe import Recipe
 from merge3.store import DamagedAnswers
 
 ROOT = Path(__file__).parents[1]
+HEEDING = """\
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
+runpy.run_module("flows.evolve", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +167,13 @@ def test_a_stopped_search_has_a_best_so_far_and_goes_on(here: Path, saved: dict[
         shutil.rmtree(here / "data/evolve")
         if run == "stopped":
             search = subprocess.Popen(
-                command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+                [sys.executable, "-c", HEEDING], env=environment, stderr=subprocess.PIPE, text=True
             )
             while not (here / "data/evolve/best.yaml").exists():
                 assert search.poll() is None, search.communicate()[1]
                 time.sleep(0.005)
             search.send_signal(number)
-            said = search.communicate(timeout=60)[1]
+            said = search.communicate(timeout=300)[1]
             assert search.returncode == STOPPED
             line = said.splitlines()[-1]
             assert line.startswith("evolve: stopped after ")
