@@ -108,7 +108,7 @@ def plan(
         answering=batch_tokens * token_bytes(config, dtype),
         moved=moved,
         merging_seconds=moved / machine.bandwidth,
-        answering_seconds=sum(
+        answering_seconds=math.fsum(
             max(2 * count * batch / machine.operations, count * width / machine.bandwidth) for batch in batches
         ),
         memory=machine.memory,
