@@ -20,30 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from merge3 import responses
+from merge3.report_plots import look
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OUT = ROOT / "docs" / "pictures"
 INK, MUTED, LINE, BLUE, ORANGE = "#16191d", "#565f6a", "#d3d9e0", "#0067a3", "#b84a00"
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "legend.frameon": False,
-}
+STYLE = look(INK, MUTED, LINE)
 BENCHMARKS = {
     "triplets arc": "merges, ARC",
     "triplets gsm8k": "merges, GSM8K",

@@ -25,25 +25,33 @@ from merge3.report_text import shorten
 NAMES = ("ink", "muted", "line", "paper", "blue", "orange", "green", "s0", "s1", "s2", "s3", "s4")
 THEME = {f"#0{i:x}0{i:x}0{i:x}": name for i, name in enumerate(NAMES, 1)}
 INK, MUTED, LINE, PAPER, BLUE, ORANGE, GREEN, *STEPS = THEME
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
+
+
+def look(ink: str, muted: str, line: str) -> dict[Any, Any]:
+    """How plots look, here and in the documentation, as matplotlib's rcParams."""
+    return {
+        "svg.fonttype": "none",
+        "font.family": "DejaVu Sans",
+        "font.size": 10.5,
+        "text.color": ink,
+        "axes.labelcolor": muted,
+        "axes.edgecolor": line,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": line,
+        "grid.linewidth": 0.6,
+        "xtick.color": line,
+        "ytick.color": line,
+        "xtick.labelcolor": muted,
+        "ytick.labelcolor": muted,
+        "legend.frameon": False,
+    }
+
+
+STYLE = look(INK, MUTED, LINE) | {
     "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "legend.frameon": False,
     "legend.labelcolor": INK,
     "legend.fontsize": 9.5,
     "legend.handletextpad": 0.5,
