@@ -144,14 +144,12 @@ def ascent(
     Raises:
         ValueError: no model, a count outside 1..items, or groups that are not one an item.
     """
-    if model is None:
-        raise ValueError("ascent needs the model of a candidate's answers: give it merge3.lineage.predictor(...)")
+    model = _needed(model, "ascent")
     D = items.dimensions
     expected, spread = model.centre[:D], np.sqrt(np.diag(np.linalg.inv(model.precision))[:D])
-    known = np.vstack([parent_abilities, expected])
-    way = np.linspace(
-        (parent_abilities if len(parent_abilities) else known).mean(axis=0), known.max(axis=0) + CLIMB * spread, STEPS
-    )
+    low = parent_abilities.mean(axis=0) if len(parent_abilities) else expected
+    high = np.vstack([parent_abilities, expected]).max(axis=0)
+    way = np.linspace(low, high + CLIMB * spread, STEPS)
     P = probability(items, way)
     information = (items.discrimination**2).sum(axis=1) * P * (1 - P)
     group, left = _budget(count, groups, len(items))
@@ -184,8 +182,7 @@ def disagreement(
     Raises:
         ValueError: no model, a count outside 1..items, or groups that are not one an item.
     """
-    if model is None:
-        raise ValueError("disagreement needs the model of a candidate's answers: give it merge3.lineage.predictor(...)")
+    model = _needed(model, "disagreement")
     P = model.probability(_draws(model))
     return _best_of_each_group((P * (1 - P)).mean(axis=0), count, groups, seed)
 
@@ -207,8 +204,7 @@ def design(
     Raises:
         ValueError: no model, a count outside 1..items, or groups that are not one an item.
     """
-    if model is None:
-        raise ValueError("design needs the model of a candidate's answers: give it merge3.lineage.predictor(...)")
+    model = _needed(model, "design")
     group, left = _budget(count, groups, len(items))
     sizes, seats = np.bincount(group), left.copy()
     x = _draws(model)
@@ -312,6 +308,17 @@ def share(count: int, sizes: Int[np.ndarray, " groups"]) -> Int[np.ndarray, " gr
     seats, remainders = np.divmod(quotas, sizes.sum())
     seats[np.argsort(-remainders, kind="stable")[: count - seats.sum()]] += 1
     return np.asarray(seats)
+
+
+def _needed(model: Predictor | None, method: str) -> Predictor:
+    """The model of a candidate's answers, for a method that cannot do without.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if model is None:
+        raise ValueError(f"{method} needs the model of a candidate's answers: give it merge3.lineage.predictor(...)")
+    return model
 
 
 def _best_of_each_group(merit: Float[np.ndarray, " items"], count: int, groups: Sequence[str], seed: int) -> Subset:
