@@ -19,6 +19,7 @@ READMES = {"data.md": ROOT / "data" / "README.md", "recipes.md": ROOT / "recipes
 SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:", "Attributes:")  # of a docstring
 WIDTH = 100  # of a signature on one line
 TABLE = re.compile(r"<!-- figures: (\w+) -->")
+PART = re.compile(r"<!-- readme: (.+) -->")
 
 
 def on_config(config: Any) -> None:
@@ -48,8 +49,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put a benchmark's figures where a page asks for them."""
-    return TABLE.sub(lambda match: figures(match[1]), markdown)
+    """Put a benchmark's figures, or a part of the README, where a page asks for them."""
+    return PART.sub(lambda match: readme(match[1]), TABLE.sub(lambda match: figures(match[1]), markdown))
 
 
 INTERFACE = """# The Python interface
@@ -148,6 +149,15 @@ def figures(name: str) -> str:
         target = "" if row["target"] is None else f"{row['target']:g}"
         made.append(f"| {row['figure'].replace('|', '/')} | {row['value']:g} {row['unit']} | {target} | {said} |")
     return "\n".join(made)
+
+
+def readme(heading: str) -> str:
+    """The part of the README under a heading, and the heading."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^#+ {re.escape(heading)}\n.*?(?=^#)", text, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise ValueError(f"README.md has no heading {heading!r}")
+    return found[0]
 
 
 def _first(tree: ast.Module) -> str:
