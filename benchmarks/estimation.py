@@ -114,7 +114,7 @@ def run(folder: Path, kind: str, name: str, draws: int) -> pd.DataFrame:
         groups = ["all"] * answers.shape[1]
         if kind == "family" or name.startswith("helm"):
             groups = [str(item).replace("-", "_").split("_")[0] for item in answers.columns]
-        found.append(study.study(draw, groups, (N_ASKED,), max(1, draws // len(drawn)) if kind == "family" else draws))
+        found.append(study.study(draw, groups, (N_ASKED,), max(1, draws // len(drawn))))
         print(kind, name, f"{perf_counter() - begin:.0f} s", flush=True)
     return pd.concat(found).groupby(["method", "estimator", "items"], sort=False).mean().reset_index()
 

@@ -55,7 +55,8 @@ def expected(parents: Float[np.ndarray, "parents items"]) -> tuple[float, float]
 
     Parents that know different things make merges that know more than they do, and that differ; merges of parents that
     answer alike answer like them. With d the share of items on which two parents differ, averaged over the pairs:
-    `COMPLEMENT` d, and sqrt(`LEAST_SPREAD`² + `DIVERSITY`² d). Chosen on real merges, each benchmark by the others.
+    `COMPLEMENT` d, and sqrt(`LEAST_SPREAD`² + `DIVERSITY`² d). Chosen by hand on merges of
+    benchmarks/estimation.py.
     """
     pairs = [np.abs(a - b).mean() for i, a in enumerate(parents) for b in parents[:i]]
     differ = float(np.mean(pairs)) if pairs else 0.0
@@ -92,8 +93,9 @@ def predictor(
     how much of its parents' particulars, h from which of them. Student t of `TAIL` degrees of freedom: theta around the
     parents' mean (+ `shift`, of scale `spread`: what is `expected` where None), g around `inheritance`, h around 0.
     """
-    usual = expected(parents)
-    shift, spread = usual[:1] if shift is None else shift, usual[1] if spread is None else spread
+    if shift is None or spread is None:
+        usual = expected(parents)
+        shift, spread = usual[:1] if shift is None else shift, usual[1] if spread is None else spread
     abilities, residual = residuals(items, parents)
     apart = contrasts(residual)
     design = np.column_stack([items.discrimination, residual.sum(axis=0), apart])
