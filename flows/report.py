@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.known import items_of, parameters, study_items, study_of
+from flows.known import expert_answers, items_of, parameters, study_items, study_of
 from flows.stage import DATA, main, read_json, say, served, show_text, write_text
 from merge3 import responses
 from merge3.grading import grade
@@ -80,6 +80,7 @@ def report(study: str, studies: dict[str, Any], runtime: dict[str, Any]) -> None
         raise FileNotFoundError(f"{missing[0]} is missing: run the stage {missing[0].parent.name} first")
     results = read(study, studies, runtime["scoring"])
     OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "front.csv").unlink(missing_ok=True)
     for name, table in tables(results).items():
         table.to_csv(OUT / f"{name}.csv", index=False)
     write_text(OUT / "index.html", page(results))
@@ -114,6 +115,7 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
         tests=tests,
         parameters=parameters(search),
         abilities=_table(ESTIMATE / "experts.csv"),
+        parents=expert_answers(experts, search),
         subset=pd.read_parquet(EXTRACT / "subset.parquet"),
         metrics=metrics,
         scores=scores,
@@ -124,6 +126,7 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
         history=_table(EVOLVE / "history.csv"),
         recipes=read_json(EVOLVE / "recipes.json"),
         finalists=_table(EVOLVE / "finalists.csv"),
+        front=_table(EVOLVE / "front.csv") if (EVOLVE / "front.csv").exists() else None,
         winner=winner,
         estimator=read_json(ESTIMATE / "calibration.json")["estimator"],
         estimators=_table(ESTIMATE / "estimators.csv"),

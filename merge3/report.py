@@ -20,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from merge3 import report_plots, report_tables, report_text
+from merge3.front import hypervolume
 from merge3.items import Item
 from merge3.report_tables import BASE, WINNER, Results, divisors, outcome, ranked
 from merge3.report_text import NONE, fraction, number, p_value, percent, points
@@ -53,6 +54,7 @@ def page(results: Results) -> str:
         covered=int(results.sample["truth"].between(results.sample["low"], results.sample["high"]).sum()),
         failed=int(results.history["estimate"].isna().sum()),
         thinned=len(results.history) > report_plots.POINTS,
+        front=front(results),
         finalists=results.finalists.sort_values("estimate", ascending=False, kind="stable").to_dict("records"),
         estimators=results.estimators.sort_values("mean_absolute_error", kind="stable").to_dict("records"),
         asked=items.dropna(subset="weight").sort_values("information", ascending=False).to_dict("records"),
@@ -135,6 +137,22 @@ def split_columns(scores: pd.DataFrame, kind: str) -> dict[str, str]:
     """Columns of accuracy by `kind`, and the value each stands for; none where there is but one value."""
     found = {name: name.removeprefix(f"{kind} ") for name in scores.columns if name.startswith(f"{kind} ")}
     return found if len(found) > 1 else {}
+
+
+def front(results: Results) -> dict[str, Any] | None:
+    """The leaders and the experts by group, and the hypervolume of either; None where no front was searched for."""
+    if results.front is None:
+        return None
+    groups, table = report_tables.objectives(results.front), report_tables.front(results, results.front)
+    experts = table[table["kind"] == "expert"]
+    return {
+        "groups": groups,
+        "rows": table.to_dict("records"),
+        "on": int(results.front["front"].sum()),
+        "leaders": len(results.front),
+        "volume": results.winner["hypervolume"],
+        "experts_volume": hypervolume(experts[[f"score {group}" for group in groups]].to_numpy()),
+    }
 
 
 def ledger(results: Results) -> dict[str, Any]:
@@ -271,6 +289,17 @@ def plots(results: Results, tried: pd.DataFrame, items: pd.DataFrame) -> dict[st
             f"Candidates by {pair[0]} and {pair[1]}, shaded by their estimates",
             4.2,
             lambda axes: report_plots.draw_map(axes, tried, pair, [winner[genes.index(gene)] for gene in pair]),
+        )
+    if results.front is not None:
+        table, groups = report_tables.front(results, results.front), report_tables.objectives(results.front)
+        knee = table[table["kind"] == "knee"].iloc[0]
+        reached = [percent(knee[f"score {group}"]) + f" in {group}" for group in groups]
+        draw = report_plots.draw_front if len(groups) == 2 else report_plots.draw_profiles
+        drawn["front"] = (
+            f"{len(results.front)} leaders by their scores in {len(groups)} groups, {results.front['front'].sum()} of "
+            f"them on the front; its knee has {listed(reached)}",
+            4.4,
+            lambda axes: draw(axes, table, groups),
         )
     if curve is not None:
         parents = results.abilities.filter(like="ability_").iloc[:, 0].tolist()

@@ -59,6 +59,8 @@ STYLE = look(INK, MUTED, LINE) | {
 WIDTH = 5.0  # inches: as wide as a phone, so that a point stays about a pixel there
 POINTS = 1500  # candidates or items that a plot shows: more are thinned evenly
 NAMED_GENES = 40  # with more genes than these a plot does not name them
+ON_FRONT = {"front": "on the front", "knee": "its knee, the winner", "behind": "behind it"}
+MARKERS = "^vs<>PX"  # of the experts, one each
 
 
 def svg(name: str, label: str, height: float, draw: Callable[[Axes], None]) -> Markup:
@@ -180,6 +182,60 @@ def draw_sample(axes: Axes, sample: pd.DataFrame) -> None:
     axes.set_ylim(*ends)
     axes.set_xlabel("truth: accuracy on test items, %")
     axes.set_ylabel("estimate, %")
+
+
+def draw_front(axes: Axes, table: pd.DataFrame, groups: Sequence[str]) -> None:
+    """Two groups' scores of the leaders and the experts; the front as the edge of what it dominates."""
+    shown = table.assign(**{name: 100 * table[name] for name in table.columns[2:]})
+    across, up = (f"score {group}" for group in groups)
+    on = shown[shown["kind"].isin(["knee", "front"])].sort_values(across)
+    axes.plot(on[across], on[up], color=BLUE, linewidth=1.5, drawstyle="steps-pre", zorder=1)
+    for kind, colour, marker, order in (("front", BLUE, "o", 3), ("knee", ORANGE, "D", 4), ("behind", MUTED, "o", 2)):
+        of = shown[shown["kind"] == kind]
+        axes.hlines(of[up], of[f"low {groups[0]}"], of[f"high {groups[0]}"], color=colour, linewidth=1.0, alpha=0.6)
+        axes.vlines(of[across], of[f"low {groups[1]}"], of[f"high {groups[1]}"], color=colour, linewidth=1.0, alpha=0.6)
+        if len(of):
+            (drawn,) = axes.plot(of[across], of[up], marker, color=colour, markersize=7, markeredgecolor=PAPER)
+            drawn.set(label=ON_FRONT[kind], zorder=order)
+    for marker, row in marked(shown):
+        axes.plot(row[across], row[up], marker, color=GREEN, markersize=7, zorder=5, label=shorten(row["model"]))
+    axes.set_xlabel(f"{shorten(groups[0])}, %")
+    axes.set_ylabel(f"{shorten(groups[1])}, %")
+    axes.margins(0.06)
+    axes.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
+
+
+def draw_profiles(axes: Axes, table: pd.DataFrame, groups: Sequence[str]) -> None:
+    """Of more groups than two: a line a model, its score in each group, and the knee's intervals."""
+    places = np.arange(len(groups))
+
+    def profile(row: pd.Series[Any], part: str = "score") -> np.ndarray:
+        return 100 * row[[f"{part} {group}" for group in groups]].to_numpy(float)
+
+    for kind, colour, marker, width, order in (
+        ("front", BLUE, "o", 1.5, 3),
+        ("knee", ORANGE, "D", 2.5, 4),
+        ("behind", MUTED, "o", 1.0, 2),
+    ):
+        lines = [profile(row) for _, row in table[table["kind"] == kind].iterrows()]
+        for place, line in enumerate(lines):
+            (drawn,) = axes.plot(places, line, marker, linestyle="-", color=colour, linewidth=width, zorder=order)
+            drawn.set(markersize=2 + 2 * width, label=None if place else ON_FRONT[kind])
+    bend = table[table["kind"] == "knee"].iloc[0]
+    axes.vlines(places, profile(bend, "low"), profile(bend, "high"), color=ORANGE, linewidth=1.5, alpha=0.6)
+    for marker, row in marked(table):
+        axes.plot(places, profile(row), marker, color=GREEN, markersize=6, zorder=5, label=shorten(row["model"]))
+    axes.set_xticks(places, [shorten(group, 14) for group in groups], rotation=90 if len(groups) > 6 else 0)
+    axes.tick_params(axis="x", labelcolor=INK, length=0)
+    axes.set_xlim(-0.25, len(groups) - 0.75)
+    axes.set_ylabel("score, %")
+    axes.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
+
+
+def marked(table: pd.DataFrame) -> list[tuple[str, pd.Series[Any]]]:
+    """The experts of a front's table, each with its marker; beyond the markers' number they come again."""
+    experts = [row for _, row in table[table["kind"] == "expert"].iterrows()]
+    return [(MARKERS[place % len(MARKERS)], row) for place, row in enumerate(experts)]
 
 
 def draw_items(axes: Axes, items: pd.DataFrame) -> None:

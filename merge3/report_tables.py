@@ -51,6 +51,8 @@ class Results:
     """Of the search items, in their order."""
     abilities: pd.DataFrame
     """An expert a row."""
+    parents: np.ndarray
+    """The experts' answers, experts x search items: 1 right, 0 wrong."""
     subset: pd.DataFrame
     metrics: Mapping[str, Any]
     scores: pd.DataFrame
@@ -64,6 +66,8 @@ class Results:
     recipes: Mapping[str, Mapping[str, Any]]
     """By phenotype, of every candidate."""
     finalists: pd.DataFrame
+    front: pd.DataFrame | None
+    """The leaders by group, where every group was an objective."""
     winner: Mapping[str, Any]
     estimator: str | None
     estimators: pd.DataFrame
@@ -76,13 +80,16 @@ class Results:
 
     def __post_init__(self) -> None:
         leads = {"lead", "lead_low", "lead_high", "mcnemar_p", "holm_p"}
-        for table, columns in (
+        expected = [
             ("scores", {"model", "kind", "accuracy", "low", "high"} | leads),
             ("sample", {"phenotype", "estimate", "low", "high", "truth"}),
             ("history", set(PLACE)),
             ("finalists", {"phenotype", "estimate", "low", "high"}),
             ("subset", {"id", "group", "weight"}),
-        ):
+        ]
+        if self.front is not None:
+            expected.append(("front", {"phenotype", "front", "knee"}))
+        for table, columns in expected:
             if missing := sorted(columns - set(getattr(self, table).columns)):
                 raise ValueError(
                     f"{table} has no column {missing[0]!r}, it has {list(getattr(self, table).columns)}: "
@@ -125,7 +132,7 @@ class Results:
 def tables(results: Results) -> dict[str, pd.DataFrame]:
     """What the page shows, for other tools: a CSV file each."""
     tried = candidates(results)
-    return {
+    made = {
         "models": pd.DataFrame(ranked(results.scores)),
         "search": generations(tried),
         "candidates": tried,
@@ -134,6 +141,7 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         "duels": duels(results),
         "ledger": costs(results.ledgers),
     }
+    return made if results.front is None else made | {"front": front(results, results.front)}
 
 
 def ranked(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -197,6 +205,30 @@ def telling(tried: pd.DataFrame, genes: Sequence[str]) -> list[str]:
         warnings.simplefilter("ignore", RuntimeWarning)  # all estimates are equal: no correlation, and none is first
         strength = tried[varied].rank().corrwith(tried["estimate"].rank()).abs().fillna(0.0)
     return [str(gene) for gene in strength.sort_values(ascending=False, kind="stable").index[:2]]
+
+
+def front(results: Results, leaders: pd.DataFrame) -> pd.DataFrame:
+    """A row a leader, along the front and then those behind it, and a row an expert: scores by group.
+
+    `kind` is `knee`, `front`, `behind` or `expert`. An expert has no interval: it was asked every search item.
+    """
+    groups = objectives(leaders)
+    kinds = np.where(leaders["knee"], "knee", np.where(leaders["front"], "front", "behind"))
+    first = leaders.assign(kind=kinds).sort_values(
+        ["front", f"score {groups[0]}"], ascending=False, kind="stable", ignore_index=True
+    )
+    of = np.array([item.group for item in results.search])
+    experts = pd.DataFrame({"phenotype": list(results.experts), "kind": "expert"}).assign(
+        **{f"score {group}": results.parents[:, of == group].mean(axis=1) for group in groups}
+    )
+    columns = [f"{part} {group}" for group in groups for part in ("score", "low", "high")]
+    table = pd.concat([first, experts], ignore_index=True).rename(columns={"phenotype": "model"})
+    return table[["model", "kind", *columns]]
+
+
+def objectives(leaders: pd.DataFrame) -> list[str]:
+    """The groups that are objectives of a front."""
+    return [name.removeprefix("score ") for name in leaders.columns if name.startswith("score ")]
 
 
 def estimates(results: Results) -> pd.DataFrame:

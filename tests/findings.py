@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from merge3.front import hypervolume, knee, nondominated
 from merge3.irt import ItemParameters
 from merge3.items import Item
 from merge3.report_tables import Results
@@ -45,6 +47,7 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
         tests=tested,
         parameters=ItemParameters(rng.lognormal(0, 0.4, (count, 1)), rng.normal(0, 1.2, count)),
         abilities=pd.DataFrame({"expert": EXPERTS, "ability_1": [0.5, -0.3, -0.5, -0.7], "accuracy": 0.4}),
+        parents=(np.random.default_rng(4).random((len(EXPERTS), count)) < [[0.5], [0.34], [0.3], [0.32]]).astype(float),
         subset=pd.DataFrame(
             {"id": [asked[i].id for i in chosen], "group": [asked[i].group for i in chosen], "weight": 0.05}
         ),
@@ -64,6 +67,7 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
         history=history,
         recipes=made,
         finalists=finalists,
+        front=None,
         winner={"study": "transfer", **finalists.iloc[0].to_dict(), "recipe": made[finalists["phenotype"].iloc[0]]},
         estimator="parent_aware",
         estimators=pd.DataFrame(
@@ -97,6 +101,25 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
         },
         commands=["dvc repro", "python -m flows.evolve"],
     )
+
+
+def with_front(results: Results, groups: Sequence[str] = GROUPS) -> Results:
+    """The same study, searched for a front of `groups`: nine leaders, of which the knee has won."""
+    rng = np.random.default_rng(5)
+    leaders = results.history.sort_values("estimate", ascending=False).head(9)
+    directions = np.abs(rng.normal(size=(9, len(groups)))) + 0.15
+    scores = 0.4 + 0.25 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    scores[-3:] -= [[0.02], [0.05], [0.03]]
+    bend, names = knee(scores), leaders["phenotype"].tolist()
+    table = pd.DataFrame({"phenotype": names, "front": nondominated(scores), "knee": np.arange(9) == bend})
+    for place, group in enumerate(groups):
+        table[f"score {group}"] = scores[:, place]
+        middle = scores[:, place] + rng.normal(0, 0.01, 9)
+        table[f"low {group}"], table[f"high {group}"] = middle - 0.04, middle + 0.04
+    finalists = leaders[["phenotype", "estimate", "low", "high"]]
+    winner = {"study": results.study, **finalists.iloc[bend].to_dict(), "hypervolume": hypervolume(scores)}
+    winner["recipe"] = results.recipes[names[bend]]
+    return replace(results, finalists=finalists, front=table, winner=winner)
 
 
 def items_of(split: str, size: int) -> list[Item]:

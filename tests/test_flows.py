@@ -249,6 +249,10 @@ def test_a_front_has_its_hypervolume_and_its_knee_wins(here: Path, saved: dict[s
     assert found["front"].tolist() == front.nondominated(scores).tolist()
     assert found["phenotype"][found["knee"]].tolist() == [winner["phenotype"]]
     assert winner["hypervolume"] == pytest.approx(front.hypervolume(scores))
+    shown = pd.read_csv("data/report/front.csv").set_index("model")
+    assert shown.loc[winner["phenotype"], "kind"] == "knee"
+    np.testing.assert_allclose(shown.loc[found["phenotype"], ["score x", "score y"]], scores)
+    assert 'id="front"' in Path("data/report/index.html").read_text()
     world.run(world.params(saved), "evolve")
     assert not Path("data/evolve/front.csv").exists()
 

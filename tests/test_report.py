@@ -228,14 +228,58 @@ def renamed(results, names):
     )
 
 
+@pytest.mark.parametrize("groups", [["fr", "es"], GROUPS])
+def test_a_front_has_its_plot_its_leaders_and_its_hypervolume(results, html, groups):
+    ours = findings.with_front(results, groups)
+    made = page(ours)
+    reader = Reader(made)
+    assert ("section", "id", "front") in reader.attributes
+    assert ("a", "href", "#front") in reader.attributes
+    assert 'id="front"' not in html
+    assert "knee" not in html
+    (label,) = re.findall('<svg class="front" role="img" aria-label="(.*?)"', made)
+    assert label.startswith(f"9 leaders by their scores in {len(groups)} groups, {ours.front['front'].sum()} of them")
+    assert drawn(made, "front") >= len(groups) * 2
+    text = reader.text
+    part = text[text.index("Leaders with 90 % intervals") : text.index("Where in coefficient space")]
+    for row in ours.front.to_dict("records"):
+        kind = "the knee" if row["knee"] else "on the front" if row["front"] else "behind it"
+        cells = [f"{row[f'score {g}']:.1%} [{row[f'low {g}']:.1%}, {row[f'high {g}']:.1%}]" for g in groups]
+        assert f"{row['phenotype'][:12]} {kind} {' '.join(cells)}" in part
+    (knee,) = ours.front[ours.front["knee"]].to_dict("records")
+    assert all(f"{knee[f'score {g}']:.1%} in {g}" in label for g in groups)
+    assert f'<tr class="chosen"><th scope="row" class="fig"><code>{knee["phenotype"][:12]}</code>' in made
+    assert f"hypervolume is {ours.winner['hypervolume']:.3f} :" in text
+    assert "the better half twice as many" in html
+    assert "the better half twice as many" not in made
+
+
+def test_a_front_of_one_leader_is_shown(results):
+    ours = findings.with_front(results, ["fr", "es"])
+    made = page(replace(ours, front=ours.front[ours.front["knee"]]))
+    assert "1 of 1 leaders are on the front" in Reader(made).text
+
+
+def test_a_front_of_many_groups_and_experts_is_drawn(results):
+    groups = [f"a group with the number {n}" for n in range(9)]
+    search = [replace(item, group=groups[n % 9]) for n, item in enumerate(results.search)]
+    experts, answers = [f"expert {n}" for n in range(12)], np.tile(results.parents, (3, 1))
+    made = page(findings.with_front(replace(results, search=search, experts=experts, parents=answers), groups))
+    assert "expert 11" in made[made.index('<svg class="front"') :]
+
+
 def test_what_comes_from_data_comes_out_escaped(results):
     ours = renamed(results, {"TIES": ATTACK, "english_arithmetic": f"{ATTACK}$x^2$"})
     recipe = results.winner["recipe"] | {"weights": {f'"{ATTACK}': {ATTACK: [0.5]}}, "experts": [f'"{ATTACK}']}
     search = [replace(results.search[0], group=ATTACK, id=ATTACK), *results.search[1:]]
     tests = [replace(item, prompt=ATTACK, options=(ATTACK, "b"), group=ATTACK, form=ATTACK) for item in results.tests]
+    fronted = findings.with_front(results, [ATTACK, "es"])
+    parents = np.ones((len(EXPERTS) + 1, len(search)))
     html = page(
         replace(
             ours,
+            front=fronted.front.replace({"phenotype": {fronted.winner["phenotype"]: ATTACK}}),
+            parents=parents,
             study=ATTACK,
             experts=[ATTACK, *EXPERTS],
             search=search,
@@ -243,7 +287,7 @@ def test_what_comes_from_data_comes_out_escaped(results):
             raw={},
             scores=ours.scores.rename(columns={"group fr": f"group {ATTACK}"}),
             history=results.history.rename(columns={GENES[0]: f"weight {ATTACK} mlp 0"}),
-            winner=dict(results.winner) | {"recipe": recipe, "phenotype": ATTACK},
+            winner=dict(results.winner) | {"recipe": recipe, "phenotype": ATTACK, "hypervolume": 0.1},
             identity={ATTACK: ATTACK},
             commands=[ATTACK],
         )
@@ -496,6 +540,21 @@ def test_the_stage_writes_the_page_of_its_files_its_figures_and_ends_with_the_re
     written = {path.name for path in (folder / "data/report").iterdir()}
     assert written == {"index.html", "result.txt", *(f"{name}.csv" for name in names)}
     assert len(pd.read_csv("data/report/candidates.csv")) == len(results.history)
+
+
+def test_the_stage_shows_a_front_where_there_is_one(results, folder):
+    ours = findings.with_front(results)
+    ours.front.to_csv(stage.EVOLVE / "front.csv", index=False)
+    (stage.EVOLVE / "winner.json").write_text(json.dumps(ours.winner), encoding="utf-8")
+    stage.report.fn("transfer", STUDIES, RUNTIME)
+    assert 'id="front"' in (stage.OUT / "index.html").read_text(encoding="utf-8")
+    written = pd.read_csv(stage.OUT / "front.csv")
+    assert written["kind"].value_counts()["expert"] == len(EXPERTS)
+    assert written["model"][written["kind"] == "knee"].tolist() == [ours.winner["phenotype"]]
+    (stage.EVOLVE / "front.csv").unlink()
+    stage.report.fn("transfer", STUDIES, RUNTIME)
+    assert 'id="front"' not in (stage.OUT / "index.html").read_text(encoding="utf-8")
+    assert not (stage.OUT / "front.csv").exists()
 
 
 def test_answers_that_were_kept_are_read_if_they_are_graded_as_recorded(results, folder):

@@ -24,10 +24,15 @@ pytestmark = pytest.mark.skipif(
 VIEWS = [(width, scheme) for width in (375, 1440) for scheme in ("light", "dark")]
 
 
+FRONTS = {"no front": [], "front of two": ["fr", "es"], "front of three": findings.GROUPS}
+with_and_without_fronts = pytest.mark.parametrize("address", FRONTS, indirect=True)
+
+
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("report") / "index.html"
-    path.write_text(written(findings.results()), encoding="utf-8")
+def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path, groups = tmp_path_factory.mktemp("report") / "index.html", FRONTS[getattr(request, "param", "no front")]
+    found = findings.results()
+    path.write_text(written(findings.with_front(found, groups) if groups else found), encoding="utf-8")
     return path.as_uri()
 
 
@@ -59,9 +64,10 @@ def test_it_opens_from_a_file_asks_for_nothing_and_complains_of_nothing(opened: 
     assert opened.said == [address]
 
 
-def test_every_plot_is_drawn_and_nothing_scrolls_sideways(opened: Any) -> None:
+@with_and_without_fronts
+def test_every_plot_is_drawn_and_nothing_scrolls_sideways(opened: Any, request: pytest.FixtureRequest) -> None:
     boxes = opened.locator("svg").evaluate_all("all => all.map(one => one.getBoundingClientRect().toJSON())")
-    assert len(boxes) == 6
+    assert len(boxes) == (6 if "no front" in request.node.name else 7)
     width = opened.viewport_size["width"]
     assert all(box["width"] > 300 and box["height"] > 150 and box["right"] <= width for box in boxes)
     seen = "[...one.querySelectorAll('path, use')].filter(mark => mark.getBoundingClientRect().width).length"
@@ -71,6 +77,7 @@ def test_every_plot_is_drawn_and_nothing_scrolls_sideways(opened: Any) -> None:
     assert opened.evaluate("document.documentElement.scrollWidth") == width
 
 
+@with_and_without_fronts
 def test_axe_finds_no_fault(opened: Any) -> None:
     opened.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     found = axe.Axe().run(opened)

@@ -23,6 +23,7 @@ from merge3.report_tables import (
     duels,
     estimates,
     extracted,
+    front,
     generations,
     information,
     item_map,
@@ -117,6 +118,23 @@ def test_groups_are_counted_with_what_is_asked_of_them(results: Results) -> None
     assert [row["size"] for row in rows] == [40, 40, 40]
     assert sum(row["count"] for row in rows) == 20
     assert sum(row["sum"] for row in rows) == pytest.approx(1.0)
+
+
+def test_a_front_goes_from_one_end_to_the_other_then_come_those_behind_it_and_the_experts(results: Results) -> None:
+    ours = findings.with_front(results, ["fr", "es"])
+    assert ours.front is not None
+    table = front(ours, ours.front)
+    on = table[table["kind"].isin(["knee", "front"])]
+    assert on.index.tolist() == list(range(len(on)))
+    assert (np.diff(on["score fr"]) < 0).all()
+    assert (np.diff(on["score es"]) > 0).all()
+    assert table["kind"].tolist()[len(on) :] == ["behind"] * (9 - len(on)) + ["expert"] * 4
+    assert table["model"][table["kind"] == "knee"].tolist() == [ours.winner["phenotype"]]
+    expert = table.iloc[-1]
+    right = [a for a, item in zip(results.parents[-1], results.search, strict=True) if item.group == "es"]
+    assert expert["score es"] == pytest.approx(sum(right) / 40)
+    assert np.isnan(expert["low es"])
+    assert list(tables(ours)) == [*tables(results), "front"]
 
 
 def test_duels_are_the_items_on_which_two_differ_the_clearest_first(results: Results) -> None:
