@@ -20,9 +20,9 @@ from merge3 import responses
 from merge3.grading import grade
 from merge3.items import Item
 from merge3.recipe import Recipe, constant, standard_merges
-from merge3.report import evidence, headline, page
+from merge3.report import evidence, headline, ledger, page
 from merge3.report_tables import BASE, Results, divisors, outcome, ranked, tables
-from merge3.report_text import percent, points
+from merge3.report_text import count, fraction, percent, points
 from merge3.store import Answer, Store, digest
 
 PREPARE = DATA / "prepare"
@@ -184,8 +184,8 @@ def plain(results: Results) -> str:
 
 
 def draw(results: Results, console: Console) -> None:
-    """The table of models and the result in a sentence."""
-    for part in ("", table(results), "", summary(results)):
+    """The table of models, the result in a sentence, and what it cost."""
+    for part in ("", table(results), "", summary(results), cost(results)):
         console.print(part)
 
 
@@ -207,6 +207,16 @@ def summary(results: Results) -> Text:
     rival = results.best_expert
     text = Text(f"{headline(results)}:\n", style=f"bold {COLOURS[outcome(rival)]}")
     return text.append(f"{evidence(rival, results.responses.shape[1])}.", style="not bold default")
+
+
+def cost(results: Results) -> Text:
+    """The tokens that the search asked, and all that it took to find the winner."""
+    spent = ledger(results)
+    asked, found = spent["search"], spent["found"]
+    return Text(
+        f"The search asked {count(asked)} tokens, {fraction(asked, spent['full'])} of asking every question "
+        f"({count(spent['full'])}); with all preparation {count(found)}, {fraction(found, spent['full'])}."
+    )
 
 
 def _table(path: Path) -> pd.DataFrame:

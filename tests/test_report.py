@@ -534,6 +534,8 @@ def test_the_stage_writes_the_page_of_its_files_its_figures_and_ends_with_the_re
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "report: data/report/index.html"
     assert "The evolved merge beats the best expert, english_arithmetic, by 11.0 points:" in said
+    cost = "The search asked 311,040 tokens, 1/48 of asking every question (14.9 million); "
+    assert f"{cost}with all preparation 3.39 million, 1/4.4." in said
     (line,) = [line for line in said if line.startswith("uniform average")]
     assert re.split(" {2,}", line) == ["uniform average", "53.2%", "[49.6%, 56.8%]", "+8.1 [+5.0, +11.2]"]
     names = ["candidates", "duels", "estimates", "items", "ledger", "models", "search"]
