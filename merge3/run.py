@@ -47,7 +47,7 @@ SIGMA = 0.2
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `done` of at most `total` answers, those that were kept from before among them.
+    """How far a run is: `done` of at most `total` answers, of which `kept` were there from before.
 
     `tokens` and `seconds` are what this run asked and took, `left` the seconds that the rest may take, None before
     anything was asked; `best` is the estimate of the candidate that is the best so far by all candidates together.
@@ -55,6 +55,7 @@ class Progress:
 
     stage: str
     done: int
+    kept: int
     total: int
     tokens: int
     seconds: float
@@ -199,7 +200,7 @@ class _Run:
             name: constant("task_arithmetic", {name: 1.0}) for name in self.names
         }
         self.tokens: dict[str, int] = {}
-        self.stage, self.done, self.cost, self.prepared = "", 0, Cost(), Cost()
+        self.stage, self.done, self.before, self.cost, self.prepared = "", 0, 0, Cost(), Cost()
         self.best: Estimate | None = None
         self.sourced = sourced
         self.history: History | None = None
@@ -217,12 +218,13 @@ class _Run:
         searched = (len(self.parents) + POPULATION) * len(self.search) + self.generations * GENERATION * asked + finals
         return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
 
-    def step(self, answers: int) -> None:
-        """Say that so many more answers are there."""
+    def step(self, answers: int, kept: int) -> None:
+        """Say that so many more answers are there, `kept` of them from before."""
         self.done += answers
+        self.before += kept
         seconds = self.cost.merging_seconds + self.cost.answering_seconds
         left = (self.total - self.done) * self.each * seconds / self.cost.tokens if self.cost.tokens else None
-        self.tell(Progress(self.stage, self.done, self.total, self.cost.tokens, seconds, left, self.best))
+        self.tell(Progress(self.stage, self.done, self.before, self.total, self.cost.tokens, seconds, left, self.best))
 
     def answer(self, stage: str, recipes: Mapping[str, Recipe], asked: Sequence[Item]) -> pd.DataFrame:
         """The response table of recipes on items; a broken model's row is NaN."""
@@ -231,7 +233,7 @@ class _Run:
         for recipe in recipes.values():
             found = self.asker.ask(recipe, asked)
             self.cost += found.cost
-            self.step(len(asked))
+            self.step(len(asked), len(asked) - found.new)
             nothing = np.full(len(asked), np.nan)
             rows.append(nothing if found.answers is None else self.asker.correct(asked, found.answers))
         return responses.table(list(recipes), [item.id for item in asked], np.stack(rows))
@@ -331,8 +333,10 @@ class _Run:
 
     def follow(self, history: History, answers: int) -> None:
         """As `step`, where a history keeps the account."""
-        self.cost = self.prepared + history.cost
-        self.step(answers)
+        spent = self.prepared + history.cost
+        kept = answers if spent.tokens == self.cost.tokens else 0
+        self.cost = spent
+        self.step(answers, kept)
 
     def measure(self, winner: Recipe, seed: int) -> pd.DataFrame:
         """Winner, parents and standard merges on the held-out items.

@@ -199,8 +199,12 @@ def test_two_models_and_a_file_of_questions_become_an_evolved_model(
     assert "merged is not empty" in capsys.readouterr().err
     again = [*command[: (place := command.index("merged"))], "again", "--store", "merged.store", *command[place + 1 :]]
     assert main([*again, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    found = json.loads(told.out)
     assert found["tokens"]["this_run"] == 0
+    done = told.err.splitlines()[-1].removeprefix("test: ").split("/")[0]
+    assert int(done) > 0
+    assert told.err.splitlines()[-1].endswith(f", {done} kept")
     assert [row["model"] for row in found["scores"]][:4] == ["evolved merge", "base", "a", "b"]
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "merged/model.safetensors").read_bytes()
 

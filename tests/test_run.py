@@ -95,6 +95,7 @@ def test_progress_rises_to_its_end(done: tuple) -> None:
     assert counts[-1] <= told[-1].total
     assert told[-1].left is not None
     assert told[-1].tokens == found.tokens["this_run"] > 0
+    assert not any(event.kept for event in told if event.stage in stages[:2])
     best = told[-1].best
     assert best is not None
     assert (best.score, best.low) in set(zip(found.history["estimate"], found.history["low"], strict=True))
@@ -107,6 +108,7 @@ def test_a_run_again_asks_nothing_and_finds_the_same(
     first, _, folder = done
     items.write(tmp_path / "items.parquet", questions)
     shutil.copytree(folder / "out.store", tmp_path / "kept")
+    told = list[run.Progress]()
     again = run.run(
         saved["base"],
         experts(saved),
@@ -115,7 +117,9 @@ def test_a_run_again_asks_nothing_and_finds_the_same(
         budget=24,
         dtype="float32",
         store=tmp_path / "kept",
+        tell=told.append,
     )
+    assert all(event.kept == event.done for event in told)
     assert again.tokens == {**first.tokens, "this_run": 0}
     pd.testing.assert_frame_equal(again.scores, first.scores)
     pd.testing.assert_frame_equal(again.history, first.history)
@@ -143,7 +147,12 @@ def test_a_stopped_run_keeps_the_best_so_far_and_goes_on(
     assert "best so far is out.store/best.yaml, estimated " in said.splitlines()[-1]
     assert mergefile.read(best / "best.yaml").recipe.method == "task_arithmetic"
     assert not (tmp_path / "out").exists()
-    again = run.run(saved["base"], experts(saved), questions, tmp_path / "out", budget=24, dtype="float32")
+    told = list[run.Progress]()
+    again = run.run(
+        saved["base"], experts(saved), questions, tmp_path / "out", budget=24, dtype="float32", tell=told.append
+    )
+    assert told[0].kept == told[0].done > 0
+    assert told[-1].kept < told[-1].done
     assert 0 < again.tokens["this_run"] < first.tokens["this_run"] / 2
     pd.testing.assert_frame_equal(again.history, first.history)
     pd.testing.assert_frame_equal(again.scores, first.scores)

@@ -103,11 +103,12 @@ def plain_lines() -> Callable[[Progress], None]:
 
 
 def figures(p: Progress) -> str:
-    """The best so far, the speed and the time left."""
+    """The best so far, the speed, how many answers were kept, and the time left."""
     best = p.best and f"best {percent(p.best.score)} [{percent(p.best.low)}, {percent(p.best.high)}]"
-    speed = f"{p.tokens / p.seconds:,.0f} tokens/s" if p.seconds else "all kept"
+    speed = p.seconds and f"{p.tokens / p.seconds:,.0f} tokens/s"
+    kept = p.kept and f"{p.kept} kept"
     left = p.left is not None and f"{duration(p.left)} left"
-    return ", ".join(part for part in (best, speed, left) if part)
+    return ", ".join(part for part in (best, speed, kept, left) if part)
 
 
 def duration(seconds: float) -> str:
