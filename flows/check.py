@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from flows.known import study_of
-from flows.stage import DATA, STAGES, arguments, read_params, section
+from flows.stage import DATA, PARAMS, STAGES, arguments, read_params, section
 from merge3 import answering, checks, irt, models
 from merge3.checks import OK, RISK, WRONG, Finding
 from merge3.estimate import SAMPLED
@@ -31,6 +31,9 @@ RUNTIME = ("device", "dtype", "batch_tokens", "scoring", "portable")
 
 def check() -> list[Finding]:
     """Everything that can be found, in the working directory."""
+    if not PARAMS.exists():
+        text = "there is none here: run it in a clone of the repository, or use `merge3 run`, which needs none"
+        return [Finding(WRONG, "params.yaml", text)]
     try:
         params = read_params()
     except MISTAKES as error:
