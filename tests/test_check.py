@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
 import subprocess
@@ -120,6 +121,13 @@ def test_every_wrong_section_is_said_at_once(here: Path, saved: dict[str, Path])
         "params.yaml: extract has no parameter 'more'; it has ['method', 'items']",
         "params.yaml: evaluate.sample is missing",
     ]
+
+
+def test_outside_a_clone_that_is_all_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (finding,) = checking.check()
+    assert (finding.level, finding.what) == (WRONG, "params.yaml")
+    assert "run it in a clone" in finding.text
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a", "nonsense: 1"])
@@ -316,19 +324,39 @@ def test_init_writes_parameters_that_pass_and_run(
 
 
 def test_init_asks_for_what_no_flag_says(
-    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     repository(tmp_path)
     world.write(tmp_path / ".dvc", world.params(saved))
-    replies = iter(
-        [str(saved["base"]), f"a={saved['first']}", f"b={saved['second']}", "", str(tmp_path / ".dvc/items.jsonl"), ""]
-    )
+    models = [
+        str(tmp_path / "no model"),
+        str(saved["base"]),
+        f"a={saved['first']}",
+        "b=nothing",
+        f"b={saved['second']}",
+    ]
+    replies = iter([*models, "", str(tmp_path / ".dvc/items.jsonl"), ""])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda prompt: next(replies))
-    assert main(["init"]) == 0
+    monkeypatch.setattr("builtins.input", lambda: next(replies))
+    assert main(["init", "--json"]) == 0
     assert list(replies) == []
+    printed = capsys.readouterr()
+    assert {finding["level"] for finding in json.loads(printed.out)} <= {OK, RISK}
+    assert printed.err.count("expert 2 (") == printed.err.count("base (") == 2  # each named wrongly once
+    assert "'nothing' is neither a folder nor a hub id" in printed.err
     assert read_params()["studies"]["mine"]["experts"] == ["a", "b"]
+
+
+def test_init_ends_in_a_line_where_the_input_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    repository(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert main(["init"]) == 1
+    assert "give --base: the input ended here" in capsys.readouterr().err
 
 
 def test_init_says_where_it_cannot_work(

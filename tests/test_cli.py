@@ -15,9 +15,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merge3 import answering, cli, items, responses, run
+from merge3 import answering, cli, items, mergefile, responses, run
 from merge3.cli import main, making, searching
 from merge3.items import FreeText, Item
+from merge3.models import fingerprint
 
 
 @pytest.fixture
@@ -41,7 +42,15 @@ def test_a_merge_is_written(file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "read back and found the same" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "merge.yaml", "README.md"} <= names
-    assert main(["merge", str(tmp_path / "out" / "merge.yaml"), str(tmp_path / "again")]) == 0
+    assert main(["merge", str(tmp_path / "out" / "merge.yaml"), str(tmp_path / "again"), "--json"]) == 0
+    told, merge = json.loads(capsys.readouterr().out), mergefile.read(file)
+    assert told.pop("seconds") > 0
+    assert told == {
+        "path": str(tmp_path / "again"),
+        "phenotype": merge.recipe.phenotype({name: fingerprint(Path(of)) for name, of in merge.experts.items()}),
+        "parameters": AutoModelForCausalLM.from_pretrained(tmp_path / "again").num_parameters(),
+        "bytes": sum(path.stat().st_size for path in (tmp_path / "again").iterdir()),
+    }
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "out" / "model.safetensors"
     ).read_bytes()
@@ -51,6 +60,8 @@ def test_a_file_goes_to_mergekits_form_and_back(file: Path, tmp_path: Path, caps
     assert main(["recipe", str(file), "--as", "mergekit"]) == 0
     theirs = capsys.readouterr().out
     assert yaml.safe_load(theirs)["merge_method"] == "ties"
+    assert main(["recipe", str(file), "--as", "mergekit", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == yaml.safe_load(theirs)
     (tmp_path / "theirs.yaml").write_text(theirs)
     assert main(["recipe", str(tmp_path / "theirs.yaml")]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["method"] == "ties"
@@ -144,6 +155,12 @@ def test_every_raw_answer_can_be_read(
     assert "not scored: truncated" in text
     assert "1 + 1" in text
     assert "right" not in text
+    (tmp_path / "run").mkdir()
+    shutil.copytree(store, tmp_path / "run" / "answers")  # as `merge3 run` keeps them
+    assert main(["answers", str(tmp_path / "run"), "--items", file, "--failed"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["answers", str(tmp_path / "none"), "--items", file]) == 1
+    assert "there is no store at" in capsys.readouterr().err
     assert main(["answers", store, "--items", file, "--model", "nobody"]) == 1
     assert "keeps no such answer" in capsys.readouterr().err
 
@@ -168,6 +185,11 @@ def test_what_others_measured_is_imported(tmp_path: Path, capsys: pytest.Capture
         assert main(["import", str(source), "--out", str(tmp_path / "out.parquet")]) == 0
         assert said in capsys.readouterr().out
         assert responses.read(tmp_path / "out.parquet").iloc[0, 0] == 1
+    assert main(["import", str(tmp_path / "matrix.csv"), "--out", str(tmp_path / "out.parquet"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(tmp_path / "out.parquet"),
+        **{"models": 1, "items": 2, "not_scored": 1},
+    }
 
 
 # --- from nothing to a model
@@ -228,6 +250,8 @@ def test_chat_is_greedy_and_the_same_of_folder_and_merge_file(
         assert main(["chat", str(source), *said]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
+    assert main(["chat", str(file), *said, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"prompt": "Hello", "reply": first}
     model, tokenizer = (auto.from_pretrained(tmp_path / "out") for auto in (AutoModelForCausalLM, AutoTokenizer))
     tokens = tokenizer("Hello", return_tensors="pt")["input_ids"]
     for _ in range(6):
@@ -250,20 +274,32 @@ def test_turns_go_through_the_chat_template(
     monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nYou?\n\n"))
     assert main(["chat", str(tmp_path / "it")]) == 0
     assert [tokenizer.decode(tokens[0]) for tokens in seen] == ["<u>Hi<a>", "<u>Hi<a><u>You?<a>"]
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nYou?\n"))
+    assert main(["chat", str(tmp_path / "it"), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"prompt": "Hi", "reply": ""}, {"prompt": "You?", "reply": ""}]
 
 
 # --- the parser
 
 
-def test_every_command_has_help_examples_and_something_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_examples_and_something_to_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     commands = next(action for action in cli.parser()._actions if action.dest == "command").choices
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for name, command in commands.items():
         module, function = command.get_default("run")
         assert callable(getattr(import_module(f"merge3.cli.{module}"), function))
+        assert command.get_default("json") is False
         with pytest.raises(SystemExit):
             main([name, "--help"])
-        examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  merge3 ")]
+        said = capsys.readouterr().out
+        assert all(len(line) <= 80 for line in said.splitlines()), name
+        whole = said.replace("\\\n", " ")
+        examples = [line.strip() for line in whole.splitlines() if line.startswith("  merge3 ")]
         assert examples, name
         for example in examples:  # is understood by the parser itself
             cli.parser().parse_args(shlex.split(example.split("|")[0], comments=True)[1:])

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import shtab
 
 STOPPED = 130  # the status of a command that was interrupted, as shells have it
+WIDTH = 78  # of a line of help, in a terminal of 80
 SCORINGS = ("sum", "characters", "tokens")
 SCORING = "of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)"
 FIRST = """commands, in the order they are usually wanted:
@@ -60,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     for add in (add_respond, add_answers, add_import, add_study, add_verify):
         add(commands)
     for one in commands.choices.values():
+        one.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
         for action in one._actions:
             if action.type is Path:
                 vars(action)["complete"] = shtab.FILE
@@ -72,19 +75,27 @@ def add_run(commands: Any) -> None:
         commands,
         *("run", "searching", "run"),
         "evolve a merge of models for a benchmark, measure it on held-out items, and write it",
-        """merge3 run --base org/base --expert maths=org/maths --expert de=./german --items questions.jsonl --out merged
-merge3 run --base ./base --expert ./a --expert ./b --items q.jsonl --out merged --budget 240 --method ties
-Interrupted, or again with a larger --budget and a new --out, it asks only what is not in the store.""",
+        r"""merge3 run --base org/base --expert maths=org/maths --expert de=./german \
+    --items questions.jsonl --out merged
+merge3 run --base ./base --expert ./a --expert ./b --items q.jsonl --out new \
+    --budget 240 --method ties --store merged.store
+
+An item is a line of JSON, with "group", a language for instance, if you like:
+{"id": "1", "prompt": "2 + 2 = ", "options": ["3", "4"], "answer": 1}
+
+Interrupted, or again with a larger --budget, a new --out and the same
+--store, it asks only what is not in the store.""",
     )
     add_parents(run, required=True)
     run.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
     run.add_argument("--out", type=Path, required=True, help="a new folder for the model")
     run.add_argument("--budget", type=int, default=120, help="candidates of the search (default: 120)")
-    run.add_argument("--method", default="task_arithmetic", help="of merging (default: task_arithmetic)")
+    run.add_argument(
+        "--method", default="task_arithmetic", help="of merging: ties, slerp... (default: task_arithmetic)"
+    )
     run.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
     add_device(run)
-    add_json(run)
 
 
 def add_chat(commands: Any) -> None:
@@ -95,7 +106,8 @@ def add_chat(commands: Any) -> None:
         "talk to a merge, or to any model: greedy, by its chat template if it has one",
         """merge3 chat merged
 merge3 chat data/evolve/winner.yaml --prompt "What is 12 + 5?"
-An empty line ends. A model without a chat template goes on writing where a line ends.""",
+An empty line ends. A model without a chat template goes on writing where a
+line ends.""",
     )
     chat.add_argument("model", help="a model's folder or hub id, or a merge file (.yaml)")
     chat.add_argument("--prompt", help="say this alone, and end")
@@ -109,8 +121,9 @@ def add_init(commands: Any) -> None:
         commands,
         *("init", "project", "init"),
         "write params.yaml for your own models, in a clone of the pipeline; what no flag says is asked",
-        """merge3 init
-merge3 init --base org/base --expert maths=org/maths --expert german=./german --items questions.jsonl --device cuda
+        r"""merge3 init
+merge3 init --base org/base --expert maths=org/maths --expert de=./german \
+    --items questions.jsonl --device cuda
 Then: dvc repro""",
     )
     add_parents(init, required=False)
@@ -121,14 +134,13 @@ Then: dvc repro""",
 
 def add_check(commands: Any) -> None:
     """`merge3 check`."""
-    check = command(
+    command(
         commands,
         *("check", "project", "check"),
         "say everything that is wrong or risky with params.yaml and this machine; status 1 if anything is wrong",
         """merge3 check
 merge3 check --json | jq '.[] | select(.level == "wrong")'""",
     )
-    add_json(check)
 
 
 def add_merge(commands: Any) -> None:
@@ -137,9 +149,11 @@ def add_merge(commands: Any) -> None:
         commands,
         *("merge", "making", "merge"),
         "write the model that a merge file describes: safetensors, tokenizer, card",
-        """merge3 merge data/evolve/winner.yaml my-model --scores data/evaluate/scores.csv
+        r"""merge3 merge data/evolve/winner.yaml my-model \
+    --scores data/evaluate/scores.csv
 merge3 merge mergekit.yaml my-model --device cuda
-The folder can be uploaded to a hub as it is; llama.cpp's convert_hf_to_gguf.py makes a GGUF file of it.""",
+The folder can be uploaded to a hub as it is; llama.cpp's
+convert_hf_to_gguf.py makes a GGUF file of it.""",
     )
     merge.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
     merge.add_argument("out", type=Path, help="a new folder for the model")
@@ -167,8 +181,9 @@ def add_plan(commands: Any) -> None:
         *("plan", "making", "plan"),
         "say from configs alone what fits and what a candidate costs",
         """merge3 plan merge.yaml
-merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70    # a card that is not here
-merge3 plan merge.yaml --memory 80 --bandwidth 2000 --tflops 300 --workers 8    # eight of them: docs/workers.md""",
+merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70
+merge3 plan merge.yaml --memory 80 --bandwidth 2000 --tflops 300 --workers 8
+The second plans for a card that is not here, the last for eight.""",
     )
     plan.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
     plan.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
@@ -182,7 +197,6 @@ merge3 plan merge.yaml --memory 80 --bandwidth 2000 --tflops 300 --workers 8    
     plan.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")
     plan.add_argument("--tflops", type=float, help="with --memory: its dense matrix products, 10^12 operations/s")
     plan.add_argument("--main-bandwidth", type=float, help="GB/s of the main memory beside it (default: measured here)")
-    add_json(plan)
 
 
 def add_respond(commands: Any) -> None:
@@ -191,7 +205,8 @@ def add_respond(commands: Any) -> None:
         commands,
         *("respond", "asking", "respond"),
         "let models answer items: a table of who was right",
-        """merge3 respond --model org/a --model ./b --items items.jsonl --out table.parquet --store answers/
+        r"""merge3 respond --model org/a --model ./b --items items.jsonl \
+    --out table.parquet --store answers/
 merge3 respond --model org/a --task arc_easy --out table.parquet""",
     )
     respond.add_argument(
@@ -208,7 +223,6 @@ merge3 respond --model org/a --task arc_easy --out table.parquet""",
     respond.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
     respond.add_argument("--scoring", choices=SCORINGS, default="sum", help=SCORING)
     add_device(respond)
-    add_json(respond)
 
 
 def add_answers(commands: Any) -> None:
@@ -217,15 +231,15 @@ def add_answers(commands: Any) -> None:
         commands,
         *("answers", "asking", "answers"),
         "show every raw answer that a store keeps",
-        """merge3 answers data/evolve/answers --items data/prepare/search.parquet --failed
-merge3 answers merged.store/answers --items questions.jsonl --json""",
+        r"""merge3 answers data/evolve/answers --items data/prepare/search.parquet \
+    --failed
+merge3 answers merged.store --items questions.jsonl --json""",
     )
-    answers.add_argument("store", type=Path, help="data/evolve/answers, for instance, or what respond --store wrote")
+    answers.add_argument("store", type=Path, help="what run or respond --store wrote, or data/evolve/answers")
     answers.add_argument("--items", type=Path, action="append", required=True, help="the items; may be repeated")
     answers.add_argument("--model", help="only models whose name begins so")
     answers.add_argument("--item", help="only the item of this id")
     answers.add_argument("--failed", action="store_true", help="only answers that are not scored")
-    answers.add_argument("--json", action="store_true", help="JSON lines")
     answers.add_argument("--scoring", choices=SCORINGS[:2], default="sum", help="as for respond")
 
 
@@ -251,7 +265,7 @@ def add_study(commands: Any) -> None:
     study = command(
         commands,
         *("study", "studies", "study"),
-        "on models answered in full: which items and estimator serve best?",
+        "say which items and estimator serve best, on models that were answered in full",
         """merge3 study table.parquet --parents org/a org/b --merges 'mine/*'
 merge3 study leaderboard.csv --counts 20 --json""",
     )
@@ -259,7 +273,6 @@ merge3 study leaderboard.csv --counts 20 --json""",
     study.add_argument("--counts", type=int, nargs="+", default=(10, 20, 50), help="items asked (default: 10 20 50)")
     study.add_argument("--draws", type=int, default=20, help="repetitions (default: 20)")
     study.add_argument("--plot", type=Path, help="the figures as a picture (default: beside the table)")
-    add_json(study)
 
 
 def add_verify(commands: Any) -> None:
@@ -273,7 +286,6 @@ merge3 verify table.parquet --parents org/a org/b --merges 'mine/*'""",
     )
     add_case(verify, "?")
     verify.add_argument("--count", type=int, default=20, help="items asked (default: 20)")
-    add_json(verify)
 
 
 def command(commands: Any, name: str, module: str, function: str, what: str, examples: str) -> argparse.ArgumentParser:
@@ -281,7 +293,7 @@ def command(commands: Any, name: str, module: str, function: str, what: str, exa
     made: argparse.ArgumentParser = commands.add_parser(
         name,
         help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
+        description=fill(f"{what[0].upper()}{what[1:]}.", WIDTH),
         epilog="examples:\n  " + examples.replace("\n", "\n  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -305,11 +317,6 @@ def add_device(made: argparse.ArgumentParser) -> None:
     """Where a model lives, and in which dtype."""
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     made.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
-
-
-def add_json(made: argparse.ArgumentParser) -> None:
-    """The result for programs."""
-    made.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_case(made: argparse.ArgumentParser, number: str | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from merge3 import answering, grading, imports, items
 from merge3 import responses as tables
-from merge3.cli.show import as_json, progress, quiet
+from merge3.cli.show import as_json, as_line, progress, quiet
 from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, runtime_name, weights_folder
 from merge3.respond import packable
 from merge3.respond import respond as ask
@@ -148,10 +148,16 @@ def answers(options: argparse.Namespace) -> None:
     """`merge3 answers`.
 
     Raises:
+        FileNotFoundError: there is no such store.
         ValueError: nothing is kept that fits what was asked for.
     """
+    if not options.store.is_dir():
+        raise FileNotFoundError(
+            f"there is no store at {options.store}: name the folder that `merge3 run` or `merge3 respond --store` wrote"
+        )
     asked = {item.content_hash: item for path in options.items for item in items.read(path)}
-    store, lines, kept = Store(options.store), [], 0
+    of_run = options.store / "answers"
+    store, lines, kept = Store(of_run if of_run.is_dir() else options.store), [], 0
     for key in store.keys():  # noqa: SIM118 - no mapping
         name = named(key)
         if not name.startswith(options.model or ""):
@@ -168,7 +174,10 @@ def answers(options: argparse.Namespace) -> None:
     if not kept:
         raise ValueError(f"{options.store} keeps no such answer to these items")
     for line in lines:
-        print(json.dumps(line, ensure_ascii=False) if options.json else prose(line))
+        if options.json:
+            as_line(line)
+        else:
+            print(prose(line))
     failed = [line["reason"] for line in lines if line["correct"] is None]
     truncated = failed.count(grading.TRUNCATED)
     print(f"{kept} answers, {len(failed)} not scored, {truncated} of them truncated", file=sys.stderr)
@@ -199,4 +208,7 @@ def import_table(options: argparse.Namespace) -> None:
     table = imports.lm_eval(source, options.metric, options.filter) if source.is_dir() else imports.matrix(source)
     tables.write(options.out, table)
     missing = int(table.isna().to_numpy().sum())
-    print(f"{options.out}: {table.shape[0]} models x {table.shape[1]} items, {missing} not scored")
+    if options.json:
+        as_json({"path": str(options.out), "models": len(table), "items": table.shape[1], "not_scored": missing})
+    else:
+        print(f"{options.out}: {table.shape[0]} models x {table.shape[1]} items, {missing} not scored")

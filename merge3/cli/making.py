@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from merge3 import export, mergefile, scaling
 from merge3 import plan as costs
-from merge3.cli.show import as_json, quiet
-from merge3.models import check_device, load, load_tokenizer, resolve_dtype, weights_folder
+from merge3.cli.show import as_json, as_line, ask, quiet
+from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, weights_folder
+from merge3.recipe import Merge
 
 MERGE_FILES = (".yaml", ".yml")
 
@@ -24,14 +26,31 @@ def merge(options: argparse.Namespace) -> None:
     """`merge3 merge`."""
     scores = None if options.scores is None else pd.read_csv(options.scores)
     quiet()
-    model = export.export(mergefile.read(options.file), options.out, options.device, scores)
-    print(f"{options.out}: {model.num_parameters():,} parameters, read back and found the same")
+    found, begin = mergefile.read(options.file), perf_counter()
+    parameters = export.export(found, options.out, options.device, scores).num_parameters()
+    if options.json:
+        seconds, size = perf_counter() - begin, sum(path.stat().st_size for path in options.out.iterdir())
+        made = {"path": str(options.out), "phenotype": phenotype(found), "parameters": parameters}
+        as_json(made | {"seconds": seconds, "bytes": size})
+    else:
+        print(f"{options.out}: {parameters:,} parameters, read back and found the same")
+
+
+def phenotype(merge: Merge) -> str | None:
+    """What a search's history calls the merge; None of a stack, which no search makes."""
+    if merge.stack:
+        return None
+    return merge.recipe.phenotype({name: fingerprint(weights_folder(of)) for name, of in merge.experts.items()})
 
 
 def recipe(options: argparse.Namespace) -> None:
     """`merge3 recipe`."""
     found = mergefile.read(options.file)
-    print(mergefile.to_mergekit(found) if options.form == "mergekit" else mergefile.to_yaml(found), end="")
+    text = mergefile.to_mergekit(found) if options.form == "mergekit" else mergefile.to_yaml(found)
+    if options.json:
+        as_json(yaml.safe_load(text))
+    else:
+        print(text, end="")
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -104,19 +123,25 @@ def chat(options: argparse.Namespace) -> None:
     """`merge3 chat`."""
     quiet()
     model, tokenizer = opened(options.model, options.device, options.dtype)
+    show = not options.json
     if options.prompt is not None:
-        reply(model, tokenizer, [{"role": "user", "content": options.prompt}], options.max_tokens)
+        turns = [{"role": "user", "content": options.prompt}]
+        written = reply(model, tokenizer, turns, options.max_tokens, show)
+        if options.json:
+            as_json({"prompt": options.prompt, "reply": written})
         return
-    turns: list[dict[str, str]] = []
+    turns = []
     while said := asked():
         turns.append({"role": "user", "content": said})
-        turns.append({"role": "assistant", "content": reply(model, tokenizer, turns, options.max_tokens)})
+        turns.append({"role": "assistant", "content": reply(model, tokenizer, turns, options.max_tokens, show)})
+        if options.json:
+            as_line({"prompt": said, "reply": turns[-1]["content"]})
 
 
 def asked() -> str:
     """The next line of whoever is there; empty at the end."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return ask("> ")
     except EOFError:
         return ""
 
@@ -137,9 +162,16 @@ def opened(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTr
 
 
 def reply(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], max_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict[str, str]],
+    max_tokens: int,
+    show: bool,
 ) -> str:
-    """The likeliest reply to the last turn, shown as it is written; without a chat template only that turn is seen."""
+    """The likeliest reply to the last turn; without a chat template only that turn is seen.
+
+    With `show` it is printed as it is written.
+    """
     tokenize: Any = tokenizer
     if tokenizer.chat_template:
         given = tokenize.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -154,7 +186,7 @@ def reply(
         eos_token_id=tokenizer.eos_token_id if ends is None else ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    shown = TextStreamer(tokenize, skip_prompt=True, skip_special_tokens=True)
+    shown = TextStreamer(tokenize, skip_prompt=True, skip_special_tokens=True) if show else None
     generate: Any = model.generate
     written = generate(input_ids=tokens, attention_mask=mask, generation_config=how, streamer=shown)
     return str(tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True))

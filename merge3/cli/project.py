@@ -10,9 +10,9 @@ from types import ModuleType
 
 import torch
 
-from merge3.checks import WRONG
+from merge3.checks import WRONG, small
 from merge3.cli.searching import named
-from merge3.cli.show import as_json, finding
+from merge3.cli.show import as_json, ask, finding
 
 
 def check(options: argparse.Namespace) -> int:
@@ -29,33 +29,50 @@ def check(options: argparse.Namespace) -> int:
 def init(options: argparse.Namespace) -> int:
     """`merge3 init`: 1 where the parameters that it wrote do not pass `merge3 check`."""
     own = pipeline("own")
-    base = options.base or ask("--base", "base (a folder or hub id)")
+    base = options.base or ask_model("--base", "base (a folder or hub id)")
     experts = options.expert or ask_experts()
-    items = options.items or ask("--items", "items (a .jsonl or .parquet file, or lm-eval:<task>)")
+    items = options.items or told("--items", "items (a .jsonl or .parquet file, or lm-eval:<task>)")
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    device = options.device or (ask("--device", f"device [{default}]") or default if sys.stdin.isatty() else default)
+    device = options.device or (told("--device", f"device [{default}]") or default if sys.stdin.isatty() else default)
     own.rewrite(base, named(experts), items, options.test_share, device)
+    if options.json:
+        return check(options)
     print("params.yaml is rewritten: `git diff params.yaml` shows how. It asks for this:\n")
-    wrong = check(argparse.Namespace(json=False))
+    wrong = check(options)
     print("\nMend what is wrong, then `merge3 check`." if wrong else "\nNow: dvc repro")
     return wrong
 
 
-def ask(flag: str, what: str) -> str:
-    """The answer of whoever is there.
+def told(flag: str, what: str) -> str:
+    """What a flag did not say, of whoever is there.
 
     Raises:
         ValueError: nobody is.
     """
     if not sys.stdin.isatty():
         raise ValueError(f"give {flag}: there is no terminal to ask at")
-    return input(f"{what}: ").strip()
+    try:
+        return ask(f"{what}: ")
+    except EOFError as error:
+        raise ValueError(f"give {flag}: the input ended here; params.yaml is as it was") from error
+
+
+def ask_model(flag: str, what: str) -> str:
+    """A model that is there, by its source or as `name=source`; asked again until it is, or nothing is said."""
+    while said := told(flag, what):
+        try:
+            small(said.partition("=")[2] or said)
+        except FileNotFoundError as error:
+            print(error, file=sys.stderr)
+        else:
+            break
+    return said
 
 
 def ask_experts() -> list[str]:
     """Experts, a line each, up to an empty line."""
     found: list[str] = []
-    while said := ask("--expert", f"expert {len(found) + 1} (name=folder or hub id; empty: no more)"):
+    while said := ask_model("--expert", f"expert {len(found) + 1} (name=folder or hub id; empty: no more)"):
         found.append(said)
     return found
 

@@ -33,6 +33,22 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_line(value: Any) -> None:
+    """Print a value as one line of JSON, at once."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def ask(prompt: str) -> str:
+    """A line of standard input, without spaces at its ends; the prompt is shown to whoever is there.
+
+    Raises:
+        EOFError: there is none.
+    """
+    if sys.stdin.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)
+    return input().strip()
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], first_bold: bool = False) -> None:
     """Print aligned columns, the first on the left and the others on the right."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
