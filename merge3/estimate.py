@@ -50,7 +50,6 @@ INHERITED = (
     0.08,
     0.97,
 )  # shares of the items that no parent, and that all parents, have right, which a merge has right
-KEPT = 4  # candidates that a prior counts as when it learns from others
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,8 @@ class Known:
             merge: then estimators that need parents refuse.
         calibration: the numbers of the estimator in use.
         population: models answered in full, for ridge alone: the more like the candidates, the better.
+        family: the model of a candidate's answers that relatives taught (`lineage.fit_each`), for `lineage`, in place
+            of the one that the parents and the calibration tell.
 
     Raises:
         ValueError: parts that do not fit together.
@@ -118,6 +119,7 @@ class Known:
     parents: Float[np.ndarray, "parents items"]
     calibration: Calibration = field(default_factory=Calibration)
     population: Float[np.ndarray, "models items"] | None = None
+    family: Predictor | None = None
 
     def __post_init__(self) -> None:
         n, N = len(self.subset), len(self.items)
@@ -161,12 +163,24 @@ class Known:
     @cached_property
     def lineage(self) -> Predictor:
         """The model of a candidate's answers given its parents'."""
+        if self.family is not None:
+            return self.family
         if not len(self.parents):
             raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
         c = self.calibration
         return descent.predictor(
             self.items, self.parents, c.centre_shift, c.spread, c.inheritance, c.inheritance_spread
         )
+
+    def predictor(
+        self,
+        design: Float[np.ndarray, "items unknowns"],
+        centre: Float[np.ndarray, " unknowns"],
+        precision: Float[np.ndarray, "unknowns unknowns"],
+        tail: float = np.inf,
+    ) -> Predictor:
+        """A model of a candidate's answers by these items' difficulties."""
+        return Predictor(design, -self.items.difficulty, centre, precision, tail)
 
     @cached_property
     def ridge(self) -> tuple[Float[np.ndarray, " asked"], float, float]:
@@ -223,7 +237,7 @@ def weighted_mean(answers: Float[np.ndarray, " asked"], known: Known) -> Estimat
 def p_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     """The unasked items by the ability the answers show: the candidate as one of the population."""
     D = known.items.dimensions
-    return _predict(answers, known, known.items.discrimination, np.zeros(D), np.eye(D))
+    return _predict(answers, known, known.predictor(known.items.discrimination, np.zeros(D), np.eye(D)))
 
 
 def mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
@@ -233,14 +247,14 @@ def mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     """
     gamma = known.parent_abilities
     design = known.items.discrimination @ gamma.T
-    return _predict(answers, known, design, np.zeros(len(gamma)), np.eye(len(gamma)))
+    return _predict(answers, known, known.predictor(design, np.zeros(len(gamma)), np.eye(len(gamma))))
 
 
 def bayes_mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     """As `p_irt`, the parents' mean ability for the population's: theta ~ N(mean gamma + centre_shift, spread²)."""
     c, D = known.calibration, known.items.dimensions
-    centre = known.parent_abilities.mean(axis=0) + np.broadcast_to(np.asarray(c.centre_shift), (D,))
-    return _predict(answers, known, known.items.discrimination, centre, np.eye(D) / c.spread**2)
+    centre = known.parent_abilities.mean(axis=0) + np.asarray(c.centre_shift)
+    return _predict(answers, known, known.predictor(known.items.discrimination, centre, np.eye(D) / c.spread**2))
 
 
 def post_stratified(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
@@ -274,13 +288,12 @@ def parent_aware(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate
     better than all parents, is let go from both.
     """
     design, centre, scale = _inherited(known)
-    return _predict(answers, known, design, centre, np.diag(scale**-2), descent.TAIL)
+    return _predict(answers, known, known.predictor(design, centre, np.diag(scale**-2), descent.TAIL))
 
 
 def lineage(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     """As `parent_aware`, and a candidate may have more from one parent than from others: see `merge3/lineage.py`."""
-    m = known.lineage
-    return _predict(answers, known, m.design, m.centre, m.precision, m.tail)
+    return _predict(answers, known, known.lineage)
 
 
 def ridge(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
@@ -411,7 +424,7 @@ def prior_of(known: Known) -> Predictor:
     D = known.items.dimensions
     if len(known.parents):
         return known.lineage
-    return Predictor(known.items.discrimination, -known.items.difficulty, np.zeros(D), np.eye(D))
+    return known.predictor(known.items.discrimination, np.zeros(D), np.eye(D))
 
 
 def _fit(
@@ -449,18 +462,16 @@ def learn_inheritance(merges: Float[np.ndarray, "merges items"], known: Known) -
     D = known.items.dimensions
     offset = -known.items.difficulty
     fits = [fit_logistic(design, offset, row, centre, np.eye(D + 1) / 9)[0] for row in merges]
-    away = np.array(fits).reshape(-1, D + 1) - centre
-    shift = away.sum(axis=0) / (KEPT + len(merges))
-    variance = (KEPT * scale**2 + ((away - shift) ** 2).sum(axis=0)) / (KEPT + len(merges))
-    return replace(known, calibration=_moved(known, shift, np.sqrt(variance)))
+    found = np.array(fits).reshape(-1, D + 1)
+    return replace(known, calibration=_moved(known, *descent.learnt(centre, scale, found)))
 
 
 def update(known: Known, answers: Float[np.ndarray, "candidates asked"]) -> Known:
     """Centre and spread of the prior from the candidates of a search, by their answers to the subset alone.
 
     Empirical Bayes over a generation: x_m ~ N(m, V), x_m = (theta, g) of candidate m, by expectation-maximisation over
-    the candidates' posteriors; the values before count as `KEPT` candidates. Call it with all candidates so far, or
-    with each generation on what the last call returned. Nobody need be answered in full.
+    the candidates' posteriors; the values before count as `lineage.KEPT` candidates. Call it with all candidates so
+    far, or with each generation on what the last call returned. Nobody need be answered in full.
 
     Raises:
         ValueError: missing answers, or another number than the subset's.
@@ -477,10 +488,10 @@ def update(known: Known, answers: Float[np.ndarray, "candidates asked"]) -> Know
     centre, spread = first, scale
     for _ in range(20):
         x, C = fit_logistics(design[S], -known.items.difficulty[S], answers, centre, np.diag(spread**-2), descent.TAIL)
-        before, weight = centre, KEPT + len(x)
-        centre = (KEPT * first + x.sum(axis=0)) / weight
+        before, weight = centre, descent.KEPT + len(x)
+        centre = (descent.KEPT * first + x.sum(axis=0)) / weight
         within = np.diagonal(C, axis1=1, axis2=2)
-        spread = np.sqrt((KEPT * scale**2 + ((x - centre) ** 2 + within).sum(axis=0)) / weight)
+        spread = np.sqrt((descent.KEPT * scale**2 + ((x - centre) ** 2 + within).sum(axis=0)) / weight)
         if np.abs(centre - before).max() < 1e-4:
             break
     return replace(known, calibration=_moved(known, centre - first, spread))
@@ -506,28 +517,21 @@ def _inherited(known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return design, centre, np.append(np.full(known.items.dimensions, c.spread), c.inheritance_spread)
 
 
-def _predict(
-    answers: Float[np.ndarray, " asked"],
-    known: Known,
-    design: Float[np.ndarray, "items unknowns"],
-    centre: Float[np.ndarray, " unknowns"],
-    precision: Float[np.ndarray, "unknowns unknowns"],
-    tail: float = np.inf,
-) -> Estimate:
-    """Score = tau mean_S(Y) + (1 - tau) mean_U sigmoid(design x - difficulty), x the MAP given the answers.
+def _predict(answers: Float[np.ndarray, " asked"], known: Known, model: Predictor) -> Estimate:
+    """Score = tau mean_S(Y) + (1 - tau) mean_U sigmoid(design x + offset), x the MAP given the answers.
 
     Variance = (1 - tau)² (g' C g + sum_U P (1 - P) / |U|²): the posterior covariance C of x through the
     gradient g of mean_U (delta method), plus the chance in the unasked answers themselves.
     """
     _check(answers, known)
-    S, U, b = known.subset, known.unasked, known.items.difficulty
+    S, U, design, offset = known.subset, known.unasked, model.design, model.offset
     if len(U) == 0:
         return _interval(float(answers.mean()), 0.0)
-    x, C = fit_logistic(design[S], -b[S], answers, centre, precision, tail)
-    P = expit(design[U] @ x - b[U])
+    x, C = fit_logistic(design[S], offset[S], answers, model.centre, model.precision, model.tail)
+    P = expit(design[U] @ x + offset[U])
     V = P * (1 - P)
     g = V @ design[U] / len(U)
-    tau = len(S) / len(b)
+    tau = len(S) / len(offset)
     score = tau * answers.mean() + (1 - tau) * P.mean()
     error = known.calibration.widening * (1 - tau) * np.sqrt(g @ C @ g + V.sum() / len(U) ** 2)
     return _interval(float(score), float(error))

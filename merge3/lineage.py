@@ -2,13 +2,14 @@
 
 Two sources tell about the items of a family of merges. Strangers are many and unlike it; parents and fully answered
 relatives are like it and few. `fit` combines them: the strangers' item fit is the prior, from which the relatives'
-answers move each item. `predictor` is the model of a candidate's answers, given its parents'. Knows neither subsets nor
-scores.
+answers move each item. `predictor` is the model of a candidate's answers, given its parents' and relatives'. Knows
+neither subsets nor scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +21,17 @@ TAIL = 4.0  # degrees of freedom of the prior: heavy enough for candidates that 
 COMPLEMENT = 0.7  # abilities that a merge is expected above its parents' mean, where they disagree on every item
 DIVERSITY = 0.7  # deviation of a merge's ability from that, where they disagree on every item; by its square root
 LEAST_SPREAD = 0.1  # deviation of the ability of a merge of parents that agree on all
+KEPT = 4  # candidates that a prior counts as when it learns from others
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family before a candidate is asked."""
+
+    items: ItemParameters
+    """As the family sees them."""
+    model: Predictor | None
+    """Of a merge's answers; None without parents."""
 
 
 def fit(
@@ -28,14 +40,14 @@ def fit(
     relatives: Float[np.ndarray, "relatives items"],
 ) -> ItemParameters:
     """Item parameters of a family, from the answers of strangers and of its own: `fit_each` of one family."""
-    return fit_each(strangers, [(parents, relatives)])[0]
+    return fit_each(strangers, [(parents, relatives)])[0].items
 
 
 def fit_each(
     strangers: Float[np.ndarray, "strangers items"],
     families: Sequence[tuple[Float[np.ndarray, "_parents items"], Float[np.ndarray, "_relatives items"]]],
-) -> list[ItemParameters]:
-    """Item parameters of each family of (parents, relatives): the strangers' fit, moved by the relatives' answers.
+) -> list[Family]:
+    """What is known of each family of (parents, relatives): the strangers' fit, moved by the relatives' answers.
 
     The strangers say how steep an item is, and relatives hardly move that; how hard it is they may say anew
     (`irt.adapt_items`). The parents' answers are left to `predictor`, which knows what each has of its own; but with
@@ -44,10 +56,21 @@ def fit_each(
     Raises:
         ValueError: fewer than two distinct models in all.
     """
-    if len(np.unique(np.nan_to_num(strangers, nan=-1.0), axis=0)) < 2:
-        return [fit_items(np.vstack([strangers, *family]), "em", 1, 0) for family in families]
+    distinct = len(np.unique(np.nan_to_num(strangers, nan=-1.0), axis=0))
+    if distinct < 2:
+        alike = [fit_items(np.vstack([strangers, *family]), "em", 1, 0) for family in families]
+        return [
+            Family(items, predictor(items, parents) if len(parents) else None)
+            for items, (parents, _) in zip(alike, families, strict=True)
+        ]
     population = fit_items(strangers, "em", 1, 0)
-    return [adapt_items(population, relatives) for _, relatives in families]
+    return [
+        Family(
+            adapt_items(population, relatives) if len(relatives) else population,
+            predictor(population, parents, relatives=relatives) if len(parents) else None,
+        )
+        for parents, relatives in families
+    ]
 
 
 def expected(parents: Float[np.ndarray, "parents items"]) -> tuple[float, float]:
@@ -79,6 +102,18 @@ def contrasts(residual: Float[np.ndarray, "parents items"]) -> Float[np.ndarray,
     return np.asarray(centred.T @ vectors[:, keep])
 
 
+def learnt(
+    centre: Float[np.ndarray, " unknowns"],
+    scale: Float[np.ndarray, " unknowns"],
+    found: Float[np.ndarray, "models unknowns"],
+) -> tuple[Float[np.ndarray, " unknowns"], Float[np.ndarray, " unknowns"]]:
+    """The shift of a prior's centre, and its scale, after models were found at `found`; the prior counts as `KEPT`."""
+    away = found - centre
+    shift = away.sum(axis=0) / (KEPT + len(found))
+    variance = (KEPT * scale**2 + ((away - shift) ** 2).sum(axis=0)) / (KEPT + len(found))
+    return shift, np.sqrt(variance)
+
+
 def predictor(
     items: ItemParameters,
     parents: Float[np.ndarray, "parents items"],
@@ -86,19 +121,32 @@ def predictor(
     spread: float | None = None,
     inheritance: float = 1.5,
     inheritance_spread: float = 0.7,
+    relatives: Float[np.ndarray, "relatives items"] | None = None,
 ) -> Predictor:
     """A candidate's answers given its parents': logit P_i = a_i · theta - b_i + g r_i + sum_k h_k q_ik.
 
     r_i is the sum of the parents' residuals on item i, q_ik their contrasts: theta says how much the candidate knows, g
     how much of its parents' particulars, h from which of them. Student t of `TAIL` degrees of freedom: theta around the
     parents' mean (+ `shift`, of scale `spread`: what is `expected` where None), g around `inheritance`, h around 0.
+
+    Relatives answered in full move each item from where the parents' residuals expect it, -b_i + `inheritance` r_i
+    (`irt.adapt_items`: items of one dimension), so that what they share with the parents counts once: g is then around
+    0. Their abilities move the centre and the scale of theta's (`learnt`).
     """
     if shift is None or spread is None:
         usual = expected(parents)
         shift, spread = usual[:1] if shift is None else shift, usual[1] if spread is None else spread
     abilities, residual = residuals(items, parents)
-    apart = contrasts(residual)
-    design = np.column_stack([items.discrimination, residual.sum(axis=0), apart])
+    common, apart, D = residual.sum(axis=0), contrasts(residual), items.dimensions
     centre = np.concatenate([abilities.mean(axis=0) + np.asarray(shift), [inheritance], np.zeros(apart.shape[1])])
-    scale = np.array([spread] * items.dimensions + [inheritance_spread] + [CONTRAST] * apart.shape[1])
-    return Predictor(design, -items.difficulty, centre, np.diag(scale**-2), TAIL)
+    scale = np.array([spread] * D + [inheritance_spread] + [CONTRAST] * apart.shape[1])
+    moved, family = items, np.empty((0, len(items))) if relatives is None else relatives
+    if len(family):
+        moved = adapt_items(ItemParameters(items.discrimination, items.difficulty - inheritance * common), family)
+        centre[D] = 0.0
+    design = np.column_stack([moved.discrimination, common, apart])
+    if len(family):
+        found, _ = Predictor(design, -moved.difficulty, centre, np.eye(len(centre)) / 9).fit(family)
+        away, scale[:D] = learnt(centre[:D], scale[:D], found[:, :D])
+        centre[:D] += away
+    return Predictor(design, -moved.difficulty, centre, np.diag(scale**-2), TAIL)

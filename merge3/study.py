@@ -31,7 +31,6 @@ from merge3.estimate import (
     weighted_mean,
 )
 from merge3.extract import METHODS, SAMPLES, adaptive
-from merge3.irt import ItemParameters
 
 COUNTS = (10, 20, 50)
 STRANGERS = 400  # at most, drawn anew each time
@@ -161,7 +160,7 @@ def study(
             _count(tallies.setdefault(("none", "parents", 0), Tally()), guess, truths)
         for method in methods:
             for count in counts:
-                asked = [_knowns(case, items, method, count, groups, seed + number) for case, items in worlds]
+                asked = [_knowns(case, known, method, count, groups, seed + number) for case, known in worlds]
                 for estimator in estimators:
                     if not _fits(method, estimator, bool(len(cases[0].parents))):
                         continue
@@ -209,13 +208,13 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
 
 def _knowns(
-    case: Case, items: ItemParameters, method: str, count: int, groups: Sequence[str], seed: int
+    case: Case, known: lineage.Family, method: str, count: int, groups: Sequence[str], seed: int
 ) -> tuple[list[Known], Float[np.ndarray, "candidates items"]]:
     """What is known of each candidate's questions."""
-    N = len(items)
+    items, N = known.items, len(known.items)
     near = np.vstack([case.strangers, case.parents, case.relatives])
     prior = expected(case.parents)
-    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near)
+    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near, known.model)
     model = prior_of(everything)
     if method == ADAPTIVE:
         tables = adaptive(model, case.candidates, count, groups)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from merge3 import estimate
+from merge3 import lineage as descent
 from merge3.estimate import (
     ESTIMATORS,
     PARENTLESS,
@@ -183,6 +184,17 @@ def test_lineage_is_parent_aware_where_the_contrasts_say_nothing():
     twin = replace(known, parents=np.vstack([known.parents[0]] * 2))
     for row in merges[:5]:
         same(lineage(row[known.subset], twin), parent_aware(row[known.subset], twin))
+
+
+def test_lineage_goes_by_what_relatives_taught():
+    known, merges = world()
+    taught = descent.predictor(known.items, known.parents, relatives=merges[:8])
+    asked = np.full(merges[8:].shape, np.nan)
+    asked[:, known.subset] = merges[8:, known.subset]
+    scores, errors = taught.scores(asked)
+    found = [lineage(row[known.subset], replace(known, family=taught)) for row in merges[8:]]
+    np.testing.assert_allclose([e.score for e in found], scores, atol=1e-5)
+    np.testing.assert_allclose([e.standard_error for e in found], errors, rtol=1e-3)
 
 
 def test_lineage_sees_a_candidate_that_is_one_parent_and_not_the_other():

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 
 from merge3 import lineage
-from merge3.irt import ItemParameters, fit_items, probability
+from merge3.irt import ItemParameters, fit_items, loglikelihood, probability
 
 NONE = np.empty((0, 30))
 
@@ -49,7 +49,7 @@ def test_each_family_is_fitted_as_if_alone():
     items = drawn(30, rng)
     strangers, families = population(40, items, rng), [population(count, items, rng) for count in (2, 5)]
     for found, family in zip(lineage.fit_each(strangers, [(NONE, f) for f in families]), families, strict=True):
-        np.testing.assert_array_equal(found.difficulty, lineage.fit(strangers, NONE, family).difficulty)
+        np.testing.assert_array_equal(found.items.difficulty, lineage.fit(strangers, NONE, family).difficulty)
 
 
 def test_more_is_expected_of_parents_that_know_different_things():
@@ -87,3 +87,38 @@ def test_the_order_of_strangers_and_family_changes_nothing():
     strangers, family = population(25, items, rng), population(4, items, rng)
     one, other = lineage.fit(strangers, NONE, family), lineage.fit(strangers[::-1], NONE, family[::-1])
     np.testing.assert_allclose(one.difficulty, other.difficulty, atol=1e-4)
+
+
+def test_relatives_teach_what_merges_of_the_same_parents_answer():
+    rng = np.random.default_rng(6)
+    items = drawn(150, rng)
+    parents = population(2, items, rng)
+    abilities, residual = lineage.residuals(items, parents)
+    own = rng.normal(0, 1, 150)  # what the family has beyond its parents
+    z = items.discrimination[:, 0] * (abilities.mean() + 0.8) - items.difficulty + 1.5 * residual.sum(axis=0) + own
+    merges = (rng.random((48, 150)) < expit(z)).astype(float)
+    alone, taught = lineage.predictor(items, parents), lineage.predictor(items, parents, relatives=merges[:8])
+    twice = lineage.predictor(lineage.fit(population(150, items, rng), parents, merges[:8]), parents)
+    told, counted_twice, nothing = (
+        loglikelihood(np.tile(m.probability(m.centre[None]), (40, 1)), merges[8:]) for m in (taught, twice, alone)
+    )
+    assert told > max(nothing, counted_twice) + 0.02
+    assert taught.centre[1] == 0  # what relatives share with the parents is in the items now
+    assert abs(taught.centre[0] - abilities.mean() - 0.8) < abs(alone.centre[0] - abilities.mean() - 0.8)
+
+
+def test_without_relatives_the_parents_say_all():
+    rng = np.random.default_rng(7)
+    items = drawn(30, rng)
+    parents = population(3, items, rng)
+    one, other = lineage.predictor(items, parents), lineage.predictor(items, parents, relatives=NONE)
+    for name in ("design", "offset", "centre", "precision"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_prior_counts_as_four_models_when_it_learns_from_others():
+    shift, scale = lineage.learnt(np.array([1.0]), np.array([2.0]), np.array([[2.0], [4.0]]))
+    assert shift == pytest.approx((1 + 3) / 6)
+    assert scale**2 == pytest.approx((4 * 4 + (1 - 2 / 3) ** 2 + (3 - 2 / 3) ** 2) / 6)
+    shift, scale = lineage.learnt(np.array([1.0]), np.array([2.0]), np.empty((0, 1)))
+    assert (shift, scale) == (0.0, 2.0)
