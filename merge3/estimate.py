@@ -73,7 +73,7 @@ class Calibration:
     mixing: float = 0.5
     """c, the weight of the mean in gp_irt and gmp_irt: calibrate it, above all with fisher subsets."""
     centre_shift: tuple[float, ...] = (0.0,)
-    """parent_aware's prior of theta: its centre minus the parents' mean ability; one, or one a dimension."""
+    """parent_aware's prior of theta: its centre minus the parents' mean ability; `lineage.raised` says in which way."""
     spread: float = 0.4
     """parent_aware's prior of theta: its scale. .25 to .6 serve about as well."""
     inheritance: float = 1.5
@@ -253,7 +253,7 @@ def mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
 def bayes_mp_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     """As `p_irt`, the parents' mean ability for the population's: theta ~ N(mean gamma + centre_shift, spread²)."""
     c, D = known.calibration, known.items.dimensions
-    centre = known.parent_abilities.mean(axis=0) + np.asarray(c.centre_shift)
+    centre = known.parent_abilities.mean(axis=0) + descent.raised(known.items, c.centre_shift)
     return _predict(answers, known, known.predictor(known.items.discrimination, centre, np.eye(D) / c.spread**2))
 
 
@@ -502,7 +502,7 @@ def _moved(known: Known, shift: Float[np.ndarray, " unknowns"], spread: Float[np
     c, D = known.calibration, known.items.dimensions
     return replace(
         c,
-        centre_shift=tuple(float(s) for s in np.asarray(c.centre_shift) + shift[:D]),
+        centre_shift=tuple(float(s) for s in descent.raised(known.items, c.centre_shift) + shift[:D]),
         spread=float(np.sqrt((spread[:D] ** 2).mean())),
         inheritance=float(c.inheritance + shift[D]),
         inheritance_spread=float(spread[D]),
@@ -513,7 +513,7 @@ def _inherited(known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The design of parent_aware's unknowns (theta, g), and the centre and scale of their prior."""
     c = known.calibration
     design = np.column_stack([known.items.discrimination, known.residuals])
-    centre = np.append(known.parent_abilities.mean(axis=0) + np.asarray(c.centre_shift), c.inheritance)
+    centre = np.append(known.parent_abilities.mean(axis=0) + descent.raised(known.items, c.centre_shift), c.inheritance)
     return design, centre, np.append(np.full(known.items.dimensions, c.spread), c.inheritance_spread)
 
 

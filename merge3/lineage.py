@@ -22,6 +22,7 @@ COMPLEMENT = 0.7  # abilities that a merge is expected above its parents' mean, 
 DIVERSITY = 0.7  # deviation of a merge's ability from that, where they disagree on every item; by its square root
 LEAST_SPREAD = 0.1  # deviation of the ability of a merge of parents that agree on all
 KEPT = 4  # candidates that a prior counts as when it learns from others
+MANY = 200  # strangers that tell two dimensions of ability apart
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def fit_each(
 
     The strangers say how steep an item is, and relatives hardly move that; how hard it is they may say anew
     (`irt.adapt_items`). The parents' answers are left to `predictor`, which knows what each has of its own; but with
-    fewer than two distinct strangers, all who are known are fitted alike.
+    fewer than two distinct strangers, all who are known are fitted alike. `MANY` strangers are fitted in two
+    dimensions where there are parents, near whose place a candidate's is, and no relatives.
 
     Raises:
         ValueError: fewer than two distinct models in all.
@@ -63,7 +65,8 @@ def fit_each(
             Family(items, predictor(items, parents) if len(parents) else None)
             for items, (parents, _) in zip(alike, families, strict=True)
         ]
-    population = fit_items(strangers, "em", 1, 0)
+    plane = distinct >= MANY and all(len(parents) and not len(relatives) for parents, relatives in families)
+    population = fit_items(strangers, "mirt", 2, 0) if plane else fit_items(strangers, "em", 1, 0)
     return [
         Family(
             adapt_items(population, relatives) if len(relatives) else population,
@@ -102,6 +105,14 @@ def contrasts(residual: Float[np.ndarray, "parents items"]) -> Float[np.ndarray,
     return np.asarray(centred.T @ vectors[:, keep])
 
 
+def raised(items: ItemParameters, shift: Sequence[float]) -> Float[np.ndarray, " dimensions"]:
+    """A shift of ability in each dimension: one number is along the items' mean discrimination."""
+    if len(shift) == items.dimensions:
+        return np.asarray(shift)
+    way = items.discrimination.mean(axis=0)
+    return np.asarray(shift[0] * way / np.linalg.norm(way))
+
+
 def learnt(
     centre: Float[np.ndarray, " unknowns"],
     scale: Float[np.ndarray, " unknowns"],
@@ -138,7 +149,7 @@ def predictor(
         shift, spread = usual[:1] if shift is None else shift, usual[1] if spread is None else spread
     abilities, residual = residuals(items, parents)
     common, apart, D = residual.sum(axis=0), contrasts(residual), items.dimensions
-    centre = np.concatenate([abilities.mean(axis=0) + np.asarray(shift), [inheritance], np.zeros(apart.shape[1])])
+    centre = np.concatenate([abilities.mean(axis=0) + raised(items, shift), [inheritance], np.zeros(apart.shape[1])])
     scale = np.array([spread] * D + [inheritance_spread] + [CONTRAST] * apart.shape[1])
     moved, family = items, np.empty((0, len(items))) if relatives is None else relatives
     if len(family):

@@ -122,3 +122,25 @@ def test_a_prior_counts_as_four_models_when_it_learns_from_others():
     assert scale**2 == pytest.approx((4 * 4 + (1 - 2 / 3) ** 2 + (3 - 2 / 3) ** 2) / 6)
     shift, scale = lineage.learnt(np.array([1.0]), np.array([2.0]), np.empty((0, 1)))
     assert (shift, scale) == (0.0, 2.0)
+
+
+def test_one_number_shifts_ability_along_what_the_items_ask():
+    items = ItemParameters(np.array([[3.0, 0.0], [3.0, 8.0]]), np.zeros(2))
+    np.testing.assert_allclose(lineage.raised(items, (10.0,)), [6.0, 8.0])
+    np.testing.assert_allclose(lineage.raised(items, (1.0, -1.0)), [1.0, -1.0])
+    np.testing.assert_allclose(lineage.raised(ItemParameters(np.ones((2, 1)), np.zeros(2)), (-0.5,)), [-0.5])
+
+
+def test_many_strangers_tell_two_abilities_apart_where_parents_say_whose():
+    rng = np.random.default_rng(8)
+    items = drawn(30, rng)
+    strangers, parents = population(lineage.MANY + 20, items, rng), population(2, items, rng)
+    for few, family, dimensions in (
+        (strangers, (parents, NONE), 2),
+        (strangers[:100], (parents, NONE), 1),
+        (strangers, (NONE, NONE), 1),
+        (strangers, (parents, parents), 1),
+    ):
+        found = lineage.fit_each(few, [family])[0]
+        assert found.items.dimensions == dimensions
+        assert (found.model is None) == (not len(family[0]))
