@@ -238,6 +238,16 @@ def test_every_strategy_can_search(here: Path, saved: dict[str, Path], strategy:
     assert mergefile.read(Path("data/evolve/best.yaml")).recipe.method == "task_arithmetic"
 
 
+def test_a_search_in_which_every_candidate_is_broken_says_so(here: Path, saved: dict[str, Path]) -> None:
+    shutil.rmtree("data/evolve")
+    values = change(world.params(saved), "evolve", weights=[1e16, 1e18])
+    with pytest.raises(ValueError, match="no candidate has finite likelihoods: narrow the range of the weights"):
+        world.run(values, "evolve")
+    history = pd.read_csv(here / "data/evolve/history.csv")
+    assert history["estimate"].isna().all()
+    assert not (here / "data/evolve/winner.json").exists()
+
+
 @pytest.mark.parametrize("strategy", ["pooled", "como"])
 def test_a_front_has_its_hypervolume_and_its_knee_wins(here: Path, saved: dict[str, Path], strategy: str) -> None:
     values = change(world.params(saved), "evolve", strategy=strategy, objective="pareto", finalists=5)

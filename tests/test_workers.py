@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[1]
 WRITTEN = ("history.csv", "finalists.csv", "winner.json")
 
 
-def test_two_workers_of_which_one_is_killed_search_as_one_does(here: Path) -> None:  # noqa: F811
+def test_four_workers_of_which_one_is_killed_search_as_one_does(here: Path) -> None:  # noqa: F811
     alone = {name: (here / "data/evolve" / name).read_bytes() for name in WRITTEN}
     ledger = json.loads((here / "data/evolve/ledger.json").read_text())
     shutil.rmtree(here / "data/evolve")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MERGE3_WORKERS": "2"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MERGE3_WORKERS": "4"}
     search = subprocess.Popen(
         [sys.executable, "-m", "flows.evolve"], env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -36,7 +36,7 @@ def test_two_workers_of_which_one_is_killed_search_as_one_does(here: Path) -> No
         assert search.poll() is None, search.communicate()[1]
         time.sleep(0.005)
     workers = [p for p in psutil.Process(search.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-    assert len(workers) == 2
+    assert len(workers) == 4
     workers[0].kill()
     said = search.communicate()[1]
     assert search.returncode == 0, said
