@@ -39,7 +39,7 @@ docs: $(READY)  ## the documentation into .site, to be opened from there
 	@echo "file://$(CURDIR)/.site/index.html"
 
 bench: $(READY)  ## every benchmark, its table and its JSON
-	@for name in answering merging evolution; do python benchmarks/$$name.py || exit 1; done
+	@for name in answering merging candidate evolution; do python benchmarks/$$name.py || exit 1; done
 
 clean:  ## the environment; answers and models stay
 	rm -rf $(VENV)

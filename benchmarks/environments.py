@@ -13,14 +13,14 @@ import transformers
 ROOT = Path(__file__).parents[1] / ".bench"
 
 
-def environment(name: str, requirement: str) -> Path:
-    """The Python of the environment `name`, which has `requirement` beside our torch and transformers."""
+def environment(name: str, *requirements: str) -> Path:
+    """The Python of the environment `name`, which has `requirements` beside our torch and transformers."""
     folder = ROOT / name
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"installing {requirement} into {folder}", file=sys.stderr)
+        print(f"installing {', '.join(requirements)} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        pins = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={transformers.__version__}", requirement]
+        pins = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={transformers.__version__}", *requirements]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
         (folder / "ready").touch()
     return python
