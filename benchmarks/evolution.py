@@ -9,9 +9,10 @@ accuracy on 2,000 test items is its truth. Tokens are counted in answers: all it
 searches know before, and none is charged for: the experts' answers and those of 24 random merges, on which items are
 fitted and estimators calibrated. Regret is the truth of the best winner that any search found, less the winner's.
 
-The demonstration's candidates (`demonstration.py`) are a finite table: what a search proposes is the nearest candidate
-that it did not ask yet, the first `POPULATION` of them are what is known before, a winner's truth is its accuracy on
-all items, and regret is that of the best candidate, less the winner's.
+The demonstration's merges (`demonstration.py`) are a world in four genes: by item, the margin of a merge is
+interpolated between those of the candidates that were answered in full (cubic radial functions, exact at every
+candidate), so every search is run as it is; how well a candidate is told by the others is measured, too. The first
+`POPULATION` of them are what is known before, and a winner's truth is its accuracy on all items.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from figures import RESULTS, Figure, publish
+from scipy.interpolate import RBFInterpolator
 from tiny import KEPT, LANGUAGES, World
 
 from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
@@ -66,8 +68,11 @@ REPLAYED = {
     "random": WAYS["random"],
     "cma": WAYS["cma"],
     "pooled": WAYS["pooled"],
+    "pooled, ascent": WAYS["pooled, ascent"],
+    "pooled, design": Way("pooled", "design", "parent_aware", margin=True),
     "full": WAYS["full"],
 }
+OURS = ("pooled", "pooled, ascent", "pooled, design")
 
 
 class Bench:
@@ -88,9 +93,6 @@ class Bench:
         experts = [self.world.standard[f"expert {expert}"] for expert in range(LANGUAGES)]
         made = [np.stack([self.world.margins(x, self.every) > 0 for x in some]) for some in (merges, experts)]
         return made[0].astype(float), made[1].astype(float)
-
-    def begin(self) -> None:
-        """A search begins."""
 
     def margins(self, x: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The margins of a candidate that a search proposes."""
@@ -124,7 +126,6 @@ class Bench:
         known = self.known(way, seed)
         start = np.clip(self.start, 0.05, 0.95)
         search = SEARCHES[way.search](Genes(self.genes), start, SIGMA, GENERATION, seed)
-        self.begin()
         best, winner, asked, truths = -np.inf, start, 0, dict[int, float]()
         for budget in self.budgets[way.subset == "all"]:
             while asked + GENERATION * len(known.subset) <= budget:
@@ -143,9 +144,9 @@ class Bench:
 
 
 class Replay(Bench):
-    """Candidates that were answered in full before."""
+    """Merges between candidates that were answered in full before."""
 
-    budgets = (240, 480, 960, 1920), (2400, 4800, 9600, 13_200)
+    budgets = BUDGETS, (12_000, 24_000, 48_000, 96_000)
 
     def __init__(self, table: pd.DataFrame, experts: pd.DataFrame, start: np.ndarray) -> None:
         """Take a table of `demonstration.py`, and the answers of experts (models x items) to its items.
@@ -154,42 +155,33 @@ class Replay(Bench):
         """
         self.genes = len(start)
         values = table.to_numpy(dtype=float)
-        self.points, self.table = values[POPULATION:, : self.genes], values[POPULATION:, self.genes :]
-        self.before = (values[:POPULATION, self.genes :] > 0).astype(float)
-        self.experts = experts[table.columns[self.genes :]].to_numpy(dtype=float)
+        self.points, self.table = values[:, : self.genes], values[:, self.genes :]
+        self.between = RBFInterpolator(self.points, self.table, kernel="cubic")
+        experts = experts[table.columns[self.genes :]]
+        self.answers = (self.table[:POPULATION] > 0).astype(float), experts.to_numpy(dtype=float)
         self.every = np.arange(self.table.shape[1])
         self.languages = ["all"] * len(self.every)
         self.start = start
-        self.truths = (self.table > 0).mean(axis=1)
-        self.begin()
-
-    @cached_property
-    def answers(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first candidates', and the experts'."""
-        return self.before, self.experts
-
-    def begin(self) -> None:
-        """Nothing is asked yet."""
-        self.left = np.ones(len(self.points), dtype=bool)
-        self.asked: dict[bytes, int] = {}
 
     def margins(self, x: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The margins of the nearest candidate that was not asked.
-
-        Raises:
-            ValueError: all were asked.
-        """
-        if not self.left.any():
-            raise ValueError(f"all {len(self.left)} candidates were asked")
-        place = int(np.where(self.left, ((self.points - x) ** 2).sum(axis=1), np.inf).argmin())
-        self.left[place] = False
-        self.asked[x.tobytes()] = place
-        return self.table[place, items]
+        """The margins of a candidate by those of all that were answered."""
+        found: np.ndarray = self.between(x[None])[0, items]
+        return found
 
     def truth(self, x: np.ndarray) -> float:
-        """The accuracy of the candidate that was asked for `x`, or of the nearest."""
-        nearest = int(((self.points - x) ** 2).sum(axis=1).argmin())
-        return float(self.truths[self.asked.get(x.tobytes(), nearest)])
+        """The share of all items that a candidate has right."""
+        return float((self.margins(x, self.every) > 0).mean())
+
+    def left_out(self) -> tuple[float, float]:
+        """Of every candidate by the others: share of its items told right, and error of its accuracy."""
+        told = np.stack(
+            [
+                RBFInterpolator(np.delete(self.points, i, 0), np.delete(self.table, i, 0), kernel="cubic")(x[None])[0]
+                for i, x in enumerate(self.points)
+            ]
+        )
+        errors = (told > 0).mean(axis=1) - (self.table > 0).mean(axis=1)
+        return float(((told > 0) == (self.table > 0)).mean()), float(np.abs(errors).mean())
 
 
 def replayed() -> None:
@@ -200,14 +192,20 @@ def replayed() -> None:
     experts = pd.read_parquet(RESPONSES).loc[list(demonstration.EXPERTS)]
     count = len(table.columns) - len(experts.columns.intersection(table.columns))
     bench = Replay(table, experts, np.full(count, 1 / len(experts) / demonstration.WEIGHTS[1]))
-    top = 100 * bench.truths.max()
     found = {
         name: 100 * np.array([list(bench.run(way, seed).values()) for seed in range(SEEDS)])
         for name, way in REPLAYED.items()
     }
+    top = max(values.max() for values in found.values())
+    agree, error = bench.left_out()
+    accuracies = 100 * (bench.table > 0).mean(axis=1)
     figures = [
-        Figure("the best of the candidates", float(top), "%"),
-        Figure("their mean", 100 * float(bench.truths.mean()), "%"),
+        Figure("a candidate by the others: items told right", 100 * agree, "%"),
+        Figure("a candidate by the others: error of its accuracy", 100 * error, "points"),
+        Figure("the candidates' mean", float(accuracies.mean()), "%"),
+        Figure("the best candidate", float(accuracies.max()), "%"),
+        Figure("where searches begin", 100 * bench.truth(bench.start), "%"),
+        Figure("the best winner of all searches", float(top), "%"),
     ]
     for name, values in found.items():
         for budget, column in zip(bench.budgets[REPLAYED[name].subset == "all"], values.T, strict=True):
@@ -215,14 +213,17 @@ def replayed() -> None:
             text = f"regret, {name}, {budget:,} answers [{low:.1f}, {high:.1f}]"
             figures.append(Figure(text, float((top - column).mean()), "points"))
     few, every = bench.budgets
-    for budget, column in zip(few, found["pooled"].T, strict=True):
-        text = f"full evaluation less pooled, upper end, at 1/{every[-1] / budget:.0f} of its answers"
-        target = 1.0 if budget * 50 <= every[-1] else None
-        figures.append(Figure(text, interval(found["full"][:, -1] - column)[1], "points", target, below=True))
-    half = interval(found["pooled"][:, -2] - found["paper"][:, -1])[0]
-    figures.append(Figure("pooled at half the paper's answers less the paper", half, "points, lower end", 0.0))
-    worst = min(interval(o - p)[0] for o, p in zip(found["pooled"].T, found["paper"].T, strict=True))
-    figures.append(Figure("pooled less the paper at the worst of four budgets", worst, "points, lower end", 0.0))
+    for name in OURS:
+        at = dict(zip(few, found[name].T, strict=True))
+        short = interval(found["full"][:, -1] - at[1920])[1]
+        ratio = every[-1] / 1920
+        text = f"full evaluation less {name}, upper end of the interval, at 1/{ratio:.0f} of its answers"
+        figures.append(Figure(text, short, "points", 1.0, below=True))
+        half = interval(at[1920] - found["paper"][:, -1])[0]
+        figures.append(Figure(f"{name} at half the paper's answers less the paper", half, "points, lower end", 0.0))
+        worst = min(interval(o - p)[0] for o, p in zip(found[name].T, found["paper"].T, strict=True))
+        text = f"{name} less the paper at the worst of four budgets"
+        figures.append(Figure(text, worst, "points, lower end", 0.0))
     publish("evolution", figures, "_demonstration", "--demonstration")
 
 
