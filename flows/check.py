@@ -109,6 +109,8 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         from flows.evolve import opened, validate
 
         given = dict(params["evolve"])
+        for name in ("knots", "population", "generations", "finalists", "finalist_items"):
+            _least(f"evolve.{name}", given[name], 1)
         limits = ("strategy", "objective", "generations", "finalists", "finalist_items")
         wanted = ("method", "knots", "weights", "densities", "strategy", "population", "sigma")
         experts, groups = study_of(params["study"], params["studies"])
@@ -297,5 +299,7 @@ def _least(name: str, value: int, least: int) -> None:
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, yaml.YAMLError):  # its last lines say where
+        return " ".join(str(error).split())
     text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return text.split("\n")[0]
