@@ -35,6 +35,7 @@ from merge3.extract import METHODS, SAMPLES, adaptive
 COUNTS = (10, 20, 50)
 STRANGERS = 400  # at most, drawn anew each time
 HELD_OUT = 0.25  # of models without parents
+FEWEST = 4  # of them: one that is held out, and three to learn from
 ADAPTIVE = "adaptive"
 FAIR = frozenset({"mean", "weighted_mean", "post_stratified", "gp_irt", "gmp_irt", "ridge"})
 
@@ -72,7 +73,7 @@ def family(table: pd.DataFrame, parents: Sequence[str], merges: str = "*", relat
     `merges` is a pattern of names; rows that are neither it nor parents are strangers.
 
     Raises:
-        ValueError: a parent is not in the table, or fewer than three candidates are left.
+        ValueError: a parent is not in the table, fewer than three candidates are left, or too few others are known.
     """
     _present(table, parents)
     rest = table.drop(index=list(parents))
@@ -81,6 +82,11 @@ def family(table: pd.DataFrame, parents: Sequence[str], merges: str = "*", relat
     if len(members) - relatives < 3:
         raise ValueError(f"expected three candidates or more, got {len(members)} merges of which {relatives} relatives")
     known = table.loc[list(parents)].to_numpy()
+    if len(known) + relatives + len(others) < FEWEST - 1:
+        raise ValueError(
+            f"expected {FEWEST - 1} models or more to learn from, got {len(known)} parents, {relatives} relatives and "
+            f"{len(others)} others: give more --relatives, or add rows of models that are no merges of these"
+        )
 
     def draw(seed: int) -> list[Case]:
         rng = np.random.default_rng([seed, 1])
@@ -116,8 +122,16 @@ def triplets(table: pd.DataFrame, merges: pd.DataFrame) -> Draw:
 
 
 def leaderboard(table: pd.DataFrame) -> Draw:
-    """Draws of models without parents: a quarter of the distinct ones are candidates, the others the population."""
+    """Draws of models without parents: a quarter of the distinct ones are candidates, the others the population.
+
+    Raises:
+        ValueError: there are too few.
+    """
     distinct = table.drop_duplicates().to_numpy()
+    if len(distinct) < FEWEST:
+        raise ValueError(
+            f"expected {FEWEST} models or more whose answers differ, got {len(distinct)}: have more answer the items"
+        )
     none = np.empty((0, table.shape[1]))
 
     def draw(seed: int) -> list[Case]:

@@ -100,3 +100,14 @@ def test_the_commands_print_write_and_plot(tmp_path, capsys):
     assert "eps-stability of lineage" in printed
     assert cli.main(["verify", *case, "--count", "5", "--json"]) == 0
     assert all(check["holds"] for check in json.loads(capsys.readouterr().out))
+
+
+def test_a_study_of_too_few_models_says_how_many_it_needs() -> None:
+    table = pd.DataFrame(np.eye(4), index=[f"m{n}" for n in range(4)])
+    with pytest.raises(ValueError, match="expected 4 models or more whose answers differ, got 3"):
+        study.leaderboard(table.iloc[[0, 1, 2, 2]])
+    with pytest.raises(ValueError, match="got 2 parents, 0 relatives and 0 others: give more --relatives"):
+        study.family(world(strangers=0), ["a", "b"], "merge-*")
+    assert len(study.family(world(strangers=0), ["a", "b"], "merge-*", 1)(0)[0].candidates) == 11
+    (case,) = study.leaderboard(table)(0)
+    assert (len(case.candidates), len(case.strangers)) == (1, 3)
