@@ -198,15 +198,29 @@ def read(path: Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the ending is neither .parquet nor .jsonl, or the table is not one of items.
+        ValueError: the ending is neither .parquet nor .jsonl, a line is no JSON, or the table is not one of items.
     """
     if not path.exists():
         raise FileNotFoundError(f"no benchmark at {path}; write one with the columns {list(COLUMNS)}")
     if path.suffix == ".parquet":
         return from_frame(pd.read_parquet(path), str(path))
     if path.suffix == ".jsonl":
-        return from_frame(pd.read_json(path, lines=True, dtype={"id": str}), str(path))
+        return from_frame(_json_lines(path), str(path))
     raise ValueError(f"{path}: expected a .parquet or .jsonl file")
+
+
+def _json_lines(path: Path) -> pd.DataFrame:
+    lines = [(number, line) for number, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} has no line: write one an item, a JSON object with {list(COLUMNS)}")
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error.msg} at column {error.colno}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]}")
+    return pd.read_json(path, lines=True, dtype={"id": str})
 
 
 def write(path: Path, items: Sequence[Item]) -> None:

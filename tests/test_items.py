@@ -106,3 +106,26 @@ def test_items_of_no_kind_are_refused(values: dict[str, object], message: str) -
         FreeText(max_tokens=0)
     with pytest.raises(ValueError, match="no setting 'ends'"):
         items.free_text({"ends": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"id": "1", "prompt": "p", "options": ["x", "y"], "answer": 0}\n\n{"id": "2", "prompt"}\n',
+            "line 3 is no JSON",
+        ),
+        ("[1, 2]\n", r"line 1: expected a JSON object, got \[1, 2\]"),
+        ("\n", "has no line: write one an item"),
+    ],
+)
+def test_a_line_that_is_no_item_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        items.read(tmp_path / "x.jsonl")
+
+
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    row = {"id": "7", "prompt": "p\u2028q", "options": ["x", "y"], "answer": 1}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert items.read(tmp_path / "x.jsonl") == [Item("7", "p\u2028q", ("x", "y"), 1)]
