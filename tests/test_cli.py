@@ -307,6 +307,11 @@ def test_every_command_has_help_examples_and_something_to_run(
     assert named <= set(commands)
 
 
+def test_export_is_merge() -> None:
+    merged, exported = (cli.parser().parse_args([name, "winner.yaml", "out", "--json"]) for name in ("merge", "export"))
+    assert {**vars(merged), "command": "export"} == vars(exported)
+
+
 def test_choices_are_the_librarys() -> None:
     assert cli.SCORINGS == answering.SCORINGS
     default = next(a for a in cli.parser()._actions if a.dest == "command").choices["run"].get_default("budget")

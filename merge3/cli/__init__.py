@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         add(commands)
     for add in (add_respond, add_answers, add_import, add_study, add_verify):
         add(commands)
-    for one in commands.choices.values():
+    for one in set(commands.choices.values()):  # an alias is the same parser
         one.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
         for action in one._actions:
             if action.type is Path:
@@ -154,6 +154,7 @@ def add_merge(commands: Any) -> None:
 merge3 merge mergekit.yaml my-model --device cuda
 The folder can be uploaded to a hub as it is; llama.cpp's
 convert_hf_to_gguf.py makes a GGUF file of it.""",
+        aliases=("export",),
     )
     merge.add_argument("file", type=Path, help="a merge file, ours or mergekit's")
     merge.add_argument("out", type=Path, help="a new folder for the model")
@@ -288,10 +289,13 @@ merge3 verify table.parquet --parents org/a org/b --merges 'mine/*'""",
     verify.add_argument("--count", type=int, default=20, help="items asked (default: 20)")
 
 
-def command(commands: Any, name: str, module: str, function: str, what: str, examples: str) -> argparse.ArgumentParser:
+def command(
+    commands: Any, name: str, module: str, function: str, what: str, examples: str, aliases: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     """A command, what it does, and examples of it under its help."""
     made: argparse.ArgumentParser = commands.add_parser(
         name,
+        aliases=aliases,
         help=what,
         description=fill(f"{what[0].upper()}{what[1:]}.", WIDTH),
         epilog="examples:\n  " + examples.replace("\n", "\n  "),
