@@ -21,8 +21,6 @@ there were.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environments import environment
+from environments import Peer, environment
 from figures import Figure, publish
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,7 +39,6 @@ from merge3.generation import generate
 from merge3.items import FreeText, Item
 from merge3.ledger import flops
 
-HERE = Path(__file__).parent
 LM_EVAL = "0.4.13"
 BATCHES = (4, 16, 64)
 TRIED = 16  # items on which lm-eval's batch size is chosen
@@ -51,31 +48,16 @@ LEADS = ("Exactly", "Perhaps", "About", "Nearly")  # makes options that share no
 FREE = FreeText(stop=("\n",), max_tokens=32, extract="text")
 
 
-class Peer:
-    """lm-eval's process."""
+def lm_eval(peer: Peer, kind: str, requests: Sequence[Any], batch: int) -> tuple[list[Any], float]:
+    """lm-eval's answers and the seconds."""
+    found = peer.ask(kind=kind, requests=requests, batch=batch)
+    return found["answers"], found["seconds"]
 
-    def __init__(self, python: Path, model: str, dtype: str) -> None:
-        script = HERE / "peers" / "lm_eval_answers.py"
-        self.process = subprocess.Popen(
-            [python, script, model, dtype, str(torch.get_num_threads())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
-    def ask(self, kind: str, requests: Sequence[Any], batch: int) -> tuple[list[Any], float]:
-        """The answers and the seconds."""
-        if self.process.stdin is None or self.process.stdout is None:
-            raise RuntimeError("lm-eval's process has no pipes")
-        self.process.stdin.write(json.dumps({"kind": kind, "requests": requests, "batch": batch}) + "\n")
-        self.process.stdin.flush()
-        found = json.loads(self.process.stdout.readline())
-        return found["answers"], found["seconds"]
-
-    def best_batch(self, kind: str, requests: Sequence[Any]) -> int:
-        """The fastest of `BATCHES`, each tried twice."""
-        self.ask(kind, requests[:4], 4)  # warm
-        return min(BATCHES, key=lambda batch: min(self.ask(kind, requests, batch)[1] for _ in range(2)))
+def best_batch(peer: Peer, kind: str, requests: Sequence[Any]) -> int:
+    """The fastest of `BATCHES`, each tried twice."""
+    lm_eval(peer, kind, requests[:4], 4)  # warm
+    return min(BATCHES, key=lambda batch: min(lm_eval(peer, kind, requests, batch)[1] for _ in range(2)))
 
 
 def pairs(asked: Sequence[Item]) -> list[tuple[str, str]]:
@@ -111,11 +93,11 @@ def choices(
 ) -> list[Figure]:
     """Figures of one set of items with options; disagreements are printed."""
     requests, options = pairs(asked), len(asked[0].options)
-    batch = peer.best_batch("loglikelihood", requests[: TRIED * options])
+    batch = best_batch(peer, "loglikelihood", requests[: TRIED * options])
     theirs, seconds, ours, spent, work = [], 0.0, [], 0.0, Work()
     half = -(-len(asked) // 2)
     for part in (asked[:half], asked[half:]):  # in turns
-        found, taken = peer.ask("loglikelihood", pairs(part), batch)
+        found, taken = lm_eval(peer, "loglikelihood", pairs(part), batch)
         theirs, seconds = theirs + found, seconds + taken
         (values, done), taken = timed(lambda part=part: loglikelihoods(model, tokenizer, part, BATCH_TOKENS))
         ours, spent, work = ours + values, spent + taken, work + done
@@ -158,11 +140,11 @@ def replies(
     free = [Item(item.id, item.prompt.rstrip(), expected=("?",), free=FREE) for item in asked]
     arguments = {"until": list(FREE.stop), "max_gen_toks": FREE.max_tokens, "do_sample": False}
     requests = [(item.prompt, arguments) for item in free]
-    batch = peer.best_batch("generate_until", requests[:TRIED])
+    batch = best_batch(peer, "generate_until", requests[:TRIED])
     theirs, seconds, ours, spent, work = [], 0.0, [], 0.0, Work()
     half = -(-len(free) // 2)
     for part in (slice(half), slice(half, None)):  # in turns
-        found, taken = peer.ask("generate_until", requests[part], batch)
+        found, taken = lm_eval(peer, "generate_until", requests[part], batch)
         theirs, seconds = theirs + found, seconds + taken
         (made, done), taken = timed(lambda part=part: generate(model, tokenizer, free[part], BATCH_TOKENS))
         ours, spent, work = ours + made, spent + taken, work + done
@@ -229,7 +211,7 @@ def main() -> None:
     ]
     shots = "".join(f"{item.prompt}{item.options[item.answer]}\n\n" for item in examples)
     after = [replace(item, prompt=shots + item.prompt) for item in chosen]
-    peer = Peer(python, "data/base", sizes.dtype)
+    peer = Peer(python, "lm_eval_answers.py", "data/base", sizes.dtype)
     loglikelihoods(model, tokenizer, chosen[:4], BATCH_TOKENS)  # warm
     if sizes.dtype != "bfloat16":
         after, apart = [], []  # a check of agreement
