@@ -12,13 +12,17 @@ fitted and estimators calibrated. Regret is the truth of the best winner that an
 The demonstration's merges (`demonstration.py`) are a world in four genes: by item, the margin of a merge is
 interpolated between those of the candidates that were answered in full (cubic radial functions, exact at every
 candidate), so every search is run as it is; how well a candidate is told by the others is measured, too. The first
-`POPULATION` of them are what is known before, and a winner's truth is its accuracy on all items.
+`POPULATION` of them are what is known before. Each seed draws the items that a search may ask; a winner's truth is its
+accuracy on the others, and told as its lead over where all searches begin, the uniform average, on the same items.
+
+A way that is `verified` keeps up to half of its budget for its leaders on fresh items, as the pipeline does.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,16 +34,21 @@ from figures import RESULTS, Figure, publish
 from scipy.interpolate import RBFInterpolator
 from tiny import KEPT, LANGUAGES, World
 
+from merge3 import surface
 from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
-from merge3.evolve import SEARCHES, Genes
+from merge3.evolve import SEARCHES, Genes, Pooled, Search
 from merge3.extract import METHODS
-from merge3.fitness import TIE
+from merge3.fitness import TIE, Evaluation
+from merge3.history import HALVES, combined, fresh, halves, paired
 from merge3.irt import fit_items
+from merge3.ledger import Cost
 
 RESPONSES = Path("data/respond/search.parquet")
 SEEDS, FULL_SEEDS = 20, 20
+REPLAYS, SEARCHED = 60, 0.6  # seeds of the replay, and the share of its items that are searched
 POPULATION, HELD_OUT = 24, 6
 GENERATION, SIGMA, ASKED = 12, 0.2, 20
+LEADERS, FRESH = 9, 300  # the pipeline's finalists, and their items
 BUDGETS = (480, 960, 1920, 3840)
 FULL_BUDGETS = (24_000, 48_000, 96_000, 192_000)
 
@@ -52,6 +61,7 @@ class Way:
     subset: str
     estimator: str
     margin: bool = False
+    verified: bool = False
 
 
 WAYS = {
@@ -60,6 +70,7 @@ WAYS = {
     "cma": Way("cma", "fisher", "parent_aware", margin=True),
     "pooled": Way("pooled", "fisher", "parent_aware", margin=True),
     "pooled, ascent": Way("pooled", "ascent", "parent_aware", margin=True),
+    "pooled, verified": Way("pooled", "fisher", "parent_aware", margin=True, verified=True),
     "full": Way("cma", "all", "mean"),
 }
 REPLAYED = {
@@ -68,11 +79,14 @@ REPLAYED = {
     "random": WAYS["random"],
     "cma": WAYS["cma"],
     "pooled": WAYS["pooled"],
-    "pooled, ascent": WAYS["pooled, ascent"],
-    "pooled, design": Way("pooled", "design", "parent_aware", margin=True),
+    "pooled, verified": WAYS["pooled, verified"],
+    "pooled, design, verified": Way("pooled", "design", "parent_aware", margin=True, verified=True),
     "full": WAYS["full"],
 }
-OURS = ("pooled", "pooled, ascent", "pooled, design")
+OURS = ("pooled", "pooled, verified", "pooled, design, verified")
+
+
+Told = tuple[np.ndarray, float, float]  # genotype, fitness, its standard error
 
 
 class Bench:
@@ -126,51 +140,87 @@ class Bench:
         known = self.known(way, seed)
         start = np.clip(self.start, 0.05, 0.95)
         search = SEARCHES[way.search](Genes(self.genes), start, SIGMA, GENERATION, seed)
-        best, winner, asked, truths = -np.inf, start, 0, dict[int, float]()
+        asked, told, truths = 0, list[Told](), dict[int, float]()
         for budget in self.budgets[way.subset == "all"]:
-            while asked + GENERATION * len(known.subset) <= budget:
-                fitness, errors, candidates = [], [], search.ask()
-                for x in candidates:
-                    margins = self.margins(x, known.subset)
-                    estimate = ESTIMATORS[way.estimator]((margins > 0).astype(float), known)
-                    fitness.append(estimate.score + way.margin * TIE * float(np.tanh(margins).mean()))
-                    errors.append(estimate.standard_error)
-                    asked += len(known.subset)
-                search.tell(fitness, errors)
-                if max(fitness) > best:
-                    best, winner = max(fitness), candidates[int(np.argmax(fitness))]
-            truths[budget] = self.truth(search.mean if way.search == "pooled" else winner)
+            count = finals(budget, len(self.every) - len(known.subset)) if way.verified else 0
+            while not told or asked + GENERATION * len(known.subset) <= budget - cost(count):
+                candidates = search.ask()
+                found = [self.told(way, x, known) for x in candidates]
+                search.tell([fitness for _, fitness, _ in found], [error for _, _, error in found])
+                asked, told = asked + len(candidates) * len(known.subset), told + found
+            truths[budget] = self.truth(self.winner(search, told, known, count, seed))
         return truths
+
+    def told(self, way: Way, x: np.ndarray, known: Known) -> Told:
+        """What a search is told of a candidate."""
+        margins = self.margins(x, known.subset)
+        estimate = ESTIMATORS[way.estimator]((margins > 0).astype(float), known)
+        return x, estimate.score + way.margin * TIE * float(np.tanh(margins).mean()), estimate.standard_error
+
+    def winner(self, search: Search, told: Sequence[Told], known: Known, count: int, seed: int) -> np.ndarray:
+        """The best so far: of the leaders by `count` fresh items, else where the surface is highest or the fittest."""
+        genes, scores, errors = (np.array(column) for column in zip(*told, strict=True))
+        if not count:
+            top: np.ndarray = search.mean if isinstance(search, Pooled) else genes[scores.argmax()]
+            return top
+        pooled = surface.fit(genes, scores, errors)
+        asked = genes[np.argsort(-pooled.predict(genes)[0], kind="stable")]
+        leaders = np.vstack([surface.best(pooled, seed), search.mean, search.start, asked])
+        leaders = leaders[np.sort(np.unique(leaders, axis=0, return_index=True)[1])][:LEADERS]
+        for part in halves(fresh(known, self.languages, count, seed)):
+            answers = np.stack([self.margins(x, part.subset) > 0 for x in leaders]).astype(float)
+            own = paired([Evaluation(None, Cost(), correct=row) for row in answers], len(known.items))
+            means, deviations = pooled.predict(leaders)
+            order = np.argsort(-combined(means, deviations, answers.mean(axis=1), own), kind="stable")
+            leaders = leaders[order[: (len(order) + 1) // 2]]
+        best: np.ndarray = leaders[0]
+        return best
+
+
+def cost(count: int) -> int:
+    """The answers that `LEADERS` give to `count` fresh items: a quarter of these, the better half a half, and so on."""
+    total, before, left = 0, 0, LEADERS
+    for step in HALVES:
+        size = -(-count // step)
+        total, before, left = total + left * (size - before), size, (left + 1) // 2
+    return total
+
+
+def finals(budget: int, rest: int) -> int:
+    """How many of the `rest` are the leaders' fresh items: as the pipeline has, within half the budget."""
+    return max(count for count in range(min(rest, FRESH) + 1) if 2 * cost(count) <= budget)
 
 
 class Replay(Bench):
-    """Merges between candidates that were answered in full before."""
+    """Merges between candidates that were answered in full before, as the search of one seed meets them."""
 
     budgets = BUDGETS, (12_000, 24_000, 48_000, 96_000)
 
-    def __init__(self, table: pd.DataFrame, experts: pd.DataFrame, start: np.ndarray) -> None:
+    def __init__(self, table: pd.DataFrame, experts: pd.DataFrame, start: np.ndarray, seed: int) -> None:
         """Take a table of `demonstration.py`, and the answers of experts (models x items) to its items.
 
-        `start` is the genotype where searches begin.
+        `start` is the genotype where searches begin; `seed` draws the items that are searched, the rest test.
         """
-        self.genes = len(start)
+        self.genes, self.start = len(start), start
         values = table.to_numpy(dtype=float)
         self.points, self.table = values[:, : self.genes], values[:, self.genes :]
         self.between = RBFInterpolator(self.points, self.table, kernel="cubic")
-        experts = experts[table.columns[self.genes :]]
-        self.answers = (self.table[:POPULATION] > 0).astype(float), experts.to_numpy(dtype=float)
-        self.every = np.arange(self.table.shape[1])
-        self.languages = ["all"] * len(self.every)
-        self.start = start
+        order = np.random.default_rng(seed).permutation(self.table.shape[1])
+        count = round(SEARCHED * len(order))
+        self.searched, self.tested = np.sort(order[:count]), np.sort(order[count:])
+        known = experts[table.columns[self.genes :]].to_numpy(dtype=float)
+        self.answers = (self.table[:POPULATION, self.searched] > 0).astype(float), known[:, self.searched]
+        self.every = np.arange(count)
+        self.languages = ["all"] * count
 
     def margins(self, x: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The margins of a candidate by those of all that were answered."""
-        found: np.ndarray = self.between(x[None])[0, items]
+        found: np.ndarray = self.between(x[None])[0, self.searched[items]]
         return found
 
     def truth(self, x: np.ndarray) -> float:
-        """The share of all items that a candidate has right."""
-        return float((self.margins(x, self.every) > 0).mean())
+        """The share that a candidate has right of the items that are not searched."""
+        return float((self.between(x[None])[0, self.tested] > 0).mean())
 
     def left_out(self) -> tuple[float, float]:
         """Of every candidate by the others: share of its items told right, and error of its accuracy."""
@@ -191,28 +241,28 @@ def replayed() -> None:
     table = pd.read_parquet(RESULTS / "demonstration.parquet")
     experts = pd.read_parquet(RESPONSES).loc[list(demonstration.EXPERTS)]
     count = len(table.columns) - len(experts.columns.intersection(table.columns))
-    bench = Replay(table, experts, np.full(count, 1 / len(experts) / demonstration.WEIGHTS[1]))
+    start = np.full(count, 1 / len(experts) / demonstration.WEIGHTS[1])
+    benches = [Replay(table, experts, start, seed) for seed in range(REPLAYS)]
+    begin = 100 * np.array([bench.truth(start) for bench in benches])
     found = {
-        name: 100 * np.array([list(bench.run(way, seed).values()) for seed in range(SEEDS)])
+        name: 100 * np.array([list(bench.run(way, seed).values()) for seed, bench in enumerate(benches)])
         for name, way in REPLAYED.items()
     }
-    top = max(values.max() for values in found.values())
-    agree, error = bench.left_out()
-    accuracies = 100 * (bench.table > 0).mean(axis=1)
+    agree, error = benches[0].left_out()
+    accuracies = 100 * (benches[0].table > 0).mean(axis=1)
     figures = [
         Figure("a candidate by the others: items told right", 100 * agree, "%"),
         Figure("a candidate by the others: error of its accuracy", 100 * error, "points"),
         Figure("the candidates' mean", float(accuracies.mean()), "%"),
         Figure("the best candidate", float(accuracies.max()), "%"),
-        Figure("where searches begin", 100 * bench.truth(bench.start), "%"),
-        Figure("the best winner of all searches", float(top), "%"),
+        Figure("where searches begin", float(begin.mean()), "%"),
     ]
     for name, values in found.items():
-        for budget, column in zip(bench.budgets[REPLAYED[name].subset == "all"], values.T, strict=True):
-            low, high = interval(top - column)
-            text = f"regret, {name}, {budget:,} answers [{low:.1f}, {high:.1f}]"
-            figures.append(Figure(text, float((top - column).mean()), "points"))
-    few, every = bench.budgets
+        for budget, column in zip(benches[0].budgets[REPLAYED[name].subset == "all"], values.T, strict=True):
+            low, high = interval(column - begin)
+            text = f"lead, {name}, {budget:,} answers [{low:.1f}, {high:.1f}]"
+            figures.append(Figure(text, float((column - begin).mean()), "points"))
+    few, every = benches[0].budgets
     for name in OURS:
         at = dict(zip(few, found[name].T, strict=True))
         short = interval(found["full"][:, -1] - at[1920])[1]

@@ -36,7 +36,7 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
 from merge3.grouped import Objective, weights_of
-from merge3.history import History, fresh, generation, halves
+from merge3.history import EVOLVED, History, fresh, generation, halves
 from merge3.items import Item
 from merge3.models import read_manifest
 from merge3.recipe import Merge, Recipe
@@ -137,6 +137,8 @@ def evolve(
             say(stop.args[0])
         raise
     _write_csv(history.finalists, "finalists.csv")
+    if winner["merge"] != EVOLVED:
+        say(f"no evolved merge does better than {winner['merge']} on search and fresh items together: it is the winner")
     best = history.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
     write_text(OUT / "winner.yaml", mergefile.to_yaml(with_sources(best)))

@@ -1,7 +1,8 @@
 """The history of a search: what every candidate was, what its answers told, and which of the leaders wins.
 
 Both the stage `evolve` and `merge3 run` search so: generations are asked and told, the leaders are asked fresh items,
-and the winner is the one that does best on what search and fresh items say together. Writes nothing.
+and the winner is the one that does best on what search and fresh items say together. The standard merges are asked,
+too: a search that finds nothing better than what is made by hand is to say so. Writes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from merge3 import surface
 from merge3.estimate import Calibration, Known
@@ -21,13 +23,14 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.front import knee, nondominated, spread
 from merge3.genome import Genome
 from merge3.ledger import Cost
-from merge3.recipe import Recipe
+from merge3.recipe import AVERAGE, Recipe, standard_merges
 
 Do = Callable[[str, Callable[[], Evaluation]], Evaluation]
-Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior
+Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior; NaN where the search knows none
 FrontLeader = tuple[Recipe, np.ndarray, np.ndarray]  # the same by group
 
 HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the better half of them a half, ...
+EVOLVED = "evolved"  # what a finalist is that is no standard merge
 BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
 
 
@@ -51,6 +54,10 @@ class History:
         if fitness.objective and fitness.objective.front:
             self.groups = list(fitness.objective.weights)
         self.fronts: list[tuple[tuple[float, ...], tuple[float, ...]]] = []  # of `told`: a score a group, and its error
+        self.standard: dict[str, str] = {}  # phenotype -> name, of standard merges other than the start
+        for name, recipe in standard_merges(genome.experts).items():
+            if name != AVERAGE:
+                self.standard[self.phenotype(recipe)] = name
         self.finalists: list[dict[str, Any]] = []
         self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
@@ -108,16 +115,22 @@ class History:
         """Up to `count` candidates with the mean and deviation of their posterior.
 
         First where the surface is highest, where the search would go on and where it began, asked before or not; then
-        the distinct candidates of the highest posterior means.
+        the other standard merges, of which the surface knows nothing; then the distinct candidates of the highest
+        posterior means.
         """
         pooled = self.surface()
         asked = pooled.genes[np.argsort(-pooled.predict(pooled.genes)[0], kind="stable")]
         genotypes = np.vstack([surface.best(pooled, search.seed), search.mean, search.start, asked])
+        known = [
+            (self.genome.decode(genotype), float(mean), float(deviation))
+            for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True)
+        ]
+        standard = standard_merges(self.genome.experts)
+        unknown = [(standard[name], np.nan, np.nan) for name in self.standard.values()]
         found: dict[str, Leader] = {}
-        for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True):
-            recipe = self.genome.decode(genotype)
+        for leader in [*known[:3], *unknown, *known[3:]]:
             if len(found) < count:
-                found.setdefault(self.phenotype(recipe), (recipe, float(mean), float(deviation)))
+                found.setdefault(self.phenotype(leader[0]), leader)
         return found
 
     def front(self, count: int) -> dict[str, FrontLeader]:
@@ -157,7 +170,7 @@ class History:
         whole = [name for name in made if made[name].estimate]
         if not whole:
             raise ValueError(BROKEN)
-        self.finalists = [{"phenotype": name, **_scores(made[name]), "items": len(fitness.questions)} for name in made]
+        self.finalists = [self._finalist(name, made[name], len(fitness.questions)) for name in made]
         means, deviations = (np.array([leaders[name][k] for name in whole]) for k in (1, 2))
         found = np.array([[made[name].groups[group].score for group in self.groups] for name in whole])
         own = (np.array([made[name].errors(self.groups) for name in whole]) ** 2).mean(axis=0)
@@ -183,7 +196,8 @@ class History:
         """Ask the leaders fresh items, half of them twice as many, and so on; the row of the best.
 
         The best is so by both: the surface, which knows all candidates by the items of the search, and the fresh
-        items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing.
+        items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing. A
+        leader of which the surface knows nothing stands by its fresh items alone.
 
         Raises:
             ValueError: every leader is broken.
@@ -203,16 +217,43 @@ class History:
                 raise ValueError(BROKEN)
             means, deviations = np.array([leaders[name][1:] for name in whole]).T
             found = np.array([made[name].value for name in whole])
-            searched = (np.maximum(deviations, surface.UNSEEN) ** 2).mean()
-            share = searched / (searched + paired([made[name] for name in whole], len(fitness.known.items)))
-            together = (1 - share) * (means - means.mean()) + share * (found - found.mean())
-            alive = [whole[i] for i in np.argsort(-together, kind="stable")]
+            own = paired([made[name] for name in whole], len(fitness.known.items))
+            alive = [whole[i] for i in np.argsort(-combined(means, deviations, found, own), kind="stable")]
             if fitness is not rounds[-1]:
                 alive = alive[: (len(alive) + 1) // 2]
-        self.finalists = [{"phenotype": name, **_scores(made[name]), "items": items[name]} for name in made]
+        self.finalists = [self._finalist(name, made[name], items[name]) for name in made]
         for name, (recipe, _, _) in leaders.items():
             self.recipes.setdefault(name, recipe)
         return next(row for row in self.finalists if row["phenotype"] == alive[0])
+
+    def _finalist(self, name: str, evaluation: Evaluation, items: int) -> dict[str, Any]:
+        """A row of the finalists."""
+        merge = self.standard.get(name, EVOLVED)
+        return {"phenotype": name, "merge": merge, **_scores(evaluation), "items": items}
+
+
+def combined(
+    means: Float[np.ndarray, " leaders"],
+    deviations: Float[np.ndarray, " leaders"],
+    found: Float[np.ndarray, " leaders"],
+    variance: float,
+) -> Float[np.ndarray, " leaders"]:
+    """Leaders' scores by the surface and by fresh items together, on the level of the fresh ones.
+
+    Args:
+        means: by the surface; NaN where it knows nothing of a leader, which then stands by what was found.
+        deviations: of the means.
+        found: by the fresh items.
+        variance: of what was found, see `paired`.
+    """
+    known = ~np.isnan(means)
+    if not known.any():
+        return found
+    searched = (np.maximum(deviations[known], surface.UNSEEN) ** 2).mean()
+    share = searched / (searched + variance)
+    level = (found - means)[known].mean()
+    scores: np.ndarray = np.where(known, (1 - share) * (means + level) + share * found, found)
+    return scores
 
 
 def paired(evaluations: Sequence[Evaluation], items: int) -> float:

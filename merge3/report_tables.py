@@ -84,7 +84,7 @@ class Results:
             ("scores", {"model", "kind", "accuracy", "low", "high"} | leads),
             ("sample", {"phenotype", "estimate", "low", "high", "truth"}),
             ("history", set(PLACE)),
-            ("finalists", {"phenotype", "estimate", "low", "high"}),
+            ("finalists", {"phenotype", "merge", "estimate", "low", "high"}),
             ("subset", {"id", "group", "weight"}),
         ]
         if self.front is not None:

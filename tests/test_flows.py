@@ -248,6 +248,14 @@ def test_a_search_in_which_every_candidate_is_broken_says_so(here: Path, saved: 
     assert not (here / "data/evolve/winner.json").exists()
 
 
+def test_the_standard_merges_are_among_the_finalists(here: Path, saved: dict[str, Path]) -> None:
+    world.run(change(world.params(saved), "evolve", finalists=6), "evolve", "evaluate", "report")
+    found = pd.read_csv("data/evolve/finalists.csv").set_index("phenotype")
+    assert sorted(found["merge"]) == ["evolved"] * 4 + ["plain TIES", "task arithmetic"]
+    winner = json.loads(Path("data/evolve/winner.json").read_text())
+    assert winner["merge"] == found.loc[winner["phenotype"], "merge"]
+
+
 @pytest.mark.parametrize("strategy", ["pooled", "como"])
 def test_a_front_has_its_hypervolume_and_its_knee_wins(here: Path, saved: dict[str, Path], strategy: str) -> None:
     values = change(world.params(saved), "evolve", strategy=strategy, objective="pareto", finalists=5)

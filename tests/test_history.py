@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from merge3.fitness import Evaluation
-from merge3.history import paired
+from merge3.history import combined, paired
 from merge3.ledger import Cost
 
 
@@ -37,3 +37,27 @@ def test_answers_that_one_lacks_are_left_out() -> None:
     broken[1, :10] = np.nan
     assert paired(evaluations(broken), 1000) == paired(evaluations(answers[:, 10:]), 1000)
     assert paired(evaluations(answers[:1]), 1000) == 0.25  # one alone: an answer's own variance at most
+
+
+def test_exact_fresh_items_decide_alone_and_useless_ones_leave_it_to_the_surface() -> None:
+    means, deviations = np.array([0.5, 0.7, 0.6]), np.full(3, 0.05)
+    found = np.array([0.4, 0.3, 0.5])
+    np.testing.assert_allclose(combined(means, deviations, found, 0.0), found)
+    useless = combined(means, deviations, found, 1e9)
+    np.testing.assert_allclose(useless - useless.mean(), means - means.mean(), atol=1e-6)
+
+
+def test_a_surface_that_is_high_for_all_alike_says_nothing() -> None:
+    means, deviations, found = np.array([0.5, 0.7, np.nan]), np.full(3, 0.04), np.array([0.4, 0.3, 0.5])
+    np.testing.assert_allclose(
+        combined(means + 0.2, deviations, found, 0.001), combined(means, deviations, found, 0.001)
+    )
+
+
+def test_a_leader_that_the_surface_does_not_know_stands_by_its_fresh_items() -> None:
+    means, deviations = np.array([0.5, np.nan, 0.6]), np.array([0.05, np.nan, 0.05])
+    found = np.array([0.4, 0.55, 0.5])
+    scores = combined(means, deviations, found, 0.002)
+    alone = combined(means[[0, 2]], deviations[[0, 2]], found[[0, 2]], 0.002)
+    np.testing.assert_allclose(scores, [alone[0], found[1], alone[1]])
+    np.testing.assert_allclose(combined(means[[1]], deviations[[1]], found[[1]], 0.002), found[[1]])
