@@ -285,7 +285,10 @@ def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Ite
         texts = sorted({item.prompt for item in found if item.group == group})
         count = round(test_share * len(texts))
         if not 0 < count < len(texts):
-            raise ValueError(f"group {group!r} has {len(texts)} distinct prompts: too few to split by {test_share}")
+            raise ValueError(
+                f"group {group!r} has {len(texts)} distinct prompts, too few to split by {test_share}: give it more "
+                "examples, leave it out, or choose another test_share"
+            )
         held |= {texts[i] for i in generator.permutation(len(texts))[:count]}
     return {
         "search": [item for item in found if item.prompt not in held],
