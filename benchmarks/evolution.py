@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,12 +39,12 @@ from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance, pri
 from merge3.evolve import SEARCHES, Genes, Pooled, Search
 from merge3.extract import METHODS
 from merge3.fitness import TIE, Evaluation
-from merge3.history import HALVES, combined, fresh, halves, paired
+from merge3.history import HALVES, combined, finals, fresh, halves, paired
 from merge3.irt import fit_items
 from merge3.ledger import Cost
 
 RESPONSES = Path("data/respond/search.parquet")
-SEEDS, FULL_SEEDS = 20, 20
+SEEDS = 20
 REPLAYS, SEARCHED = 60, 0.6  # seeds of the replay, and the share of its items that are searched
 POPULATION, HELD_OUT = 24, 6
 GENERATION, SIGMA, ASKED = 12, 0.2, 20
@@ -142,7 +142,7 @@ class Bench:
         search = SEARCHES[way.search](Genes(self.genes), start, SIGMA, GENERATION, seed)
         asked, told, truths = 0, list[Told](), dict[int, float]()
         for budget in self.budgets[way.subset == "all"]:
-            count = finals(budget, len(self.every) - len(known.subset)) if way.verified else 0
+            count = fitting(budget, len(self.every) - len(known.subset)) if way.verified else 0
             while not told or asked + GENERATION * len(known.subset) <= budget - cost(count):
                 candidates = search.ask()
                 found = [self.told(way, x, known) for x in candidates]
@@ -178,15 +178,11 @@ class Bench:
 
 
 def cost(count: int) -> int:
-    """The answers that `LEADERS` give to `count` fresh items: a quarter of these, the better half a half, and so on."""
-    total, before, left = 0, 0, LEADERS
-    for step in HALVES:
-        size = -(-count // step)
-        total, before, left = total + left * (size - before), size, (left + 1) // 2
-    return total
+    """The answers that the leaders give to `count` fresh items."""
+    return finals(LEADERS, [-(-count // step) for step in HALVES])
 
 
-def finals(budget: int, rest: int) -> int:
+def fitting(budget: int, rest: int) -> int:
     """How many of the `rest` are the leaders' fresh items: as the pipeline has, within half the budget."""
     return max(count for count in range(min(rest, FRESH) + 1) if 2 * cost(count) <= budget)
 
@@ -262,31 +258,38 @@ def replayed() -> None:
             low, high = interval(column - begin)
             text = f"lead, {name}, {budget:,} answers [{low:.1f}, {high:.1f}]"
             figures.append(Figure(text, float((column - begin).mean()), "points"))
-    few, every = benches[0].budgets
     for name in OURS:
-        at = dict(zip(few, found[name].T, strict=True))
-        short = interval(found["full"][:, -1] - at[1920])[1]
-        ratio = every[-1] / 1920
-        text = f"full evaluation less {name}, upper end of the interval, at 1/{ratio:.0f} of its answers"
-        figures.append(Figure(text, short, "points", 1.0, below=True))
-        half = interval(at[1920] - found["paper"][:, -1])[0]
-        figures.append(Figure(f"{name} at half the paper's answers less the paper", half, "points, lower end", 0.0))
-        worst = min(interval(o - p)[0] for o, p in zip(found[name].T, found["paper"].T, strict=True))
-        text = f"{name} less the paper at the worst of four budgets"
-        figures.append(Figure(text, worst, "points, lower end", 0.0))
+        figures += targets(found, name, benches[0].budgets, (1920,))
     publish("evolution", figures, "_demonstration", "--demonstration")
 
 
 def truths(bench: Bench, name: str) -> np.ndarray:
     """Seeds x budgets; measured now where it was not before."""
     rows = []
-    for seed in range(FULL_SEEDS if name == "full" else SEEDS):
+    for seed in range(SEEDS):
         path = KEPT / f"{name}-{seed}.json"
         if not path.exists():
             path.write_text(json.dumps(list(bench.run(WAYS[name], seed).values())))
             print(name, seed, path.read_text(), flush=True)
         rows.append(json.loads(path.read_text()))
     return np.array(rows)
+
+
+def targets(
+    found: Mapping[str, np.ndarray], name: str, budgets: tuple[Sequence[int], Sequence[int]], at: Sequence[int]
+) -> list[Figure]:
+    """How a way stands to full evaluation at the budgets `at`, and to the paper's search; in points, seed by seed."""
+    few, every = budgets
+    ours, full, paper = dict(zip(few, found[name].T, strict=True)), found["full"][:, -1], found["paper"]
+    figures = []
+    for budget in at:
+        text = f"full evaluation less {name}, upper end of the interval, at 1/{every[-1] / budget:.0f} of its answers"
+        figures.append(Figure(text, interval(full - ours[budget])[1], "points", 1.0, below=True))
+    half = interval(ours[1920] - paper[:, -1])[0]
+    figures.append(Figure(f"{name} at half the paper's answers less the paper", half, "points, lower end", 0.0))
+    worst = min(interval(column - theirs)[0] for column, theirs in zip(found[name].T, paper.T, strict=True))
+    text = f"{name} less the paper at the worst of four budgets"
+    return [*figures, Figure(text, worst, "points, lower end", 0.0)]
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -320,31 +323,8 @@ def main() -> None:
                     "points",
                 )
             )
-    last = found["full"][:, -1]
-    count = min(len(last), SEEDS)
-    ours = dict(zip(BUDGETS, found["pooled"].T, strict=True))
-    for budget in (1920, 3840):
-        short = last[:count] - ours[budget][:count]
-        ratio = FULL_BUDGETS[-1] / budget
-        figures.append(
-            Figure(
-                f"full evaluation less pooled, upper end of the interval, at 1/{ratio:.0f} of its answers",
-                interval(short)[1],
-                "points",
-                1.0,
-                below=True,
-            )
-        )
-    figures.append(
-        Figure(
-            "pooled at half the paper's answers less the paper",
-            interval(ours[1920] - found["paper"][:, -1])[0],
-            "points, lower end",
-            0.0,
-        )
-    )
-    worst = min(interval(o - p)[0] for o, p in zip(found["pooled"].T, found["paper"].T, strict=True))
-    figures.append(Figure("pooled less the paper at the worst of four budgets", worst, "points, lower end", 0.0))
+    for name in ("pooled", "pooled, verified"):
+        figures += targets(found, name, bench.budgets, (1920, 3840))
     worst = min(interval(o - p)[0] for o, p in zip(found["pooled"].T, found["cma"].T, strict=True))
     figures.append(
         Figure("pooled less cma on the same items at the worst of four budgets", worst, "points, lower end", 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -36,7 +36,7 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
 from merge3.grouped import Objective, weights_of
-from merge3.history import EVOLVED, History, fresh, generation, halves
+from merge3.history import EVOLVED, History, finals, fresh, generation, halves
 from merge3.items import Item
 from merge3.models import read_manifest
 from merge3.recipe import Merge, Recipe
@@ -106,11 +106,15 @@ def evolve(
         return Fitness(asker, found, chosen, part, wanted)
 
     fitness = fitness_of(known, estimator)
+    others = fresh(known, [item.group for item in found], finalist_items, seed)
+    front = objective == "pareto"
+    rounds = [fitness_of(part, "weighted_mean") for part in ([others] if front else halves(others))]  # fair: no model
     one, everything = asker.cost(fitness.questions), asker.cost(found)
-    count = generations * population
+    count, last = generations * population, finals(finalists, [asker.cost(part.questions).tokens for part in rounds])
     say(
-        f"{len(genome.names)} genes, {generations} generations of {population}: at most "
-        f"{count * one.tokens:,} tokens, {count * one.flops:.1e} operations (all items: {count * everything.tokens:,})"
+        f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
+        f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
+        f"{finalists} finalists on fresh items: at most {last:,} more"
     )
     history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
     begin = monotonic()
@@ -124,13 +128,14 @@ def evolve(
                 if hours is not None and monotonic() - begin > 3600 * hours:
                     say(f"stopped after {hours} h; started again, the search goes on where it is")
                     break
-        others = fresh(known, [item.group for item in found], finalist_items, seed)
         (OUT / "front.csv").unlink(missing_ok=True)
-        if history.groups:
-            winner = verified_front(history, finalists, fitness_of(others, "weighted_mean"))
-        else:
-            rounds = [fitness_of(part, "weighted_mean") for part in halves(others)]  # a fair sample needs no model
-            winner = history.verify(history.leaders(finalists, search), rounds)
+        with progress(
+            "evolve: answers of finalists", finals(finalists, [len(part.questions) for part in rounds])
+        ) as advance:
+            if front:
+                winner = verified_front(history, finalists, rounds[0], advance)
+            else:
+                winner = history.verify(history.leaders(finalists, search), rounds, advance)
     except (KeyboardInterrupt, TerminationSignal) as stop:  # the latter is Prefect's, of a run that it follows
         stop.args = (interrupted(history),)
         if served():
@@ -158,9 +163,11 @@ def evolve(
     say(f"{history.distinct} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens")
 
 
-def verified_front(history: History, finalists: int, fitness: Fitness) -> dict[str, Any]:
+def verified_front(
+    history: History, finalists: int, fitness: Fitness, advance: Callable[[int], None]
+) -> dict[str, Any]:
     """Ask the front's leaders fresh items and write front.csv; the row of its knee, and the front's hypervolume."""
-    rows = history.verify_front(history.front(finalists), fitness)
+    rows = history.verify_front(history.front(finalists), fitness, advance)
     _write_csv(rows, "front.csv")
     volume = hypervolume(np.array([[row[f"score {group}"] for group in history.groups] for row in rows]))
     say(f"the front: {sum(row['front'] for row in rows)} of {len(rows)} leaders, hypervolume {volume:.3f}")

@@ -151,7 +151,9 @@ class History:
             found[self.phenotype(recipe)] = recipe, means[place], deviations[place]
         return found
 
-    def verify_front(self, leaders: dict[str, FrontLeader], fitness: Fitness) -> list[dict[str, Any]]:
+    def verify_front(
+        self, leaders: dict[str, FrontLeader], fitness: Fitness, advance: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
         """Ask the leaders fresh items; a row each: its scores by group, whether it is on the front, and is its knee.
 
         A group's score is that by the surface and that by the fresh items, each weighed by the other's mean variance;
@@ -167,6 +169,7 @@ class History:
             made[name] = self.do(f"finalist {name[:8]}", partial(fitness, recipe))
             self.finalists_tokens += fitness.asker.cost(fitness.questions).tokens
             self.cost += made[name].cost
+            advance(len(fitness.questions))
         whole = [name for name in made if made[name].estimate]
         if not whole:
             raise ValueError(BROKEN)
@@ -191,10 +194,11 @@ class History:
         self,
         leaders: dict[str, Leader],
         rounds: list[Fitness],
-        advance: Callable[[int], None] = lambda questions: None,
+        advance: Callable[[int], None],
     ) -> dict[str, Any]:
         """Ask the leaders fresh items, half of them twice as many, and so on; the row of the best.
 
+        `advance` is told how many more answers there are.
         The best is so by both: the surface, which knows all candidates by the items of the search, and the fresh
         items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing. A
         leader of which the surface knows nothing stands by its fresh items alone.
@@ -306,6 +310,14 @@ def halves(known: Known) -> list[Known]:
         weights = known.weights[::step]
         parts.append(replace(known, subset=known.subset[::step], weights=weights / weights.sum()))
     return parts
+
+
+def finals(leaders: int, sizes: Sequence[int]) -> int:
+    """The answers that leaders give at most: all of them the first round's items, the better half the second's, ..."""
+    total = before = 0
+    for size in sizes:
+        total, before, leaders = total + leaders * (size - before), size, (leaders + 1) // 2
+    return total
 
 
 def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:

@@ -27,7 +27,7 @@ from merge3.evolve import SEARCHES, Genes, Search
 from merge3.extract import METHODS
 from merge3.fitness import Fitness
 from merge3.genome import Genome, live_groups
-from merge3.history import HALVES, History, fresh, generation, halves
+from merge3.history import HALVES, History, finals, fresh, generation, halves
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker
@@ -211,11 +211,8 @@ class _Run:
         """How many answers the run takes at most."""
         asked = min(ASKED, len(self.search))
         others = min(FRESH, len(self.search) - asked)
-        finals, leaders, before = 0, FINALISTS, 0
-        for step in HALVES:
-            size = -(-others // step)
-            finals, before, leaders = finals + leaders * (size - before), size, (leaders + 1) // 2
-        searched = (len(self.parents) + POPULATION) * len(self.search) + self.generations * GENERATION * asked + finals
+        last = finals(FINALISTS, [-(-others // step) for step in HALVES])
+        searched = (len(self.parents) + POPULATION) * len(self.search) + self.generations * GENERATION * asked + last
         return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
 
     def step(self, answers: int, kept: int) -> None:

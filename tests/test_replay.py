@@ -47,10 +47,10 @@ def test_what_is_searched_is_no_test(replay: evolution.Replay) -> None:
 
 def test_finalists_cost_half_a_budget_at_most() -> None:
     for budget in (60, 480, 3840, 96_000):
-        count = evolution.finals(budget, 1000)
+        count = evolution.fitting(budget, 1000)
         assert evolution.cost(count) <= budget / 2
         assert count == evolution.FRESH or evolution.cost(count + 1) > budget / 2
-    assert evolution.finals(3840, 7) == 7
+    assert evolution.fitting(3840, 7) == 7
     assert evolution.cost(8) == 9 * 2 + 5 * 2 + 3 * 4
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from types import ModuleType
 
 import torch
 
+from merge3 import models
 from merge3.checks import WRONG, small
 from merge3.cli.searching import named
 from merge3.cli.show import as_json, ask, finding
@@ -31,9 +33,11 @@ def init(options: argparse.Namespace) -> int:
     own = pipeline("own")
     base = options.base or ask_model("--base", "base (a folder or hub id)")
     experts = options.expert or ask_experts()
-    items = options.items or told("--items", "items (a .jsonl or .parquet file, or lm-eval:<task>)")
+    items = options.items or until("--items", "items (a .jsonl or .parquet file, or lm-eval:<task>)", own.groups)
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    device = options.device or (told("--device", f"device [{default}]") or default if sys.stdin.isatty() else default)
+    device = options.device or default
+    if not options.device and sys.stdin.isatty():
+        device = until("--device", f"device [{default}]", models.check_device) or default
     own.rewrite(base, named(experts), items, options.test_share, device)
     if options.json:
         return check(options)
@@ -57,16 +61,21 @@ def told(flag: str, what: str) -> str:
         raise ValueError(f"give {flag}: the input ended here; params.yaml is as it was") from error
 
 
-def ask_model(flag: str, what: str) -> str:
-    """A model that is there, by its source or as `name=source`; asked again until it is, or nothing is said."""
+def until(flag: str, what: str, check: Callable[[str], object]) -> str:
+    """What was told once `check` has nothing against it, or when nothing is said; asked again until then."""
     while said := told(flag, what):
         try:
-            small(said.partition("=")[2] or said)
-        except FileNotFoundError as error:
+            check(said)
+        except (FileNotFoundError, ValueError) as error:
             print(error, file=sys.stderr)
         else:
             break
     return said
+
+
+def ask_model(flag: str, what: str) -> str:
+    """A model that is there, by its source or as `name=source`."""
+    return until(flag, what, lambda said: small(said.partition("=")[2] or said))
 
 
 def ask_experts() -> list[str]:
