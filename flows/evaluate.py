@@ -69,11 +69,16 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     candidates["truth"] = answered.loc[list(candidates["phenotype"])].mean(axis=1).to_numpy()
     candidates.to_csv(OUT / "sample.csv", index=False)
     figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
+    standard = scored[scored["kind"] == "standard merge"].set_index("model")["accuracy"].idxmax()
+    by_group = compare.leads(table, tests, EVOLVED, standard, seed)
+    figures["over_best_standard"] = {"name": standard, "groups": by_group}
     write_json(OUT / "metrics.json", figures)
     write_json(OUT / "ledger.json", ledger)
     show_table("evaluate-scores", scored.to_dict("records"), "every model on the test items")
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
+    for group, lead in by_group.items():
+        say(f"{group}: over {standard} {{lead:+.1%}}  [{{lead_low:+.1%}}, {{lead_high:+.1%}}]".format(**lead))
     say(compare.verdict(EVOLVED, figures["no_better_than"]))
 
 

@@ -80,6 +80,20 @@ def scores(table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int) -
     return scored
 
 
+def leads(
+    table: pd.DataFrame, tests: Sequence[Item], winner: str, rival: str, seed: int
+) -> dict[str, dict[str, float]]:
+    """The winner's lead over a rival in every group of items, with its paired 95 % interval, for that group alone."""
+    difference = (table.loc[winner] - table.loc[rival]).to_numpy()
+    groups = np.array([item.group for item in tests])
+    found = {}
+    for group in sorted(set(groups)):
+        own = difference[groups == group]
+        low, high = interval(own, [group] * len(own), seed)
+        found[str(group)] = {"lead": float(own.mean()), "lead_low": low, "lead_high": high}
+    return found
+
+
 def unbeaten(scored: pd.DataFrame, winner: str) -> list[str]:
     """The rivals that the winner is not shown to beat, by a paired test corrected for their number (Holm, .05)."""
     beaten = (scored["lead"] > 0) & (scored["holm_p"] <= LEVEL)

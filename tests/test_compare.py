@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binom, norm
 
-from merge3.compare import holm, interval, mcnemar
+from merge3.compare import holm, interval, leads, mcnemar
+from merge3.items import Item
 
 
 def test_the_interval_of_one_group_is_the_binomial_one() -> None:
@@ -59,3 +61,16 @@ def test_holm_claims_what_a_test_after_test_would() -> None:
             claimed.add(int(place))
             left -= 1
         assert set(np.flatnonzero(holm(p_values) <= 0.05).tolist()) == claimed
+
+
+def test_the_leads_by_group_are_those_of_each_group_alone() -> None:
+    answers = np.random.default_rng(2).integers(0, 2, (2, 90)).astype(float)
+    tests = [Item(str(n), f"{n}?", ("a", "b"), 0, group="xyz"[n % 3]) for n in range(90)]
+    found = leads(pd.DataFrame(answers, index=["ours", "theirs"]), tests, "ours", "theirs", 0)
+    assert list(found) == ["x", "y", "z"]
+    for place, lead in enumerate(found.values()):
+        difference = answers[0, place::3] - answers[1, place::3]
+        assert lead["lead"] == pytest.approx(difference.mean())
+        assert (lead["lead_low"], lead["lead_high"]) == interval(difference, ["x"] * 30, 0)
+    same = leads(pd.DataFrame(answers, index=["ours", "theirs"]), tests, "ours", "ours", 0)
+    assert set(same["y"].values()) == {0.0}

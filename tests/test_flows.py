@@ -254,6 +254,13 @@ def test_the_standard_merges_are_among_the_finalists(here: Path, saved: dict[str
     assert sorted(found["merge"]) == ["evolved"] * 4 + ["plain TIES", "task arithmetic"]
     winner = json.loads(Path("data/evolve/winner.json").read_text())
     assert winner["merge"] == found.loc[winner["phenotype"], "merge"]
+    scores = pd.read_csv("data/evaluate/scores.csv").set_index("model")
+    rival = json.loads(Path("data/evaluate/metrics.json").read_text())["over_best_standard"]
+    assert scores.loc[rival["name"], "accuracy"] == scores.loc[scores["kind"] == "standard merge", "accuracy"].max()
+    for group, lead in rival["groups"].items():
+        gap = scores.loc["evolved merge", f"group {group}"] - scores.loc[rival["name"], f"group {group}"]
+        assert lead["lead"] == pytest.approx(gap)
+        assert lead["lead_low"] <= lead["lead"] <= lead["lead_high"]
 
 
 @pytest.mark.parametrize("strategy", ["pooled", "como"])

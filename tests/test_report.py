@@ -159,6 +159,12 @@ def test_the_search_the_sample_and_the_estimators_are_on_the_page(results, html)
         assert f"{row['estimate']:.1%}" in text
 
 
+def test_the_leads_by_group_are_on_the_page(results, html):
+    text = Reader(html).text
+    for group, row in results.metrics["over_best_standard"]["groups"].items():
+        assert f"{group} {points(row['lead'])} [{points(row['lead_low'])}, {points(row['lead_high'])}]" in text
+
+
 def test_the_recipe_can_be_read_back(results, html):
     yaml = pytest.importorskip("yaml")
     text = "".join(Reader(html).texts)
