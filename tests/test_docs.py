@@ -185,8 +185,8 @@ def test_the_result_that_the_readme_shows_is_the_one_in_git() -> None:
     winner = kept["winner"]
     low, high = (f"{100 * winner[name]:.1f}" for name in ("low", "high"))
     assert f"| **evolved merge** | **{100 * winner['accuracy']:.1f}** | {low}-{high} |" in README
-    for name in ("over_best_expert", "over_uniform_average"):
-        lead = kept[name]
+    groups = kept["over_best_standard"]["groups"].values()
+    for lead in (kept["over_best_expert"], kept["over_uniform_average"], *groups):
         shown = [f"{100 * lead[key]:+.1f}" for key in ("lead", "lead_low", "lead_high")]
         assert f"{shown[0]} [{shown[1]}, {shown[2]}]" in README
 
