@@ -39,7 +39,7 @@ from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance, pri
 from merge3.evolve import SEARCHES, Genes, Pooled, Search
 from merge3.extract import METHODS
 from merge3.fitness import TIE, Evaluation
-from merge3.history import HALVES, combined, finals, fresh, halves, paired
+from merge3.history import HALVES, combined, contenders, finals, fresh, halves, paired
 from merge3.irt import fit_items
 from merge3.ledger import Cost
 
@@ -164,8 +164,7 @@ class Bench:
             top: np.ndarray = search.mean if isinstance(search, Pooled) else genes[scores.argmax()]
             return top
         pooled = surface.fit(genes, scores, errors)
-        asked = genes[np.argsort(-pooled.predict(genes)[0], kind="stable")]
-        leaders = np.vstack([surface.best(pooled, seed), search.mean, search.start, asked])
+        leaders = contenders(pooled, search)
         leaders = leaders[np.sort(np.unique(leaders, axis=0, return_index=True)[1])][:LEADERS]
         for part in halves(fresh(known, self.languages, count, seed)):
             answers = np.stack([self.margins(x, part.subset) > 0 for x in leaders]).astype(float)

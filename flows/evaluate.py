@@ -78,7 +78,8 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
     for group, lead in by_group.items():
-        say(f"{group}: over {standard} {{lead:+.1%}}  [{{lead_low:+.1%}}, {{lead_high:+.1%}}]".format(**lead))
+        low, high = lead["lead_low"], lead["lead_high"]
+        say(f"{group}: over {standard} {lead['lead']:+.1%}  [{low:+.1%}, {high:+.1%}]")
     say(compare.verdict(EVOLVED, figures["no_better_than"]))
 
 

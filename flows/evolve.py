@@ -86,6 +86,7 @@ def evolve(
     known, estimator = _known(experts, found)
     asker = open_team(runtime, OUT / "answers", experts)
     live = live_groups(asker.merger.changed)
+    front = objective == "pareto"
     genome, search = opened(
         experts,
         live,
@@ -97,7 +98,7 @@ def evolve(
         strategy,
         population,
         sigma,
-        len(groups) if objective == "pareto" else 1,
+        len(groups) if front else 1,
     )
 
     def fitness_of(part: Known, estimator: str) -> Fitness:
@@ -107,8 +108,8 @@ def evolve(
 
     fitness = fitness_of(known, estimator)
     others = fresh(known, [item.group for item in found], finalist_items, seed)
-    front = objective == "pareto"
-    rounds = [fitness_of(part, "weighted_mean") for part in ([others] if front else halves(others))]  # fair: no model
+    parts = [others] if front else halves(others)
+    rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
     one, everything = asker.cost(fitness.questions), asker.cost(found)
     count, last = generations * population, finals(finalists, [asker.cost(part.questions).tokens for part in rounds])
     say(

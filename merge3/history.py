@@ -54,10 +54,10 @@ class History:
         if fitness.objective and fitness.objective.front:
             self.groups = list(fitness.objective.weights)
         self.fronts: list[tuple[tuple[float, ...], tuple[float, ...]]] = []  # of `told`: a score a group, and its error
-        self.standard: dict[str, str] = {}  # phenotype -> name, of standard merges other than the start
-        for name, recipe in standard_merges(genome.experts).items():
-            if name != AVERAGE:
-                self.standard[self.phenotype(recipe)] = name
+        standard = standard_merges(
+            genome.experts
+        ).items()  # by phenotype, but for the average: every search begins there
+        self.standard = {self.phenotype(recipe): (name, recipe) for name, recipe in standard if name != AVERAGE}
         self.finalists: list[dict[str, Any]] = []
         self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
@@ -119,14 +119,12 @@ class History:
         posterior means.
         """
         pooled = self.surface()
-        asked = pooled.genes[np.argsort(-pooled.predict(pooled.genes)[0], kind="stable")]
-        genotypes = np.vstack([surface.best(pooled, search.seed), search.mean, search.start, asked])
+        genotypes = contenders(pooled, search)
         known = [
             (self.genome.decode(genotype), float(mean), float(deviation))
             for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True)
         ]
-        standard = standard_merges(self.genome.experts)
-        unknown = [(standard[name], np.nan, np.nan) for name in self.standard.values()]
+        unknown = [(recipe, np.nan, np.nan) for _, recipe in self.standard.values()]
         found: dict[str, Leader] = {}
         for leader in [*known[:3], *unknown, *known[3:]]:
             if len(found) < count:
@@ -199,6 +197,7 @@ class History:
         """Ask the leaders fresh items, half of them twice as many, and so on; the row of the best.
 
         `advance` is told how many more answers there are.
+
         The best is so by both: the surface, which knows all candidates by the items of the search, and the fresh
         items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing. A
         leader of which the surface knows nothing stands by its fresh items alone.
@@ -232,8 +231,14 @@ class History:
 
     def _finalist(self, name: str, evaluation: Evaluation, items: int) -> dict[str, Any]:
         """A row of the finalists."""
-        merge = self.standard.get(name, EVOLVED)
+        merge, _ = self.standard.get(name, (EVOLVED, None))
         return {"phenotype": name, "merge": merge, **_scores(evaluation), "items": items}
+
+
+def contenders(pooled: surface.Surface, search: Search) -> Float[np.ndarray, "some genes"]:
+    """Where the surface is highest, where the search would go on, where it began; then all asked, the highest first."""
+    asked = pooled.genes[np.argsort(-pooled.predict(pooled.genes)[0], kind="stable")]
+    return np.vstack([surface.best(pooled, search.seed), search.mean, search.start, asked])
 
 
 def combined(
