@@ -91,7 +91,7 @@ def families(name: str) -> list[tuple[pd.DataFrame, list[str], str]]:
     study_name = name.split(",")[0]
     chosen = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["studies"][study_name]
     own, population = (
-        pd.read_parquet(f"data/{file}.parquet").astype(float) for file in ("respond/search", "population/responses")
+        pd.read_parquet(file).astype(float) for file in ("data/respond/search.parquet", RESULTS / "families.parquet")
     )
     items = [item for item in population.columns if item.split("-")[0] in chosen["groups"]]
     return [(pd.concat([own[items], population[items]]), chosen["experts"], f"{study_name}-*")]

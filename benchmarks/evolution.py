@@ -7,7 +7,9 @@
 Every search is run to its largest budget, from the uniform average, over `SEEDS` seeds; at each budget its winner's
 accuracy on 2,000 test items is its truth. Tokens are counted in answers: all items here have six tokens. What all
 searches know before, and none is charged for: the experts' answers and those of 24 random merges, on which items are
-fitted and estimators calibrated. Regret is the truth of the best winner that any search found, less the winner's.
+fitted and estimators calibrated. Where margins are read, the merges are drawn as the pipeline's are, around what a
+search looks at; item response theory does better with weights drawn one by one, as far apart as merges are. Regret is
+the truth of the best winner that any search found, less the winner's.
 
 The demonstration's merges (`demonstration.py`) are a world in four genes: by item, the margin of a merge is
 interpolated between those of the candidates that were answered in full (cubic radial functions, exact at every
@@ -23,8 +25,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +34,15 @@ import pandas as pd
 import torch
 from figures import RESULTS, Figure, publish
 from scipy.interpolate import RBFInterpolator
-from tiny import KEPT, LANGUAGES, World
+from tiny import KEPT, LANGUAGES, WEIGHTS, World
 
 from merge3 import surface
-from merge3.estimate import ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
+from merge3.estimate import CONTINUOUS, ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
 from merge3.evolve import SEARCHES, Genes, Pooled, Search
-from merge3.extract import METHODS
+from merge3.extract import MARGINS, METHODS
+from merge3.extract import margins as informative
 from merge3.fitness import TIE, Evaluation
+from merge3.genome import Genome
 from merge3.history import HALVES, combined, contenders, finals, fresh, halves, paired
 from merge3.irt import fit_items
 from merge3.ledger import Cost
@@ -46,7 +50,7 @@ from merge3.ledger import Cost
 RESPONSES = Path("data/respond/search.parquet")
 SEEDS = 20
 REPLAYS, SEARCHED = 60, 0.6  # seeds of the replay, and the share of its items that are searched
-POPULATION, HELD_OUT = 24, 6
+POPULATION, HELD_OUT, TOTALS = 24, 6, (0.6, 1.8)
 GENERATION, SIGMA, ASKED = 12, 0.2, 20
 LEADERS, FRESH = 9, 300  # the pipeline's finalists, and their items
 BUDGETS = (480, 960, 1920, 3840)
@@ -68,9 +72,10 @@ WAYS = {
     "paper": Way("cma", "uniform", "gmp_irt"),
     "random": Way("random", "uniform", "gmp_irt"),
     "cma": Way("cma", "fisher", "parent_aware", margin=True),
-    "pooled": Way("pooled", "fisher", "parent_aware", margin=True),
+    "pooled": Way("pooled", MARGINS, "margin_irt"),
+    "pooled, answers": Way("pooled", "fisher", "parent_aware", margin=True),
     "pooled, ascent": Way("pooled", "ascent", "parent_aware", margin=True),
-    "pooled, verified": Way("pooled", "fisher", "parent_aware", margin=True, verified=True),
+    "pooled, verified": Way("pooled", MARGINS, "margin_irt", verified=True),
     "full": Way("cma", "all", "mean"),
 }
 REPLAYED = {
@@ -108,6 +113,15 @@ class Bench:
         made = [np.stack([self.world.margins(x, self.every) > 0 for x in some]) for some in (merges, experts)]
         return made[0].astype(float), made[1].astype(float)
 
+    @cached_property
+    def relatives(self) -> np.ndarray:
+        """The margins on all search items of as many merges, drawn as the pipeline draws them."""
+        experts, generator = tuple(str(expert) for expert in range(LANGUAGES)), np.random.default_rng(0)
+        genome = Genome(("task_arithmetic",), experts, ("attention", "mlp"), 1, WEIGHTS, (0.2, 1.0), 0)
+        drawn = [genome.draw(TOTALS, generator).weights for _ in range(POPULATION)]
+        merges = [[weights[expert][group][0] for group in genome.groups for expert in experts] for weights in drawn]
+        return np.stack([self.world.margins(np.array(x) / WEIGHTS[1], self.every) for x in merges])
+
     def margins(self, x: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The margins of a candidate that a search proposes."""
         return self.world.margins(x, items)
@@ -129,11 +143,16 @@ class Bench:
         if way.subset == "all":
             count = len(self.every)
             return Known(before.items, self.every, np.full(count, 1 / count), before.parents)
-        subset, weights = METHODS[way.subset](
-            before.items, before.parent_abilities, ASKED, self.languages, seed, prior_of(before)
-        )
-        known = Known(before.items, subset, weights, before.parents, before.calibration)
-        return calibrate(way.estimator, self.answers[0][-HELD_OUT:], known)
+        choose = None
+        if way.subset == MARGINS:
+            choose = partial(informative, count=ASKED, groups=self.languages, seed=seed)
+            before, (subset, weights) = replace(before, relatives=self.relatives), choose(self.relatives)
+        else:
+            subset, weights = METHODS[way.subset](
+                before.items, before.parent_abilities, ASKED, self.languages, seed, prior_of(before)
+            )
+        known = replace(before, subset=subset, weights=weights)
+        return calibrate(way.estimator, self.answers[0][-HELD_OUT:], known, choose)
 
     def run(self, way: Way, seed: int) -> dict[int, float]:
         """The truth of the winner at each budget."""
@@ -153,9 +172,9 @@ class Bench:
 
     def told(self, way: Way, x: np.ndarray, known: Known) -> Told:
         """What a search is told of a candidate."""
-        margins = self.margins(x, known.subset)
-        estimate = ESTIMATORS[way.estimator]((margins > 0).astype(float), known)
-        return x, estimate.score + way.margin * TIE * float(np.tanh(margins).mean()), estimate.standard_error
+        given, estimator = self.margins(x, known.subset), ESTIMATORS[way.estimator]
+        estimate = estimator(given if estimator in CONTINUOUS else (given > 0).astype(float), known)
+        return x, estimate.score + way.margin * TIE * float(np.tanh(given).mean()), estimate.standard_error
 
     def winner(self, search: Search, told: Sequence[Told], known: Known, count: int, seed: int) -> np.ndarray:
         """The best so far: of the leaders by `count` fresh items, else where the surface is highest or the fittest."""
@@ -204,7 +223,8 @@ class Replay(Bench):
         count = round(SEARCHED * len(order))
         self.searched, self.tested = np.sort(order[:count]), np.sort(order[count:])
         known = experts[table.columns[self.genes :]].to_numpy(dtype=float)
-        self.answers = (self.table[:POPULATION, self.searched] > 0).astype(float), known[:, self.searched]
+        self.relatives = self.table[:POPULATION, self.searched]
+        self.answers = (self.relatives > 0).astype(float), known[:, self.searched]
         self.every = np.arange(count)
         self.languages = ["all"] * count
 

@@ -20,7 +20,7 @@ from flows.stage import DATA, PARAMS, STAGES, arguments, read_params, section
 from merge3 import answering, checks, irt, models
 from merge3.checks import OK, RISK, WRONG, Finding
 from merge3.estimate import SAMPLED
-from merge3.extract import METHODS
+from merge3.extract import MARGINS, METHODS
 from merge3.items import Item
 from merge3.models import read_manifest
 from merge3.recipe import GROUPS
@@ -98,10 +98,14 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         from merge3.estimate import ESTIMATORS
 
         _among("calibrate.engine", params["calibrate"]["engine"], sorted(irt.ENGINES))
-        _among("extract.method", params["extract"]["method"], sorted(METHODS))
+        _among("extract.method", params["extract"]["method"], sorted([MARGINS, *METHODS]))
         _least("extract.items", params["extract"]["items"], 1)
         method = params["estimate"]["method"]
         _among("estimate.method", method, sorted(ESTIMATORS.keys() - STUDIED))
+        if params["population"]["responses"] is not None and method == "margin_irt":
+            raise ValueError(
+                "estimate.method margin_irt needs a population of merges: with population.responses take another"
+            )
         if params["extract"]["method"] not in SAMPLED.get(method, {params["extract"]["method"]}):
             raise ValueError(f"estimate.method {method} needs extract.method {' or '.join(sorted(SAMPLED[method]))}")
 

@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from prefect import flow
 
-from flows.known import expert_answers, parameters, relatives, study_items, study_of, subset
+from flows.known import expert_answers, extracted_by, margins, parameters, relatives, study_items, study_of, subset
 from flows.stage import DATA, main, say, write_json
 from merge3.estimate import ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
+from merge3.extract import MARGINS
+from merge3.extract import margins as told_best
 
 OUT = DATA / "estimate"
+MARGINAL = {"margin_irt"}  # needs merges whose margins are known
 STUDIED = {"ridge"}  # needs a population of many models like the candidates: see `merge3 study`
 
 
 @flow
-def estimate(study: str, studies: dict[str, Any], method: str) -> None:
+def estimate(seed: int, study: str, studies: dict[str, Any], method: str) -> None:
     """Write data/estimate/calibration.json, estimators.csv (every method on the held-out models) and experts.csv.
 
     What merges inherit is learnt from the study's own merges in the population; error and interval are measured on
-    the held-out ones. An imported population of strangers teaches no inheritance.
+    the held-out ones, of margin_irt on every merge in turn. An imported population of strangers teaches no inheritance.
 
     Raises:
         ValueError: the method is unknown.
     """
-    offered = sorted(ESTIMATORS.keys() - STUDIED)
-    if method not in offered:
-        raise ValueError(f"estimate.method must be one of {offered}, got {method!r}")
     experts, groups = study_of(study, studies)
     found = study_items(groups)
+    moved = margins(found)
+    offered = sorted(ESTIMATORS.keys() - STUDIED - (MARGINAL if moved is None else set()))
+    if method not in offered:
+        raise ValueError(f"estimate.method must be one of {offered} with this population, got {method!r}")
     chosen, weights = subset(found, method)
-    fitted, truths = relatives(study, found)
-    known = learn_inheritance(fitted, Known(parameters(found), chosen, weights, expert_answers(experts, found)))
-    calibrated = {name: calibrate_estimator(name, truths, known).calibration for name in offered}
+    fitted, truths = relatives(found)
+    asked = Known(parameters(found), chosen, weights, expert_answers(experts, found), relatives=moved)
+    known = learn_inheritance(fitted, asked)
+    choose = partial(told_best, count=len(chosen), groups=[item.group for item in found], seed=seed)
+    by = choose if extracted_by() == MARGINS else None
+    calibrated = {name: calibrate_estimator(name, truths, known, by).calibration for name in offered}
     OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / "calibration.json", asdict(calibrated[method]))
     pd.DataFrame([asdict(c) for c in calibrated.values()])[
@@ -46,7 +54,7 @@ def estimate(study: str, studies: dict[str, Any], method: str) -> None:
     abilities["accuracy"] = known.parents.mean(axis=1)
     abilities.to_csv(OUT / "experts.csv")
     error = calibrated[method].mean_absolute_error
-    say(f"{method} on {len(truths)} held-out merges: mean absolute error {100 * (error or 0):.1f} points")
+    say(f"{method} on {calibrated[method].models} held-out merges: mean absolute error {100 * (error or 0):.1f} points")
 
 
 if __name__ == "__main__":

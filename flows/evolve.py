@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.exceptions import TerminationSignal
 
 from flows.asking import MANIFEST
-from flows.known import expert_answers, parameters, study_items, study_of, subset
+from flows.known import expert_answers, margins, parameters, study_items, study_of, subset
 from flows.stage import (
     DATA,
     alone,
@@ -275,7 +275,8 @@ def _known(experts: list[str], found: list[Item]) -> tuple[Known, str]:
     values = read_json(ESTIMATE / "calibration.json")
     calibration = Calibration(**(values | {"centre_shift": tuple(values["centre_shift"])}))
     chosen, weights = subset(found, values["estimator"])
-    known = Known(parameters(found), chosen, weights, expert_answers(experts, found), calibration)
+    answers = expert_answers(experts, found)
+    known = Known(parameters(found), chosen, weights, answers, calibration, relatives=margins(found))
     return known, values["estimator"]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 from prefect import flow
 
-from flows.known import expert_answers, parameters, study_items, study_of
+from flows.known import expert_answers, margins, parameters, study_items, study_of
 from flows.stage import DATA, main, say
 from merge3 import irt, lineage
-from merge3.extract import METHODS
+from merge3.extract import MARGINS, METHODS
+from merge3.extract import margins as told_best
 
 OUT = DATA / "extract"
 
@@ -22,13 +23,18 @@ def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: 
     Raises:
         ValueError: the method is unknown, or `items` exceeds what there is.
     """
-    if method not in METHODS:
-        raise ValueError(f"extract.method must be one of {sorted(METHODS)}, got {method!r}")
+    if method not in (offered := sorted([MARGINS, *METHODS])):
+        raise ValueError(f"extract.method must be one of {offered}, got {method!r}")
     experts, groups = study_of(study, studies)
     found = study_items(groups)
-    fitted, answers = parameters(found), expert_answers(experts, found)
-    abilities, model = irt.fit_abilities(fitted, answers)[0], lineage.predictor(fitted, answers)
-    chosen, weights = METHODS[method](fitted, abilities, items, [item.group for item in found], seed, model)
+    labels, fitted, answers = [item.group for item in found], parameters(found), expert_answers(experts, found)
+    if method == MARGINS:
+        if (relatives := margins(found)) is None:
+            raise ValueError("extract.method margins needs a population of merges; population.responses is imported")
+        chosen, weights = told_best(relatives, items, labels, seed)
+    else:
+        abilities, model = irt.fit_abilities(fitted, answers)[0], lineage.predictor(fitted, answers)
+        chosen, weights = METHODS[method](fitted, abilities, items, labels, seed, model)
     OUT.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(
         {

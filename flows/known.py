@@ -74,8 +74,8 @@ def expert_answers(experts: list[str], found: list[Item]) -> np.ndarray:
     return table.loc[experts].to_numpy()
 
 
-def relatives(study: str, found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
-    """Full answers of the population's merges of this study: those of the item fit, and the held-out ones.
+def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """Full answers of the population's merges: those of the item fit, and the held-out ones.
 
     Where a population was imported, there are no relatives to fit, and its held-out models stand for them. Merges with
     an answer missing are left out.
@@ -86,9 +86,24 @@ def relatives(study: str, found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
     ).loc[table.index]
     whole = table.notna().all(axis=1).to_numpy()
     table, members = table[whole], members[whole]
-    ours = (members["study"] == study).to_numpy()
-    held_out = members["held_out"].to_numpy()
-    return table[ours & ~held_out].to_numpy(), table[held_out & (ours if ours.any() else True)].to_numpy()
+    held_out, merges = members["held_out"].to_numpy(), (members["study"] != "").to_numpy()
+    return table[merges & ~held_out].to_numpy(), table[held_out].to_numpy()
+
+
+def margins(found: list[Item]) -> np.ndarray | None:
+    """The margins of the population's merges, in nats, models x items; None where it was imported.
+
+    Merges with an answer missing are left out.
+    """
+    table = pd.read_parquet(POPULATION / "margins.parquet")
+    if table.empty:
+        return None
+    return table[[item.id for item in found]].dropna().to_numpy(dtype=float)
+
+
+def extracted_by() -> str:
+    """The method that chose the items that candidates are asked."""
+    return str(pd.read_parquet(EXTRACT / "subset.parquet")["method"].iloc[0])
 
 
 def subset(found: list[Item], estimator: str) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +113,7 @@ def subset(found: list[Item], estimator: str) -> tuple[np.ndarray, np.ndarray]:
         ValueError: the estimator takes the items for a sample, and they are none: it would be far off.
     """
     table = pd.read_parquet(EXTRACT / "subset.parquet")
-    if estimator in SAMPLED and not set(table["method"]) <= SAMPLED[estimator]:
+    if extracted_by() not in SAMPLED.get(estimator, {extracted_by()}):
         fair = " or ".join(sorted(SAMPLED[estimator]))
         raise ValueError(f"estimate.method {estimator} needs extract.method {fair}: others' items are no fair sample")
     places = {item.id: index for index, item in enumerate(found)}

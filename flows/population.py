@@ -10,58 +10,62 @@ import pandas as pd
 from prefect import flow
 
 from flows.asking import answer_all, open_asker
-from flows.known import study_of
+from flows.known import items_of, study_of
 from flows.stage import DATA, bounds, main, say, write_json
 from merge3 import imports, items, responses
 from merge3.genome import Genome, live_groups
 from merge3.ledger import Cost
-from merge3.recipe import Recipe
 
-PREPARE = DATA / "prepare"
 OUT = DATA / "population"
 
 
 @flow
 def population(
     seed: int,
+    study: str,
     studies: dict[str, Any],
     runtime: dict[str, Any],
     responses: str | None,
     method: str,
     weights: list[float],
+    totals: list[float],
     size: int,
     held_out: int,
 ) -> None:
-    """Write data/population/responses.parquet and models.csv (model, study, held_out).
+    """Write data/population/responses.parquet, margins.parquet and models.csv (model, study, held_out).
 
-    `responses` names an imported table (.csv or .parquet); where it is null, `size` random merges of each study's
-    experts answer all search items. The last `held_out` of each study (of the table) are kept from the item fit.
+    `responses` names an imported table (.csv or .parquet); where it is null, `size` random merges of the study's
+    experts answer its search items (`Genome.draw`), and margins.parquet has how far each right option leads, in nats.
+    The last `held_out` are kept from the item fit.
 
     Raises:
         ValueError: the population is one model, or none is left to fit or to hold out.
     """
-    found = items.read(PREPARE / "search.parquet")
-    table, members, ledger = (
-        _imported(Path(responses), found)
-        if responses is not None
-        else _merged(seed, studies, runtime, method, bounds("population.weights", weights), size, found)
-    )
+    _, labels = study_of(study, studies)
+    found = items_of(labels, "search")
+    if responses is not None:
+        table, members, ledger = _imported(Path(responses), found)
+        margins = None
+    else:
+        ranges = bounds("population.weights", weights), bounds("population.totals", totals)
+        table, margins, members, ledger = _merged(seed, study, studies, runtime, method, *ranges, size, found)
     broken = table.isna().all(axis=1).to_numpy()
     table, members = table[~broken], members[~broken]
-    fewest = int(members.groupby("study").size().min()) if len(members) else 0
-    if not 1 <= held_out < fewest - 1:
+    if not 1 <= held_out < len(members) - 1:
         raise ValueError(
-            f"population.held_out must be 1 or more and leave at least two models to fit; got {held_out} of {fewest} "
-            "distinct models"
+            f"population.held_out must be 1 or more and leave at least two models to fit; got {held_out} of "
+            f"{len(members)} distinct models"
         )
-    members["held_out"] = members.groupby("study").cumcount(ascending=False) < held_out
+    members["held_out"] = np.arange(len(members)) >= len(members) - held_out
     OUT.mkdir(parents=True, exist_ok=True)
-    _write(table, members)
+    _write(table, margins, members)
     write_json(OUT / "ledger.json", ledger)
 
 
-def _write(table: pd.DataFrame, members: pd.DataFrame) -> None:
+def _write(table: pd.DataFrame, margins: pd.DataFrame | None, members: pd.DataFrame) -> None:
     responses.write(OUT / "responses.parquet", table)
+    margins = pd.DataFrame(index=table.index) if margins is None else margins.loc[table.index]
+    margins.astype(np.float32).to_parquet(OUT / "margins.parquet")
     members.to_csv(OUT / "models.csv", index=False)
 
 
@@ -74,31 +78,28 @@ def _imported(path: Path, found: list[items.Item]) -> tuple[pd.DataFrame, pd.Dat
 
 def _merged(
     seed: int,
+    study: str,
     studies: dict[str, Any],
     runtime: dict[str, Any],
     method: str,
     weights: tuple[float, float],
+    totals: tuple[float, float],
     size: int,
     found: list[items.Item],
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Merges of each study with weights drawn uniformly, for each expert and group of parameters."""
-    asker = open_asker(runtime, OUT / "answers")
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Answers and margins of random merges of the study's experts."""
+    experts, _ = study_of(study, studies)
+    asker = open_asker(runtime, OUT / "answers", experts)
+    genome = Genome((method,), tuple(experts), live_groups(asker.merger.changed), 1, weights, (0.2, 1.0), seed)
     generator = np.random.default_rng(np.random.SeedSequence(seed))
-    recipes: dict[str, Recipe] = {}
-    for study in studies:
-        experts, _ = study_of(study, studies)
-        if unknown := [expert for expert in experts if expert not in asker.merger.experts]:
-            raise ValueError(f"studies.{study}: no expert {unknown[0]!r}; there are {sorted(asker.merger.experts)}")
-        groups = live_groups(asker.merger.changed)
-        genome = Genome((method,), tuple(experts), groups, 1, weights, (0.2, 1.0), seed)
-        for number in range(size):
-            recipes[f"{study}-{number:02d}"] = genome.decode(generator.random(len(genome.names)))
+    recipes = {f"{study}-{number:02d}": genome.draw(totals, generator) for number in range(size)}
     table, ledger = answer_all("population", asker, recipes, found)
-    return (
-        table,
-        pd.DataFrame({"model": list(recipes), "study": [n.rsplit("-", 1)[0] for n in recipes]}),
-        ledger,
-    )
+    kept = [asker.ask(recipe, found).answers for recipe in recipes.values()]
+    nothing = np.full(len(found), np.nan)
+    margins = np.stack([nothing if answers is None else asker.margins(found, answers) for answers in kept])
+    names = pd.Index(list(recipes), name="model")
+    members = pd.DataFrame({"model": names, "study": study})
+    return table, pd.DataFrame(margins, names, [item.id for item in found]), members, ledger
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Estimate: from a candidate's answers to n items to its accuracy over all N.
 
 Every estimator has one signature, `estimator(answers, known) -> Estimate`: the answers to the items of
-`known.subset`, in its order, and what is known before the candidate is asked. With n = N each returns the
-exact accuracy. Formulas: MERGE3 (arXiv 2502.10436) and tinyBenchmarks (arXiv 2402.14992); `parent_aware` is
-this project's own.
+`known.subset`, in its order (right 1, wrong 0; margins in nats for those of `CONTINUOUS`), and what is known before the
+candidate is asked. With n = N each returns the exact accuracy. Formulas: MERGE3 (arXiv 2502.10436) and tinyBenchmarks
+(arXiv 2402.14992); `parent_aware` and `margin_irt` are this project's own.
 
 With S the n items asked, U the rest, tau = n / N, P_i = sigmoid(a_i · theta - b_i), w the weights of the
 subset:
@@ -18,6 +18,7 @@ subset:
                   items on which the same number of parents are right
     parent_aware  as p_irt with logit P_i = a_i · theta - b_i + g r_i,   r_i the parents' residuals on item i
     lineage       as parent_aware, and + sum_k h_k q_ik, the contrasts of the residuals
+    margin_irt    tau mean_S(Y) + (1 - tau) mean_U(P(margin > 0)),   by the factors of relatives: `merge3.margins`
     gp_irt        c weighted_mean + (1 - c) p_irt
     gmp_irt       c weighted_mean + (1 - c) mp_irt
 
@@ -34,6 +35,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from merge3 import lineage as descent
+from merge3 import margins
 from merge3.irt import (
     ItemParameters,
     Predictor,
@@ -108,6 +110,8 @@ class Known:
         population: models answered in full, for ridge alone: the more like the candidates, the better.
         family: the model of a candidate's answers that relatives taught (`lineage.fit_each`), for `lineage`, in place
             of the one that the parents and the calibration tell.
+        relatives: the margins of merges of the same parents answered in full, in nats, for `margin_irt` alone.
+        counted: the items that the score is of, for `margin_irt` alone; all where None.
 
     Raises:
         ValueError: parts that do not fit together.
@@ -120,6 +124,8 @@ class Known:
     calibration: Calibration = field(default_factory=Calibration)
     population: Float[np.ndarray, "models items"] | None = None
     family: Predictor | None = None
+    relatives: Float[np.ndarray, "relatives items"] | None = None
+    counted: Int[np.ndarray, " counted"] | None = None
 
     def __post_init__(self) -> None:
         n, N = len(self.subset), len(self.items)
@@ -133,6 +139,8 @@ class Known:
             raise ValueError(f"expected the answers of the parents to {N} items, got shape {self.parents.shape}")
         if self.population is not None and (self.population.shape[1] != N or np.isnan(self.population).any()):
             raise ValueError(f"expected a population that answered all {N} items, got shape {self.population.shape}")
+        if self.relatives is not None and self.relatives.shape[1:] != (N,):
+            raise ValueError(f"expected the margins of relatives on all {N} items, got shape {self.relatives.shape}")
         check_responses(self.parents)
         if missing := int(np.isnan(self.parents).sum()):
             raise ValueError(f"{missing} answers of the parents are missing: let each parent answer all {N} items once")
@@ -171,6 +179,17 @@ class Known:
         return descent.predictor(
             self.items, self.parents, c.centre_shift, c.spread, c.inheritance, c.inheritance_spread
         )
+
+    @cached_property
+    def factors(self) -> margins.Factors:
+        """How the relatives' margins move together.
+
+        Raises:
+            ValueError: there are no relatives, or too few.
+        """
+        if self.relatives is None:
+            raise ValueError("margin_irt needs the margins of merges of the same parents answered in full, got none")
+        return margins.fit(self.relatives, self.subset)
 
     def predictor(
         self,
@@ -296,6 +315,30 @@ def lineage(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     return _predict(answers, known, known.lineage)
 
 
+def margin_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
+    """From the margins of the answers: the unasked items by the factors that relatives' margins have in common.
+
+    The variance is that of z through the score's gradient (delta method), and the chance of the unasked answers.
+
+    Raises:
+        ValueError: too few relatives, or a margin is missing.
+    """
+    _complete(answers, known)
+    asked, counted = np.zeros(len(known.items), dtype=bool), np.zeros(len(known.items), dtype=bool)
+    asked[known.subset] = True
+    counted[slice(None) if known.counted is None else known.counted] = True
+    P, covariance = np.zeros(len(known.items)), np.zeros((1, 1))
+    slopes = np.zeros((len(known.items), 1))
+    if not asked[counted].all():
+        P, slopes, covariance = known.factors.right(known.subset, answers)
+    P[known.subset] = answers > 0
+    unasked = counted & ~asked
+    gradient = slopes[unasked].sum(axis=0)
+    variance = gradient @ covariance @ gradient + (P * (1 - P))[unasked].sum()
+    error = known.calibration.widening * np.sqrt(variance) / counted.sum()
+    return _interval(float(P[counted].mean()), float(error))
+
+
 def ridge(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     """The accuracy as a linear function of the answers, learnt by ridge regression from the population.
 
@@ -348,7 +391,12 @@ def degenerate(known: Known) -> bool:
     return bool(np.linalg.matrix_rank(known.parent_abilities) == known.items.dimensions)
 
 
-def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], known: Known) -> Known:
+def calibrate(
+    estimator: str,
+    responses: Float[np.ndarray, "models items"],
+    known: Known,
+    choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Known:
     """Choose an estimator's mixing c and widening on models answered in full, and measure it on them.
 
     c is the least-squares mixture of the mean and the model, clipped to [0, 1]: unlike tinyBenchmarks' b² /
@@ -361,6 +409,10 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
         responses: the full answers of models that the items were not fitted on, nor `learn_inheritance`
             given.
         known: its centre, spread and inheritance are kept.
+        choose: how the subset and its weights were chosen, where that was by relatives' margins.
+
+    An estimator of margins is measured on the relatives instead, each left out in turn, and asked the items that the
+    others choose.
 
     Raises:
         ValueError: no models, or missing answers.
@@ -375,9 +427,12 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
             f"expected answers to all {len(known.items)} items, got {responses.shape[1]}: align them by id"
         )
     plain = replace(known, calibration=replace(known.calibration, widening=1.0))
-    truths = responses.mean(axis=1)
     parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
-    made = [[part(row[known.subset], plain) for row in responses] for part in parts]
+    rows = [(row, plain) for row in responses]
+    if parts[0] in CONTINUOUS and known.relatives is not None:
+        rows = [(row, _without(plain, k, choose)) for k, row in enumerate(known.relatives)]
+    truths = np.array([(row > 0).mean() for row, _ in rows])
+    made = [[part(row[before.subset], before) for row, before in rows] for part in parts]
     scores, errors = (
         np.array([[getattr(e, name) for e in row] for row in made]) for name in ("score", "standard_error")
     )
@@ -396,6 +451,16 @@ def calibrate(estimator: str, responses: Float[np.ndarray, "models items"], know
         coverage=float(held.mean()),
     )
     return replace(known, calibration=figures)
+
+
+def _without(
+    known: Known, relative: int, choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None
+) -> Known:
+    """What is known without a relative."""
+    assert known.relatives is not None
+    others = np.delete(known.relatives, relative, axis=0)
+    subset, weights = choose(others) if choose else (known.subset, known.weights)
+    return replace(known, relatives=others, subset=subset, weights=weights)
 
 
 def cross_calibrate(
@@ -548,11 +613,15 @@ def _interval(score: float, error: float) -> Estimate:
     return Estimate(score, max(0.0, score - Z90 * error), min(1.0, score + Z90 * error), error)
 
 
-def _check(answers: Float[np.ndarray, " asked"], known: Known) -> None:
+def _complete(answers: Float[np.ndarray, " asked"], known: Known) -> None:
     if answers.shape != known.subset.shape:
         raise ValueError(f"expected answers to the {len(known.subset)} items of the subset, got shape {answers.shape}")
     if missing := int(np.isnan(answers).sum()):
         raise ValueError(f"{missing} of {len(answers)} answers are missing (NaN): ask the candidate again")
+
+
+def _check(answers: Float[np.ndarray, " asked"], known: Known) -> None:
+    _complete(answers, known)
     check_responses(answers)
 
 
@@ -575,5 +644,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "post_stratified": post_stratified,
     "parent_aware": parent_aware,
     "lineage": lineage,
+    "margin_irt": margin_irt,
 }
+CONTINUOUS = frozenset({margin_irt})  # are given margins in place of right and wrong
+ANSWERED = tuple(name for name, estimator in ESTIMATORS.items() if estimator not in CONTINUOUS)  # serve without margins
 PARENTLESS = frozenset({"mean", "weighted_mean", "ridge", "p_irt", "gp_irt"})  # need no parents

@@ -2,9 +2,9 @@
 
 Every method of `METHODS` draws them once, shared by all candidates: it shares the budget between the groups of items
 (languages, subjects) in proportion to their number of items, and returns the indices, sorted, with weights that sum
-to 1.
-`Interview` chooses each candidate's next items by its answers so far. Knows the items' parameters, and the model of a
-candidate's answers where a method needs one; sees no candidate.
+to 1. `margins` does the same for estimators that read margins. `Interview` chooses each candidate's next items by its
+answers so far. Knows the items' parameters, and the model of a candidate's answers where a method needs one; sees no
+candidate.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from scipy.stats import norm, qmc
 
 from merge3.irt import ItemParameters, Predictor, probability
+from merge3.margins import design as design_of
+from merge3.margins import fit
 
 DRAWS = 32  # of candidates from their prior, over which `design` averages
 CLIMB = 2.0  # deviations of a candidate's ability that a search may end above the most able parent, for `ascent`
@@ -228,6 +230,20 @@ def design(
     return _sorted(chosen, list((sizes / np.maximum(seats, 1))[group[found]]))
 
 
+def margins(relatives: Float[np.ndarray, "relatives items"], count: int, groups: Sequence[str], seed: int) -> Subset:
+    """The items whose margins tell the candidates' scores best: a c-optimal design, see `merge3.margins.design`.
+
+    How the margins of relatives move together is learnt as for items that `seed` draws.
+
+    Raises:
+        ValueError: too few relatives, a count outside 1..items, or groups that are not one an item.
+    """
+    group, seats = _budget(count, groups, relatives.shape[1])
+    drawn, _ = _best_of_each_group(np.zeros(relatives.shape[1]), count, groups, seed)
+    chosen = design_of(fit(relatives, drawn), count, group, seats)
+    return _sorted([int(i) for i in chosen], list((np.bincount(group) / np.maximum(seats, 1))[group[chosen]]))
+
+
 class Interview:
     """Adaptive testing: one candidate, asked a few items at a time, each chosen by its answers so far.
 
@@ -394,4 +410,5 @@ METHODS: dict[str, Method] = {
     "disagreement": disagreement,
     "design": design,
 }
+MARGINS = "margins"  # the method for estimators that read margins
 SAMPLES = frozenset({"uniform", "stratified", "anchors"})  # whose weighted mean is fair

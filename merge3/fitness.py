@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3.asker import Asker
-from merge3.estimate import Estimate, Estimator, Known
+from merge3.estimate import CONTINUOUS, Estimate, Estimator, Known
 from merge3.grouped import Objective
 from merge3.items import Item
 from merge3.ledger import Cost
@@ -98,10 +98,12 @@ class Fitness:
         correct = self.asker.correct(self.questions, asked.answers)
         scored = ~np.isnan(correct)
         failed = int((~scored).sum())
-        groups = self.objective(correct) if self.objective else {}
+        margins = self.asker.margins(self.questions, asked.answers)
+        given = margins if self.estimator in CONTINUOUS else correct
+        groups = self.objective(given) if self.objective else {}
         if failed > MOST_FAILED * len(correct) or groups is None:
             return Evaluation(None, asked.cost, 0.0, failed, correct=correct)
         value = self.objective.value(groups) if self.objective else None
-        estimate = self.estimator(correct[scored], self.known.answered(scored))
-        margins = self.asker.margins(self.questions, asked.answers)[scored]
-        return Evaluation(estimate, asked.cost, float(np.tanh(margins).mean()), failed, value, groups, correct)
+        estimate = self.estimator(given[scored], self.known.answered(scored))
+        margin = float(np.tanh(margins[scored]).mean())
+        return Evaluation(estimate, asked.cost, margin, failed, value, groups, correct)

@@ -102,6 +102,21 @@ class Genome:
             mask_seed=self.mask_seed,
         )
 
+    def draw(self, totals: tuple[float, float], generator: np.random.Generator) -> Recipe:
+        """A random merge: in each group the experts share a random total of weight, every split as likely as another.
+
+        The total is uniform within `totals`; a weight is cut to its range. (Weights that are drawn one by one add up to
+        much more than one: merges far from those that are any good.) Densities, and slerp's t, are uniform.
+        """
+        cube = generator.random((len(self.kinds), len(self.groups), len(self.weighted), self.knots))
+        if self.weighted == self.experts:
+            low, high = self.weight_range
+            total = generator.uniform(*totals, (len(self.groups), 1))
+            share = total * generator.dirichlet(np.ones(len(self.experts)), len(self.groups))
+            cube[0] = np.clip((share[:, :, None] - low) / (high - low), 0.0, 1.0)
+        method = generator.random() if len(self.methods) > 1 else None
+        return self.decode(np.concatenate([[] if method is None else [method], cube.ravel()]))
+
     def _spread(
         self, genes: Float[np.ndarray, "groups experts knots"], bounds: tuple[float, float]
     ) -> dict[str, dict[str, tuple[float, ...]]]:

@@ -1,7 +1,8 @@
 """Estimates by group: what a candidate is worth in each language or subject, from the same answers.
 
 Each group is a benchmark of its own: its items' parameters, the parents' answers to them, the items of the subset that
-belong to it. An objective makes one value of them, or looks for a front.
+belong to it; but where margins are read, those of all items tell about each group. An objective makes one value of
+them, or looks for a front.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from merge3.estimate import Estimate, Estimator, Known
+from merge3.estimate import CONTINUOUS, Estimate, Estimator, Known
 from merge3.front import OBJECTIVES
 
 Weights = Mapping[str, int | float]
@@ -42,12 +43,16 @@ class Grouped:
                     f"none of the {len(known.subset)} items that are asked is of group {group!r}: ask more "
                     "(extract.items), or search for the mean"
                 )
+            if estimator in CONTINUOUS:
+                self._parts[group] = (np.arange(len(known.subset)), replace(known, counted=members))
+                continue
             part = replace(
                 known,
                 items=known.items.take(members),
                 subset=np.searchsorted(members, known.subset[asked]),
                 weights=known.weights[asked] / known.weights[asked].sum(),
                 parents=known.parents[:, members],
+                relatives=None,
             )
             self._parts[group] = (asked, part)
 

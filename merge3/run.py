@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,26 @@ from merge3 import checks, compare, export, irt, mergefile, responses
 from merge3 import items as benchmarks
 from merge3.asker import Asker
 from merge3.benchmark import split
-from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate, learn_inheritance
+from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate
 from merge3.evolve import SEARCHES, Genes, Search
-from merge3.extract import METHODS
+from merge3.extract import margins as told_best
 from merge3.fitness import Fitness
 from merge3.genome import Genome, live_groups
 from merge3.history import HALVES, History, finals, fresh, generation, halves
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker
+from merge3.margins import FEWEST
 from merge3.recipe import Merge, Recipe, constant, standard_merges
 
 EVOLVED = "evolved merge"
 TEST_SHARE = 0.4  # of the items, held out of the search
-POPULATION, HELD_OUT = 12, 4  # random merges that answer every search item; those of them that calibrate the estimator
+POPULATION, TOTALS = 12, (0.6, 1.8)  # random merges that answer every search item; what their weights add up to
 ASKED = 20  # search items that a candidate is asked
 GENERATION = 12  # candidates
 BUDGET = 10 * GENERATION
 FINALISTS, FRESH = 9, 300  # leaders that are asked again, and up to so many items that the search did not ask
-EXTRACT, ESTIMATOR, STRATEGY = "fisher", "parent_aware", "pooled"
+ESTIMATOR, STRATEGY = "margin_irt", "pooled"
 WEIGHTS, DENSITIES = (0.0, 1.2), (0.2, 1.0)
 SIGMA = 0.2
 
@@ -260,23 +262,28 @@ class _Run:
             raise ValueError("no search item has an answer of every parent that could be scored")
         self.search = [item for item, kept in zip(self.search, whole, strict=True) if kept]
         table = table.loc[:, whole]
-        random = Genome(("task_arithmetic",), tuple(self.names), groups, 1, (0.0, 1.0), DENSITIES, seed)
+        random = Genome(("task_arithmetic",), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
         generator = np.random.default_rng(np.random.SeedSequence(seed))
-        drawn = {f"merge {n}": random.decode(generator.random(len(random.names))) for n in range(POPULATION)}
-        merges = self.answer("population", drawn, self.search).dropna().to_numpy()
-        if len(merges) < HELD_OUT + 2:
+        drawn = {f"merge {n}": random.draw(TOTALS, generator) for n in range(POPULATION)}
+        merges = self.answer("population", drawn, self.search).dropna()
+        if len(merges) <= FEWEST:  # each is left out in turn
             raise ValueError(
-                f"{len(merges)} of {POPULATION} random merges have every search item scored, {HELD_OUT + 2} are "
+                f"{len(merges)} of {POPULATION} random merges have every search item scored, {FEWEST + 1} are "
                 "needed: leave out items whose replies are cut off, or give them more max_tokens"
             )
-        fitted, held_out = merges[:-HELD_OUT], merges[-HELD_OUT:]
-        family, experts = np.vstack([table.to_numpy(), fitted]), table.loc[self.names].to_numpy()
-        parameters = irt.fit_items(family, "em", 1, 0)
-        abilities, labels = irt.fit_abilities(parameters, experts)[0], [item.group for item in self.search]
-        subset, weights = METHODS[EXTRACT](parameters, abilities, min(ASKED, len(labels)), labels, seed)
-        known = learn_inheritance(fitted, Known(parameters, subset, weights, experts))
+        experts, labels = table.loc[self.names].to_numpy(), [item.group for item in self.search]
+        parameters = irt.fit_items(np.vstack([table.to_numpy(), merges.to_numpy()]), "em", 1, 0)
+        relatives = np.stack([self.margins(drawn[name]) for name in merges.index])
+        choose = partial(told_best, count=min(ASKED, len(labels)), groups=labels, seed=seed)
+        known = Known(parameters, *choose(relatives), experts, relatives=relatives)
         self.tokens["preparation"] = (len(self.parents) + POPULATION) * self.asker.cost(self.search).tokens
-        return calibrate(ESTIMATOR, held_out, known)
+        return calibrate(ESTIMATOR, merges.to_numpy(), known, choose)
+
+    def margins(self, recipe: Recipe) -> np.ndarray:
+        """How far each right option of the search items leads, by a recipe that has answered them."""
+        answers = self.asker.ask(recipe, self.search).answers
+        assert answers is not None
+        return self.asker.margins(self.search, answers)
 
     def evolve(self, known: Known, genome: Genome, seed: int) -> tuple[History, Search]:
         """The search, a generation at a time."""

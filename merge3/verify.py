@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from merge3.estimate import ESTIMATORS, PARENTLESS, Known
+from merge3.estimate import ANSWERED, ESTIMATORS, PARENTLESS, Known
 from merge3.extract import METHODS
 from merge3.irt import ItemParameters, fit_logistic, probability
 
@@ -125,7 +125,7 @@ def on_answers(
     known: Known, candidates: Float[np.ndarray, "candidates items"], groups: Sequence[str], seed: int = 0
 ) -> list[Check]:
     """The checks on a table: exactness, and eps-stability of every estimator on a random subset of `known`'s size."""
-    names = sorted(ESTIMATORS) if len(known.parents) else sorted(PARENTLESS)
+    names = sorted(ANSWERED) if len(known.parents) else sorted(PARENTLESS)
     if known.population is None:
         names = [name for name in names if name != "ridge"]
     abilities = known.parent_abilities if len(known.parents) else np.empty((0, known.items.dimensions))

@@ -228,7 +228,8 @@ def test_a_budget_of_tokens_is_kept(here: Path, saved: dict[str, Path]) -> None:
         history = pd.read_csv("data/evolve/history.csv")
         assert history["generation"].nunique() == generations
         pd.testing.assert_frame_equal(history, before.head(len(history)))
-        assert json.loads(Path("data/evolve/winner.json").read_text())["estimate"] > 0
+        winner = json.loads(Path("data/evolve/winner.json").read_text())["phenotype"]
+        assert winner in pd.read_csv("data/evolve/finalists.csv")["phenotype"].tolist()
 
 
 @pytest.mark.parametrize("strategy", ["cma", "bipop", "sep", "mixed", "random", "grid", "average"])
@@ -324,7 +325,14 @@ def test_an_imported_population_serves(here: Path, saved: dict[str, Path]) -> No
     cells = (generator.random((30, len(ids))) < generator.uniform(0.3, 0.7, (30, 1))).astype(float)
     responses.write(Path("board.parquet"), responses.table([f"{n:02d}" for n in range(30)], ids, cells))
     values = change(world.params(saved), "population", responses="board.parquet")
-    world.run(values, "population", "calibrate", "extract", "estimate", "evolve")
+    world.run(values, "population", "calibrate")
+    with pytest.raises(ValueError, match="margins needs a population of merges"):
+        world.run(values, "extract")
+    values = change(values, "extract", method="fisher")
+    world.run(values, "extract")
+    with pytest.raises(ValueError, match="with this population, got 'margin_irt'"):
+        world.run(values, "estimate")
+    world.run(change(values, "estimate", method="parent_aware"), "estimate", "evolve")
     members = pd.read_csv("data/population/models.csv", keep_default_na=False, dtype=str)
     assert (len(members), members["held_out"].tolist().count("True"), members["model"][3]) == (30, 3, "03")
 
@@ -384,7 +392,7 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         ("runtime", {"protable": True}, "respond", "runtime must have the keys"),
         ("runtime", {"device": "gpu"}, "respond", "device 'gpu' cannot be used here"),
         ("studies", {"tiny": {"expert": ["first"], "groups": ["x"]}}, "extract", "studies.tiny must have the keys"),
-        ("studies", {"more": {"experts": ["thrid"], "groups": ["x"]}}, "population", "studies.more: no expert 'thrid'"),
+        ("studies", {"tiny": {"experts": ["thrid"], "groups": ["x"]}}, "population", "has no expert 'thrid'"),
         ("evolve", {"weights": [0.0, 0.5, 1.0]}, "evolve", "evolve.weights must be two numbers"),
         ("estimate", {"method": "mean"}, "estimate", "mean needs extract.method uniform:"),
         (

@@ -121,6 +121,29 @@ def test_a_genotype_of_another_genome_is_refused(genotype: np.ndarray, message: 
         Genome(**GOOD).decode(genotype)
 
 
+def test_a_random_merge_shares_a_random_total() -> None:
+    genome = Genome(**{**GOOD, "methods": ("task_arithmetic",), "weight_range": (0.0, 2.0), "experts": ("a", "b", "c")})
+    generator = np.random.default_rng(0)
+    drawn = [genome.draw((0.6, 1.8), generator) for _ in range(400)]
+    weights = np.array([[[r.weights[e][g][0] for e in "abc"] for g in GOOD["groups"]] for r in drawn])
+    totals = weights.sum(axis=2)
+    assert 0.58 < totals.min() < 0.65 < 1.75 < totals.max() < 1.82
+    assert totals.mean() == pytest.approx(1.2, abs=0.05)
+    assert weights.mean(axis=(0, 1)) == pytest.approx(np.full(3, 0.4), abs=0.04)
+    assert abs(np.corrcoef(totals.T)[0, 1]) < 0.15
+    assert {len(set(r.weights["a"]["mlp"])) for r in drawn} == {1}  # the same along depth
+
+
+def test_a_random_merge_stays_in_its_ranges() -> None:
+    generator = np.random.default_rng(0)
+    for change in ({"methods": ("slerp",), "density_range": (0.2, 1.0)}, {"methods": ("ties", "task_arithmetic")}):
+        genome = Genome(**{**GOOD, **change, "weight_range": (0.0, 0.5)})
+        for _ in range(20):
+            recipe = genome.draw((0.6, 1.8), generator)
+            check(recipe)
+            assert all(0 <= w <= 0.5 for by in recipe.weights.values() for knots in by.values() for w in knots)
+
+
 def test_groups_without_a_difference_have_no_genes() -> None:
     assert live_groups(["model.layers.0.mlp.up_proj.weight"]) == ("mlp",)
     assert live_groups(["lm_head.weight", "model.layers.0.self_attn.q_proj.weight"]) == ("attention", "rest")

@@ -16,6 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge3 import cli, compare, items, mergefile, run
+from merge3.extract import MARGINS
 from merge3.items import Item
 from merge3.recipe import standard_merges
 
@@ -199,8 +200,9 @@ def test_a_folder_that_holds_something_is_left_alone(
 def test_the_settings_are_the_pipelines() -> None:
     params = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
     evolve = params["evolve"]
-    assert (params["extract"]["method"], params["estimate"]["method"]) == (run.EXTRACT, run.ESTIMATOR)
+    assert (params["extract"]["method"], params["estimate"]["method"]) == (MARGINS, run.ESTIMATOR)
     assert (evolve["strategy"], evolve["population"], evolve["sigma"]) == (run.STRATEGY, run.GENERATION, run.SIGMA)
     assert (tuple(evolve["weights"]), tuple(evolve["densities"])) == (run.WEIGHTS, run.DENSITIES)
     assert (evolve["finalists"], evolve["finalist_items"]) == (run.FINALISTS, run.FRESH)
+    assert tuple(params["population"]["totals"]) == run.TOTALS
     assert (params["extract"]["items"], evolve["generations"]) == (run.ASKED, run.BUDGET // run.GENERATION)
