@@ -303,7 +303,9 @@ def targets(
     Full evaluation is the search on all items that found most.
     """
     few, every = budgets
-    full = max((found[way][:, -1] for way in ("full", "pooled, full") if way in found), key=lambda values: values.mean())
+    full = max(
+        (found[way][:, -1] for way in ("full", "pooled, full") if way in found), key=lambda values: values.mean()
+    )
     ours, paper = dict(zip(few, found[name].T, strict=True)), found["paper"]
     figures = []
     for budget in at:
@@ -351,7 +353,9 @@ def main() -> None:
         figures += targets(found, name, bench.budgets, (1920, 3840))
     worst = min(interval(o - p)[0] for o, p in zip(found["pooled, answers"].T, found["cma"].T, strict=True))
     figures.append(
-        Figure("pooled, answers, less cma on the same items at the worst of four budgets", worst, "points, lower end", 0.0)
+        Figure(
+            "pooled, answers, less cma on the same items at the worst of four budgets", worst, "points, lower end", 0.0
+        )
     )
     publish("evolution", figures)
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from flows.known import study_of
-from flows.stage import DATA, PARAMS, STAGES, arguments, read_params, section
+from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, section
 from merge3 import answering, checks, irt, models
 from merge3.checks import OK, RISK, WRONG, Finding
 from merge3.estimate import SAMPLED
@@ -85,6 +85,9 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
 
     def population() -> None:
         given = params["population"]
+        low, high = bounds("population.totals", given["totals"])
+        if not 0 <= low <= high:
+            raise ValueError(f"population.totals must be two numbers of 0 or more, the lowest first, got {[low, high]}")
         if given["responses"] is None and not 1 <= given["held_out"] < given["size"] - 1:
             raise ValueError(
                 "population.held_out must be 1 or more and leave at least two models to fit; got "

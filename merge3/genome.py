@@ -107,7 +107,12 @@ class Genome:
 
         The total is uniform within `totals`; a weight is cut to its range. (Weights that are drawn one by one add up to
         much more than one: merges far from those that are any good.) Densities, and slerp's t, are uniform.
+
+        Raises:
+            ValueError: `totals` are not two numbers of 0 or more that do not fall.
         """
+        if not 0 <= totals[0] <= totals[1] < np.inf:
+            raise ValueError(f"totals must be two numbers of 0 or more, the lowest first, got {list(totals)}")
         cube = generator.random((len(self.kinds), len(self.groups), len(self.weighted), self.knots))
         if self.weighted == self.experts:
             low, high = self.weight_range

@@ -84,6 +84,7 @@ def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) ->
         ("calibrate", {"engine": "luck"}, "calibrate.engine must be one of"),
         ("population", {"held_out": 7}, "population.held_out must be 1 or more"),
         ("population", {"responses": "none.csv"}, "there is no none.csv"),
+        ("population", {"totals": [1.8, 0.6]}, "population.totals must be two numbers of 0 or more"),
         ("evaluate", {"sample": 1}, "evaluate.sample must be 2 or more"),
         ("runtime", {"device": "quantum"}, "device 'quantum' cannot be used here"),
         ("runtime", {"dtype": "int3"}, "dtype must be one of"),

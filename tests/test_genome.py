@@ -144,6 +144,12 @@ def test_a_random_merge_stays_in_its_ranges() -> None:
             assert all(0 <= w <= 0.5 for by in recipe.weights.values() for knots in by.values() for w in knots)
 
 
+@pytest.mark.parametrize("totals", [(1.0, 0.5), (-0.1, 1.0), (0.0, np.inf)])
+def test_totals_that_make_no_sense_are_refused(totals: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="totals must be two numbers of 0 or more, the lowest first"):
+        Genome(**GOOD).draw(totals, np.random.default_rng(0))
+
+
 def test_groups_without_a_difference_have_no_genes() -> None:
     assert live_groups(["model.layers.0.mlp.up_proj.weight"]) == ("mlp",)
     assert live_groups(["lm_head.weight", "model.layers.0.self_attn.q_proj.weight"]) == ("attention", "rest")
