@@ -98,16 +98,16 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
 
     def estimation() -> None:
         from flows.estimate import STUDIED
-        from merge3.estimate import ESTIMATORS
+        from merge3.estimate import ANSWERED, ESTIMATORS
 
         _among("calibrate.engine", params["calibrate"]["engine"], sorted(irt.ENGINES))
         _among("extract.method", params["extract"]["method"], sorted([MARGINS, *METHODS]))
         _least("extract.items", params["extract"]["items"], 1)
         method = params["estimate"]["method"]
         _among("estimate.method", method, sorted(ESTIMATORS.keys() - STUDIED))
-        if params["population"]["responses"] is not None and method == "margin_irt":
+        if params["population"]["responses"] is not None and method not in ANSWERED:
             raise ValueError(
-                "estimate.method margin_irt needs a population of merges: with population.responses take another"
+                f"estimate.method {method} needs a population of merges: with population.responses take another"
             )
         if params["extract"]["method"] not in SAMPLED.get(method, {params["extract"]["method"]}):
             raise ValueError(f"estimate.method {method} needs extract.method {' or '.join(sorted(SAMPLED[method]))}")

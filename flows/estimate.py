@@ -11,13 +11,12 @@ from prefect import flow
 
 from flows.known import expert_answers, extracted_by, margins, parameters, relatives, study_items, study_of, subset
 from flows.stage import DATA, main, say, write_json
-from merge3.estimate import ESTIMATORS, Known, learn_inheritance
+from merge3.estimate import ANSWERED, ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
 from merge3.extract import MARGINS
 from merge3.extract import margins as told_best
 
 OUT = DATA / "estimate"
-MARGINAL = {"margin_irt"}  # needs merges whose margins are known
 STUDIED = {"ridge"}  # needs a population of many models like the candidates: see `merge3 study`
 
 
@@ -34,7 +33,7 @@ def estimate(seed: int, study: str, studies: dict[str, Any], method: str) -> Non
     experts, groups = study_of(study, studies)
     found = study_items(groups)
     moved = margins(found)
-    offered = sorted(ESTIMATORS.keys() - STUDIED - (MARGINAL if moved is None else set()))
+    offered = sorted(set(ANSWERED if moved is None else ESTIMATORS) - STUDIED)
     if method not in offered:
         raise ValueError(f"estimate.method must be one of {offered} with this population, got {method!r}")
     chosen, weights = subset(found, method)

@@ -113,7 +113,7 @@ def subset(found: list[Item], estimator: str) -> tuple[np.ndarray, np.ndarray]:
         ValueError: the estimator takes the items for a sample, and they are none: it would be far off.
     """
     table = pd.read_parquet(EXTRACT / "subset.parquet")
-    if extracted_by() not in SAMPLED.get(estimator, {extracted_by()}):
+    if estimator in SAMPLED and not set(table["method"]) <= SAMPLED[estimator]:
         fair = " or ".join(sorted(SAMPLED[estimator]))
         raise ValueError(f"estimate.method {estimator} needs extract.method {fair}: others' items are no fair sample")
     places = {item.id: index for index, item in enumerate(found)}

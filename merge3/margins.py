@@ -31,7 +31,7 @@ WIDTHS = (1.0, 3.0)  # variance of candidates in units of the relatives': a sear
 OPEN = 0.3  # how far candidates go in those two, as a share of the mean margins' spread over items
 LEAST = 1e-4  # probability of an answer that was not expected, at least: one item does not decide the fit
 SPREAD = 1e-3  # deviation of a margin, at least, in nats: relatives may agree to the last bit
-DRAWS = 32  # of candidates, over which `Factors.gains` averages
+DRAWS = 32  # of candidates, over which `design` averages
 FEWEST = 3  # relatives
 
 
