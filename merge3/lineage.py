@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from merge3.irt import ItemParameters, Predictor, adapt_items, fit_abilities, fit_items, probability
 
-CONTRAST = 0.7  # prior deviation of what a merge has from one parent rather than from the others
+CONTRAST = 1.5  # prior deviation of what a merge has from one parent rather than from the others
+LIKENESS = 3.0  # prior deviation of what a merge shares with one relative rather than with the others
 TAIL = 4.0  # degrees of freedom of the prior: heavy enough for candidates that collapsed
 COMPLEMENT = 0.7  # abilities that a merge is expected above its parents' mean, where they disagree on every item
 DIVERSITY = 0.7  # deviation of a merge's ability from that, where they disagree on every item; by its square root
@@ -142,7 +143,8 @@ def predictor(
 
     Relatives answered in full move each item from where the parents' residuals expect it, -b_i + `inheritance` r_i
     (`irt.adapt_items`: items of one dimension), so that what they share with the parents counts once: g is then around
-    0. Their abilities move the centre and the scale of theta's (`learnt`).
+    0. Their abilities move the centre and the scale of theta's (`learnt`). What each has beyond all this, relatives do
+    not share: its contrasts are further directions, as the parents' are, of deviation `LIKENESS` around 0.
     """
     if shift is None or spread is None:
         usual = expected(parents)
@@ -160,4 +162,9 @@ def predictor(
         found, _ = Predictor(design, -moved.difficulty, centre, np.eye(len(centre)) / 9).fit(family)
         away, scale[:D] = learnt(centre[:D], scale[:D], found[:, :D])
         centre[:D] += away
+        usual = Predictor(design, -moved.difficulty, centre, np.diag(scale**-2))
+        beyond = contrasts(np.nan_to_num(family - usual.probability(usual.fit(family)[0])))
+        design = np.column_stack([design, beyond])
+        centre = np.append(centre, np.zeros(beyond.shape[1]))
+        scale = np.append(scale, np.full(beyond.shape[1], LIKENESS))
     return Predictor(design, -moved.difficulty, centre, np.diag(scale**-2), TAIL)

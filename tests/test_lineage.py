@@ -107,6 +107,26 @@ def test_relatives_teach_what_merges_of_the_same_parents_answer():
     assert abs(taught.centre[0] - abilities.mean() - 0.8) < abs(alone.centre[0] - abilities.mean() - 0.8)
 
 
+def test_what_one_relative_has_beyond_its_parents_tells_of_a_merge_that_is_like_it():
+    rng = np.random.default_rng(9)
+    items = drawn(400, rng)
+    parents = population(2, items, rng)
+    abilities, residual = lineage.residuals(items, parents)
+    way = rng.normal(0, 2, 400)  # in which merges of this family differ, and neither ability nor parents tell
+    expected = items.discrimination[:, 0] * abilities.mean() - items.difficulty + 1.5 * residual.sum(axis=0)
+    merges = (rng.random((38, 400)) < expit(expected + np.outer(rng.normal(size=38), way))).astype(float)
+    model = lineage.predictor(items, parents, relatives=merges[:8])
+    unlike = lineage.Predictor(model.design[:, :3], model.offset, model.centre[:3], model.precision[:3, :3], model.tail)
+    assert model.design.shape == (400, 3 + 7)
+    asked = merges[8:].copy()
+    asked[:, 100:] = np.nan
+    told, untold = (loglikelihood(m.probability(m.fit(asked)[0])[:, 100:], merges[8:, 100:]) for m in (model, unlike))
+    assert told > untold + 0.02
+    missing = merges[:8].copy()
+    missing[0, 0] = np.nan
+    assert np.isfinite(lineage.predictor(items, parents, relatives=missing).design).all()
+
+
 def test_without_relatives_the_parents_say_all():
     rng = np.random.default_rng(7)
     items = drawn(30, rng)
