@@ -7,9 +7,10 @@
 Every search is run to its largest budget, from the uniform average, over `SEEDS` seeds; at each budget its winner's
 accuracy on 2,000 test items is its truth. Tokens are counted in answers: all items here have six tokens. What all
 searches know before, and none is charged for: the experts' answers and those of 24 random merges, on which items are
-fitted and estimators calibrated. Where margins are read, the merges are drawn as the pipeline's are, around what a
-search looks at; item response theory does better with weights drawn one by one, as far apart as merges are. Regret is
-the truth of the best winner that any search found, less the winner's.
+fitted and estimators calibrated. Where margins are read, and where a search begins with what merges are worth
+(`pooled`), they are drawn as the pipeline's are, around what a search looks at; item response theory does better with
+weights drawn one by one, as far apart as merges are. Regret is the truth of the best winner that any search found, less
+the winner's.
 
 The demonstration's merges (`demonstration.py`) are a world in four genes: by item, the margin of a merge is
 interpolated between those of the candidates that were answered in full (cubic radial functions, exact at every
@@ -115,13 +116,18 @@ class Bench:
         return made[0].astype(float), made[1].astype(float)
 
     @cached_property
-    def relatives(self) -> np.ndarray:
-        """The margins on all search items of as many merges, drawn as the pipeline draws them."""
+    def drawn(self) -> np.ndarray:
+        """The genotypes of as many merges, drawn as the pipeline draws them."""
         experts, generator = tuple(str(expert) for expert in range(LANGUAGES)), np.random.default_rng(0)
         genome = Genome(("task_arithmetic",), experts, ("attention", "mlp"), 1, WEIGHTS, (0.2, 1.0), 0)
         drawn = [genome.draw(TOTALS, generator).weights for _ in range(POPULATION)]
         merges = [[weights[expert][group][0] for group in genome.groups for expert in experts] for weights in drawn]
-        return np.stack([self.world.margins(np.array(x) / WEIGHTS[1], self.every) for x in merges])
+        return np.array(merges) / WEIGHTS[1]
+
+    @cached_property
+    def relatives(self) -> np.ndarray:
+        """Their margins on all search items."""
+        return np.stack([self.world.margins(x, self.every) for x in self.drawn])
 
     def margins(self, x: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The margins of a candidate that a search proposes."""
@@ -160,6 +166,10 @@ class Bench:
         known = self.known(way, seed)
         start = np.clip(self.start, 0.05, 0.95)
         search = SEARCHES[way.search](Genes(self.genes), start, SIGMA, GENERATION, seed)
+        before = [
+            (x, float(score), 0.0) for x, score in zip(self.drawn, (self.relatives > 0).mean(axis=1), strict=True)
+        ]
+        search.know(self.drawn, [score for _, score, _ in before])
         asked, told, truths = 0, list[Told](), dict[int, float]()
         for budget in self.budgets[way.subset == "all"]:
             count = fitting(budget, len(self.every) - len(known.subset)) if way.verified else 0
@@ -168,7 +178,7 @@ class Bench:
                 found = [self.told(way, x, known) for x in candidates]
                 search.tell([fitness for _, fitness, _ in found], [error for _, _, error in found])
                 asked, told = asked + len(candidates) * len(known.subset), told + found
-            truths[budget] = self.truth(self.winner(search, told, known, count, seed))
+            truths[budget] = self.truth(self.winner(search, before, told, known, count, seed))
         return truths
 
     def told(self, way: Way, x: np.ndarray, known: Known) -> Told:
@@ -177,14 +187,16 @@ class Bench:
         estimate = estimator(given if estimator in CONTINUOUS else (given > 0).astype(float), known)
         return x, estimate.score + way.margin * TIE * float(np.tanh(given).mean()), estimate.standard_error
 
-    def winner(self, search: Search, told: Sequence[Told], known: Known, count: int, seed: int) -> np.ndarray:
+    def winner(
+        self, search: Search, before: Sequence[Told], told: Sequence[Told], known: Known, count: int, seed: int
+    ) -> np.ndarray:
         """The best so far: of the leaders by `count` fresh items, else where the surface is highest or the fittest."""
-        genes, scores, errors = (np.array(column) for column in zip(*told, strict=True))
+        genes, scores, _ = (np.array(column) for column in zip(*told, strict=True))
         if not count:
             top: np.ndarray = search.mean if isinstance(search, Pooled) else genes[scores.argmax()]
             return top
-        pooled = surface.fit(genes, scores, errors)
-        leaders = contenders(pooled, search)
+        pooled = surface.fit(*(np.array(column) for column in zip(*before, *told, strict=True)))
+        leaders = contenders(pooled, search, genes)
         leaders = leaders[np.sort(np.unique(leaders, axis=0, return_index=True)[1])][:LEADERS]
         for part in halves(fresh(known, self.languages, count, seed)):
             answers = np.stack([self.margins(x, part.subset) > 0 for x in leaders]).astype(float)
@@ -224,6 +236,7 @@ class Replay(Bench):
         count = round(SEARCHED * len(order))
         self.searched, self.tested = np.sort(order[:count]), np.sort(order[count:])
         known = experts[table.columns[self.genes :]].to_numpy(dtype=float)
+        self.drawn = self.points[:POPULATION]
         self.relatives = self.table[:POPULATION, self.searched]
         self.answers = (self.relatives > 0).astype(float), known[:, self.searched]
         self.every = np.arange(count)

@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.exceptions import TerminationSignal
 
 from flows.asking import MANIFEST
-from flows.known import expert_answers, margins, parameters, study_items, study_of, subset
+from flows.known import POPULATION, expert_answers, margins, merges, parameters, study_items, study_of, subset
 from flows.stage import (
     DATA,
     alone,
@@ -36,7 +36,7 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
 from merge3.grouped import Objective, weights_of
-from merge3.history import EVOLVED, History, finals, fresh, generation, halves
+from merge3.history import EVOLVED, History, finals, fresh, generation, halves, whole
 from merge3.items import Item
 from merge3.models import read_manifest
 from merge3.recipe import Merge, Recipe
@@ -70,7 +70,8 @@ def evolve(
 
     Where the objective is `pareto`, every group is one: front.csv has the leaders by group, the winner is the knee.
 
-    The search is a function of its parameters and of the answers: started again after any interruption it finds its
+    The search begins with what the population's merges are worth (`Search.know`). It is a function of its parameters
+    and of the answers: started again after any interruption it finds its
     questions answered and goes the same way. It ends after `generations`, before the generation that may exceed
     `tokens`, after the one in which this run has taken `hours`, or where it has converged; best.yaml is the best so
     far at any time, by all candidates together. The winner is the leader that does best on what the search and fresh
@@ -118,6 +119,10 @@ def evolve(
         f"{finalists} finalists on fresh items: at most {last:,} more"
     )
     history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
+    names, *answers = merges(found)
+    made, in_full = read_json(POPULATION / "recipes.json"), fitness_of(whole(known), "weighted_mean")
+    recipes = [Recipe.from_dict(made[name]) for name in names]
+    history.know(search, recipes, [in_full.judge(*row) for row in zip(*answers, strict=True)])
     begin = monotonic()
     try:
         with progress("evolve: candidates", population * generations) as advance:

@@ -95,10 +95,25 @@ def margins(found: list[Item]) -> np.ndarray | None:
 
     Merges with an answer missing are left out.
     """
-    table = pd.read_parquet(POPULATION / "margins.parquet")
-    if table.empty:
-        return None
-    return table[[item.id for item in found]].dropna().to_numpy(dtype=float)
+    table = _margins(found)
+    return None if table.empty else table.to_numpy(dtype=float)
+
+
+def merges(found: list[Item]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The names of the population's merges, their answers and margins, models x items; none where it was imported.
+
+    Merges with an answer missing are left out.
+    """
+    table = _margins(found)
+    answers = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
+    return list(table.index), answers.loc[table.index].to_numpy(), table.to_numpy(dtype=float)
+
+
+def _margins(found: list[Item]) -> pd.DataFrame:
+    table, names = pd.read_parquet(POPULATION / "margins.parquet"), [item.id for item in found]
+    if table.columns.empty:  # an imported population
+        return pd.DataFrame(columns=names, dtype=float)
+    return table[names].dropna()
 
 
 def extracted_by() -> str:

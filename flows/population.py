@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
 from flows.stage import DATA, bounds, main, say, write_json
 from merge3 import imports, items, responses
+from merge3.asker import Asker
 from merge3.genome import Genome, live_groups
 from merge3.ledger import Cost
+from merge3.recipe import Recipe
 
 OUT = DATA / "population"
 
@@ -32,11 +35,11 @@ def population(
     size: int,
     held_out: int,
 ) -> None:
-    """Write data/population/responses.parquet, margins.parquet and models.csv (model, study, held_out).
+    """Write data/population/responses.parquet, margins.parquet, models.csv (model, study, held_out) and recipes.json.
 
     `responses` names an imported table (.csv or .parquet); where it is null, `size` random merges of the study's
-    experts answer its search items (`Genome.draw`), and margins.parquet has how far each right option leads, in nats.
-    The last `held_out` are kept from the item fit.
+    experts answer its search items (`Genome.draw`), margins.parquet has how far each right option leads, in nats, and
+    recipes.json what each merge is. The last `held_out` are kept from the item fit.
 
     Raises:
         ValueError: the population is one model, or none is left to fit or to hold out.
@@ -45,10 +48,11 @@ def population(
     found = items_of(labels, "search")
     if responses is not None:
         table, members, ledger = _imported(Path(responses), found)
-        margins = None
+        margins, recipes = None, dict[str, Recipe]()
     else:
         ranges = bounds("population.weights", weights), bounds("population.totals", totals)
-        table, margins, members, ledger = _merged(seed, study, studies, runtime, method, *ranges, size, found)
+        asker, recipes = _drawn(seed, study, studies, runtime, method, *ranges, size)
+        table, margins, members, ledger = _merged(study, asker, recipes, found)
     broken = table.isna().all(axis=1).to_numpy()
     table, members = table[~broken], members[~broken]
     if not 1 <= held_out < len(members) - 1:
@@ -59,6 +63,7 @@ def population(
     members["held_out"] = np.arange(len(members)) >= len(members) - held_out
     OUT.mkdir(parents=True, exist_ok=True)
     _write(table, margins, members)
+    write_json(OUT / "recipes.json", {name: recipe.to_dict() for name, recipe in recipes.items()})
     write_json(OUT / "ledger.json", ledger)
 
 
@@ -76,7 +81,7 @@ def _imported(path: Path, found: list[items.Item]) -> tuple[pd.DataFrame, pd.Dat
     return table, pd.DataFrame({"model": table.index, "study": ""}), {"tokens": 0, "this_run": Cost().to_dict()}
 
 
-def _merged(
+def _drawn(
     seed: int,
     study: str,
     studies: dict[str, Any],
@@ -85,14 +90,19 @@ def _merged(
     weights: tuple[float, float],
     totals: tuple[float, float],
     size: int,
-    found: list[items.Item],
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Answers and margins of random merges of the study's experts."""
+) -> tuple[Asker, dict[str, Recipe]]:
+    """Random merges of the study's experts, and who asks them."""
     experts, _ = study_of(study, studies)
     asker = open_asker(runtime, OUT / "answers", experts)
     genome = Genome((method,), tuple(experts), live_groups(asker.merger.changed), 1, weights, (0.2, 1.0), seed)
     generator = np.random.default_rng(np.random.SeedSequence(seed))
-    recipes = {f"{study}-{number:02d}": genome.draw(totals, generator) for number in range(size)}
+    return asker, {f"{study}-{number:02d}": genome.draw(totals, generator) for number in range(size)}
+
+
+def _merged(
+    study: str, asker: Asker, recipes: Mapping[str, Recipe], found: list[items.Item]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """Answers and margins of merges, and who they are."""
     table, ledger = answer_all("population", asker, recipes, found)
     kept = [asker.ask(recipe, found).answers for recipe in recipes.values()]
     nothing = np.full(len(found), np.nan)

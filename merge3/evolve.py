@@ -97,6 +97,29 @@ class Search(ABC):
         self.generation = 0
         self._asked: list[Any] = []
 
+    def know(self, genotypes: Float[np.ndarray, "known genes"], fitness: Sequence[Fitness]) -> None:
+        """What merges are worth that were answered in full before the first generation, in the shape of `tell`'s.
+
+        Searches that learn from all candidates start from it (`pooled`); the others from their start alone.
+
+        Raises:
+            RuntimeError: a generation was asked before.
+            ValueError: genotypes and fitness do not fit together, leave the cube, or are not finite.
+        """
+        if self.generation or self._asked:
+            raise RuntimeError("know comes before the first generation: it was asked already")
+        values = np.array(fitness, dtype=float)
+        if genotypes.shape != (len(values), self.genes.count) or values.size != len(values) * self.objectives:
+            raise ValueError(
+                f"expected {self.genes.count} genes and {self.objectives} value(s) of each merge, got shapes "
+                f"{genotypes.shape} and {values.shape}"
+            )
+        if not (np.isfinite(values).all() and (genotypes >= 0).all() and (genotypes <= 1).all()):
+            raise ValueError("what is known of merges must be finite, and their genes in [0, 1]")
+        if len(values):
+            self._errors = np.zeros((len(values), self.objectives))
+            self._begin(list(genotypes), values.reshape(self._errors.shape))
+
     def ask(self) -> list[Genotype]:
         """The candidates of the next generation; none where the search is at its end.
 
@@ -135,6 +158,9 @@ class Search(ABC):
             self._learn(self._asked, self._losses(values))
         self._asked = []
         self.generation += 1
+
+    def _begin(self, known: list[Genotype], values: Float[np.ndarray, "known objectives"]) -> None:  # noqa: B027
+        """Start from what is known, where the search can."""
 
     def _seed(self, *purpose: int) -> int:
         """A seed of this generation: for asking, or for another purpose."""
@@ -350,9 +376,10 @@ class Como(Search):
 class Pooled(Search):
     """Thompson sampling (1933) of a surface through all candidates: each candidate is the best point of a draw from it.
 
-    The first two generations are drawn around the start. A draw is compared at `TRIES` points about the `LEADERS`
-    candidates of the highest posterior mean. A failed candidate counts as the worst of its generation. Options of a
-    category are as far apart as the ends of a number are: what one teaches of the other genes, the others learn.
+    The first two generations are drawn around the start, where nothing is known before (`know`). A draw is compared at
+    `TRIES` points about the `LEADERS` candidates of the highest posterior mean. A failed candidate counts as the worst
+    of its generation. Options of a category are as far apart as the ends of a number are: what one teaches of the other
+    genes, the others learn.
     """
 
     drifts = False
@@ -361,6 +388,7 @@ class Pooled(Search):
         super().__init__(genes, start, sigma, population, seed)
         self._told: list[tuple[Genotype, float, float]] = []
         self.surface: Surface | None = None
+        self.blind = 2  # generations that are drawn around the start
 
     @property
     def mean(self) -> Genotype:
@@ -372,7 +400,7 @@ class Pooled(Search):
 
     def _propose(self, seed: int) -> list[Any]:
         generator = np.random.default_rng(seed)
-        if self.surface is None or self.generation < 2:
+        if self.surface is None or self.generation < self.blind:
             around = self.start + self.sigma * generator.standard_normal((self.population, self.genes.count))
             return list(self._placed(around, 1.0, generator))
         heights = self.surface.predict(self.surface.genes)[0]
@@ -397,6 +425,10 @@ class Pooled(Search):
         losses = -values[:, 0]
         whole = losses[np.isfinite(losses)]
         return [float(v) for v in np.where(np.isfinite(losses), losses, whole.max() if len(whole) else np.nan)]
+
+    def _begin(self, known: list[Genotype], values: Float[np.ndarray, "known objectives"]) -> None:
+        self.blind = 0
+        self._learn(known, self._losses(values))
 
     def _learn(self, asked: list[Any], losses: list[Any]) -> None:
         rows = zip(asked, losses, self._errors[:, 0].tolist(), strict=True)
@@ -442,7 +474,7 @@ class PooledFront(Pooled):
         return np.stack([surface.predict(genes)[0] for surface in self.surfaces], axis=1)
 
     def _propose(self, seed: int) -> list[Any]:
-        if not self.surfaces or self.generation < 2:
+        if not self.surfaces or self.generation < self.blind:
             return super()._propose(seed)
         generator = np.random.default_rng(seed)
         heights = self._heights(self.surfaces[0].genes)

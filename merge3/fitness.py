@@ -16,6 +16,7 @@ from merge3.ledger import Cost
 from merge3.recipe import Recipe
 
 TIE = 0.02  # accuracy that the margins of all questions are worth: less than one more right answer
+NOTHING = Cost()
 MOST_FAILED = 0.5  # share of questions without an answer beyond which a candidate has no estimate
 
 
@@ -27,12 +28,14 @@ class Evaluation:
     broken model, all.
 
     `margin` is in [-1, 1]: how far the right options lead, over all questions. Among candidates that give the same
-    answers the one that is surer of them is fitter: twenty questions alone cannot tell good merges apart.
+    answers the one that is surer of them is fitter: twenty questions alone cannot tell good merges apart. The fitness
+    is raised by `tie` for it; not where the estimator reads the margins itself.
     """
 
     estimate: Estimate | None
     cost: Cost
     margin: float = 0.0
+    tie: float = 0.0
     failed: int = 0
     objective: float | None = None  # where it is another than the score on all items
     groups: Mapping[str, Estimate] = field(default_factory=dict)  # where the objective is made of groups
@@ -49,13 +52,13 @@ class Evaluation:
     @property
     def fitness(self) -> float:
         """The value, and a little for the margin; -inf for a broken model."""
-        return self.value + TIE * self.margin
+        return self.value + self.tie
 
     def front(self, groups: Sequence[str]) -> tuple[float, ...]:
         """The fitness in every group, where a front is searched for; -inf for a broken model."""
         if self.estimate is None:
             return (-np.inf,) * len(groups)
-        return tuple(self.groups[group].score + TIE * self.margin for group in groups)
+        return tuple(self.groups[group].score + self.tie for group in groups)
 
     def errors(self, groups: Sequence[str]) -> tuple[float, ...]:
         """Their standard errors; NaN for a broken model."""
@@ -96,14 +99,21 @@ class Fitness:
         if asked.answers is None:
             return Evaluation(None, asked.cost, failed=len(self.questions))
         correct = self.asker.correct(self.questions, asked.answers)
+        return self.judge(correct, self.asker.margins(self.questions, asked.answers), asked.cost)
+
+    def judge(
+        self, correct: Float[np.ndarray, " asked"], margins: Float[np.ndarray, " asked"], cost: Cost = NOTHING
+    ) -> Evaluation:
+        """Estimate from answers to the questions, right 1, wrong 0, not scored NaN, and their margins, in nats."""
         scored = ~np.isnan(correct)
         failed = int((~scored).sum())
-        margins = self.asker.margins(self.questions, asked.answers)
-        given = margins if self.estimator in CONTINUOUS else correct
+        continuous = self.estimator in CONTINUOUS
+        given = margins if continuous else correct
         groups = self.objective(given) if self.objective else {}
         if failed > MOST_FAILED * len(correct) or groups is None:
-            return Evaluation(None, asked.cost, 0.0, failed, correct=correct)
+            return Evaluation(None, cost, failed=failed, correct=correct)
         value = self.objective.value(groups) if self.objective else None
         estimate = self.estimator(given[scored], self.known.answered(scored))
         margin = float(np.tanh(margins[scored]).mean())
-        return Evaluation(estimate, asked.cost, margin, failed, value, groups, correct)
+        tie = 0.0 if continuous else TIE * margin
+        return Evaluation(estimate, cost, margin, tie, failed, value, groups, correct)

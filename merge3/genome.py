@@ -102,6 +102,34 @@ class Genome:
             mask_seed=self.mask_seed,
         )
 
+    def place(self, recipe: Recipe) -> Float[np.ndarray, " genes"] | None:
+        """The genotype of a recipe, as `decode` has it; None where the genome has no such merge.
+
+        A recipe of one knot is constant along depth, and has its place among those of more.
+        """
+        if recipe.method not in self.methods or recipe.experts != self.experts or recipe.options:
+            return None
+        traits = TRAITS[recipe.method]
+        if traits.masks and recipe.mask_seed != self.mask_seed:
+            return None
+        parts = [(recipe.weights, self.weight_range)]
+        if len(self.kinds) > 1:  # a method without densities does not look at them
+            parts.append((recipe.densities if traits.densities else {}, self.density_range))
+        genes: list[float] = []
+        if len(self.methods) > 1:
+            genes.append((self.methods.index(recipe.method) + 0.5) / len(self.methods))
+        for values, (low, high) in parts:
+            for group in self.groups:
+                for expert in self.weighted:
+                    along = values[expert][group] if values else (high,)
+                    if len(along) not in (1, self.knots):
+                        return None
+                    found = along if len(along) == self.knots else along * self.knots
+                    genes += [(value - low) / (high - low) for value in found]
+        genotype = np.array(genes)
+        rounded: Float[np.ndarray, " genes"] = np.clip(genotype, 0.0, 1.0)
+        return rounded if np.allclose(genotype, rounded, atol=1e-9) else None
+
     def draw(self, totals: tuple[float, float], generator: np.random.Generator) -> Recipe:
         """A random merge: in each group the experts share a random total of weight, every split as likely as another.
 

@@ -50,10 +50,12 @@ class History:
         self.genome = genome
         self.rows: list[dict[str, Any]] = []
         self.told: list[tuple[np.ndarray, float, float]] = []  # genotype, score, its error: of distinct whole models
+        self.known: list[tuple[np.ndarray, float, float]] = []  # the same of merges answered in full before the search
         self.groups: list[str] = []  # that are objectives of a front
         if fitness.objective and fitness.objective.front:
             self.groups = list(fitness.objective.weights)
         self.fronts: list[tuple[tuple[float, ...], tuple[float, ...]]] = []  # of `told`: a score a group, and its error
+        self.known_fronts: list[tuple[tuple[float, ...], tuple[float, ...]]] = []  # the same of `known`
         standard = standard_merges(
             genome.experts
         ).items()  # by phenotype, but for the average: every search begins there
@@ -68,6 +70,22 @@ class History:
     def phenotype(self, recipe: Recipe) -> str:
         """What names the model that a recipe makes."""
         return recipe.phenotype(self.fitness.asker.merger.fingerprints)
+
+    def know(self, search: Search, recipes: Sequence[Recipe], evaluations: Sequence[Evaluation]) -> None:
+        """Tell search and surface what merges are worth that were answered in full before the first generation.
+
+        Merges that the genome has no place for, and broken ones, tell nothing.
+        """
+        for recipe, evaluation in zip(recipes, evaluations, strict=True):
+            genotype = self.genome.place(recipe)
+            if genotype is not None and evaluation.estimate:
+                self.known.append((genotype, evaluation.value, 0.0))
+                if self.groups:
+                    scores = tuple(evaluation.groups[group].score for group in self.groups)
+                    self.known_fronts.append((scores, (0.0,) * len(scores)))
+        if self.known:
+            values: list[Any] = [scores for scores, _ in self.known_fronts] or [value for _, value, _ in self.known]
+            search.know(np.array([genotype for genotype, _, _ in self.known]), values)
 
     def evaluate(self, genotype: np.ndarray, recipe: Recipe, place: dict[str, int]) -> Evaluation:
         """Ask a candidate, and write a row of the history for it."""
@@ -90,15 +108,20 @@ class History:
         return evaluation
 
     def surface(self) -> surface.Surface:
-        """The surface through all that was told.
+        """The surface through all that is known and was told.
 
         Raises:
             ValueError: every candidate is broken.
         """
         if not self.told:
             raise ValueError(BROKEN)
-        genes, scores, errors = (np.array(column) for column in zip(*self.told, strict=True))
+        genes, scores, errors = (np.array(column) for column in zip(*self.known, *self.told, strict=True))
         return surface.fit(genes, scores, errors)
+
+    @property
+    def asked(self) -> Float[np.ndarray, "candidates genes"]:
+        """The genotypes of the candidates that were told."""
+        return np.array([genotype for genotype, _, _ in self.told])
 
     @property
     def best(self) -> dict[str, Any]:
@@ -108,25 +131,25 @@ class History:
             ValueError: every candidate so far is broken.
         """
         pooled = self.surface()
-        top = self.phenotype(self.genome.decode(pooled.genes[int(np.argmax(pooled.predict(pooled.genes)[0]))]))
+        top = self.phenotype(self.genome.decode(self.asked[int(np.argmax(pooled.predict(self.asked)[0]))]))
         return next(row for row in self.rows if row["phenotype"] == top)
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
         """Up to `count` candidates with the mean and deviation of their posterior.
 
-        First where the surface is highest, where the search would go on and where it began, asked before or not; then
-        the other standard merges, of which the surface knows nothing; then the distinct candidates of the highest
-        posterior means.
+        First where the surface is highest, the candidate of the highest posterior mean, where the search would go on
+        and where it began, asked before or not; then the other standard merges, of which the surface knows nothing;
+        then the other distinct candidates, the highest first.
         """
         pooled = self.surface()
-        genotypes = contenders(pooled, search)
+        genotypes = contenders(pooled, search, self.asked)
         known = [
             (self.genome.decode(genotype), float(mean), float(deviation))
             for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True)
         ]
         unknown = [(recipe, np.nan, np.nan) for _, recipe in self.standard.values()]
         found: dict[str, Leader] = {}
-        for leader in [*known[:3], *unknown, *known[3:]]:
+        for leader in [*known[:4], *unknown, *known[4:]]:
             if len(found) < count:
                 found.setdefault(self.phenotype(leader[0]), leader)
         return found
@@ -139,9 +162,10 @@ class History:
         """
         if not self.told:
             raise ValueError(BROKEN)
-        genes = np.array([genotype for genotype, _, _ in self.told])
-        scores, errors = (np.array(column) for column in zip(*self.fronts, strict=True))
-        fitted = [surface.fit(genes, scores[:, k], errors[:, k]) for k in range(len(self.groups))]
+        genes = self.asked
+        all_genes = np.array([genotype for genotype, _, _ in [*self.known, *self.told]])
+        scores, errors = (np.array(column) for column in zip(*self.known_fronts, *self.fronts, strict=True))
+        fitted = [surface.fit(all_genes, scores[:, k], errors[:, k]) for k in range(len(self.groups))]
         means, deviations = np.stack([one.predict(genes) for one in fitted], axis=2)
         found: dict[str, FrontLeader] = {}
         for place in spread(means, count):
@@ -235,10 +259,15 @@ class History:
         return {"phenotype": name, "merge": merge, **_scores(evaluation), "items": items}
 
 
-def contenders(pooled: surface.Surface, search: Search) -> Float[np.ndarray, "some genes"]:
-    """Where the surface is highest, where the search would go on, where it began; then all asked, the highest first."""
-    asked = pooled.genes[np.argsort(-pooled.predict(pooled.genes)[0], kind="stable")]
-    return np.vstack([surface.best(pooled, search.seed), search.mean, search.start, asked])
+def contenders(
+    pooled: surface.Surface, search: Search, asked: Float[np.ndarray, "candidates genes"]
+) -> Float[np.ndarray, "some genes"]:
+    """The surface's highest point and its highest that was asked, where the search would go on, where it began; others.
+
+    The others are all that were asked, the highest first.
+    """
+    order = np.argsort(-pooled.predict(asked)[0], kind="stable")
+    return np.vstack([surface.best(pooled, search.seed), asked[order[0]], search.mean, search.start, asked[order[1:]]])
 
 
 def combined(
@@ -337,6 +366,12 @@ def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:
         known.items.take(rest), known.parent_abilities, min(count, len(rest)), [groups[i] for i in rest], seed
     )
     return replace(known, subset=rest[picked], weights=weights, calibration=Calibration())
+
+
+def whole(known: Known) -> Known:
+    """What is known, with all items as the subset."""
+    count = len(known.items)
+    return replace(known, subset=np.arange(count), weights=np.full(count, 1 / count), calibration=Calibration())
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:

@@ -162,8 +162,8 @@ def predictor(
         found, _ = Predictor(design, -moved.difficulty, centre, np.eye(len(centre)) / 9).fit(family)
         away, scale[:D] = learnt(centre[:D], scale[:D], found[:, :D])
         centre[:D] += away
-        usual = Predictor(design, -moved.difficulty, centre, np.diag(scale**-2))
-        beyond = contrasts(np.nan_to_num(family - usual.probability(usual.fit(family)[0])))
+        alike = Predictor(design, -moved.difficulty, centre, np.diag(scale**-2))
+        beyond = contrasts(np.nan_to_num(family - alike.probability(alike.fit(family)[0])))
         design = np.column_stack([design, beyond])
         centre = np.append(centre, np.zeros(beyond.shape[1]))
         scale = np.append(scale, np.full(beyond.shape[1], LIKENESS))

@@ -28,7 +28,7 @@ from merge3.evolve import SEARCHES, Genes, Search
 from merge3.extract import margins as told_best
 from merge3.fitness import Fitness
 from merge3.genome import Genome, live_groups
-from merge3.history import HALVES, History, finals, fresh, generation, halves
+from merge3.history import HALVES, History, finals, fresh, generation, halves, whole
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker
@@ -241,15 +241,15 @@ class _Run:
         """The winner, its estimate, the history, and the scores."""
         groups = live_groups(self.asker.merger.changed)
         genome = Genome((method,), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
-        known = self.prepare(groups, seed)
-        history, search = self.evolve(known, genome, seed)
+        known, merges = self.prepare(groups, seed)
+        history, search = self.evolve(known, merges, genome, seed)
         winner, estimate = self.verify(history, search, known, seed)
         scores = self.measure(winner, seed)
         self.tokens["this_run"] = self.cost.tokens
         return winner, estimate, pd.DataFrame(history.rows), scores
 
-    def prepare(self, groups: tuple[str, ...], seed: int) -> Known:
-        """What is known before the search: parents and random merges answer every search item.
+    def prepare(self, groups: tuple[str, ...], seed: int) -> tuple[Known, list[Recipe]]:
+        """What is known before the search: parents and random merges answer every search item; and these merges.
 
         Raises:
             ValueError: a parent is broken, or too few merges can be scored.
@@ -277,7 +277,7 @@ class _Run:
         choose = partial(told_best, count=min(ASKED, len(labels)), groups=labels, seed=seed)
         known = Known(parameters, *choose(relatives), experts, relatives=relatives)
         self.tokens["preparation"] = (len(self.parents) + POPULATION) * self.asker.cost(self.search).tokens
-        return calibrate(ESTIMATOR, merges.to_numpy(), known, choose)
+        return calibrate(ESTIMATOR, merges.to_numpy(), known, choose), [drawn[name] for name in merges.index]
 
     def margins(self, recipe: Recipe) -> np.ndarray:
         """How far each right option of the search items leads, by a recipe that has answered them."""
@@ -285,13 +285,15 @@ class _Run:
         assert answers is not None
         return self.asker.margins(self.search, answers)
 
-    def evolve(self, known: Known, genome: Genome, seed: int) -> tuple[History, Search]:
-        """The search, a generation at a time."""
+    def evolve(self, known: Known, merges: Sequence[Recipe], genome: Genome, seed: int) -> tuple[History, Search]:
+        """The search, a generation at a time; what `merges` are worth is known."""
         self.stage, self.prepared = "search", self.cost
         fitness = Fitness(self.asker, self.search, ESTIMATORS[ESTIMATOR], known)
         start = np.clip(genome.encode(dict.fromkeys(genome.experts, 1 / len(genome.experts)), 1.0), 0.05, 0.95)
         search = SEARCHES[STRATEGY](Genes(start.size), start, SIGMA, GENERATION, seed)
         history = self.history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
+        everything = Fitness(self.asker, self.search, ESTIMATORS["weighted_mean"], whole(known))
+        history.know(search, merges, [everything(recipe) for recipe in merges])
 
         def advance(candidates: int) -> None:
             self.follow(history, candidates * len(fitness.questions))
@@ -300,8 +302,8 @@ class _Run:
             if not generation(search, history, advance):
                 break
             self.keep()
-        everything = history.distinct * self.asker.cost(self.search).tokens
-        self.tokens |= {"search": history.tokens_spent, "all_items": everything}
+        in_full = history.distinct * self.asker.cost(self.search).tokens
+        self.tokens |= {"search": history.tokens_spent, "all_items": in_full}
         return history, search
 
     def keep(self) -> None:

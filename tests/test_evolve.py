@@ -173,6 +173,51 @@ def test_pooled_finds_the_top_under_noise() -> None:
     assert sphere(search.mean) > -0.05  # the start's is -.48
 
 
+def test_what_is_known_of_merges_spares_pooled_the_blind_generations() -> None:
+    known = np.random.default_rng(1).random((24, 3))
+    blind, told = (SEARCHES["pooled"](Genes(3), np.full(3, 0.3), 0.1, 8, 0) for _ in range(2))
+    told.know(known, [sphere(x) for x in known])
+    assert sphere(told.mean) > max(sphere(x) for x in known)
+    assert np.mean([sphere(x) for x in told.ask()]) > np.mean([sphere(x) for x in blind.ask()]) + 0.1
+    told.tell([-np.inf] * 8)  # that all fail does not undo it
+    assert np.isfinite(told.mean).all()
+
+
+def test_a_pooled_front_starts_from_what_is_known() -> None:
+    known = np.random.default_rng(1).random((24, 3))
+    search = FRONTS["pooled"](Genes(3), np.full(3, 0.3), 0.1, 8, 0, 2)
+    search.know(known, [two(x) for x in known])
+    assert len(search.surfaces) == 2
+    best = max(sum(two(x)) for x in known)
+    assert max(sum(two(x)) for x in search.ask()) > best
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"pooled", "genetic"}))
+def test_the_others_begin_at_their_start_whatever_is_known(name: str) -> None:
+    one, other = make(name), make(name)
+    one.know(np.full((1, one.genes.count), 0.9), [1.0])
+    np.testing.assert_array_equal(one.ask(), other.ask())
+
+
+def test_what_is_known_must_fit_and_come_first() -> None:
+    search = make("pooled")
+    point = np.full((1, search.genes.count), 0.5)
+    for genotypes, values, message in (
+        (point[:, 1:], [0.5], "expected"),
+        (point, [0.5, 0.6], "expected"),
+        (point, [(0.5, 0.6)], "expected"),
+        (point, [np.nan], "must be finite"),
+        (point + 1, [0.5], "in \\[0, 1\\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search.know(genotypes, values)
+    search.know(point[:0], [])  # nothing: as if it had not been said
+    assert search.surface is None
+    search.ask()
+    with pytest.raises(RuntimeError, match="before the first generation"):
+        search.know(point, [0.5])
+
+
 def test_pooled_is_steady_on_flat_fitness() -> None:
     search = make("pooled")
     for _ in range(5):

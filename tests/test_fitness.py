@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from merge3 import answering
 from merge3.asker import Asker
 from merge3.estimate import ESTIMATORS, Known
+from merge3.evolve import FRONTS, SEARCHES, Genes
 from merge3.fitness import TIE, Fitness
+from merge3.genome import Genome
+from merge3.grouped import Objective
+from merge3.history import History, generation, whole
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
@@ -158,6 +163,53 @@ def test_fitness_is_the_estimate_of_the_subsets_answers(
     assert fitness(RECIPE).estimate.score == pytest.approx(expected)
     assert fitness(RECIPE).fitness == pytest.approx(expected + TIE * np.tanh(margins).mean())
     assert fitness(RECIPE) == fitness(RECIPE)
+    assert fitness.judge(it.correct(chosen, it.ask(RECIPE, chosen).answers or []), margins) == fitness(RECIPE)
+
+
+def test_an_estimator_of_margins_is_not_told_them_twice(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    relatives = np.random.default_rng(0).normal(size=(5, 8))
+    items = ItemParameters(np.ones((8, 1)), np.zeros(8))
+    known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.ones((1, 8)), relatives=relatives)
+    found = Fitness(asker(merger, tokenizer, tmp_path), ITEMS, ESTIMATORS["margin_irt"], known)(RECIPE)
+    assert found.margin != 0
+    assert found.fitness == found.value
+
+
+@pytest.mark.parametrize("wanted", [None, "pareto"])
+def test_a_search_knows_what_merges_answered_in_full_are_worth(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, wanted: str | None
+) -> None:
+    questions = [replace(item, group="xy"[n % 2]) for n, item in enumerate(ITEMS)]
+    items = ItemParameters(np.ones((8, 1)), np.zeros(8))
+    known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.tile([[0.0], [1.0]], (1, 8)))
+    mean, it = ESTIMATORS["weighted_mean"], asker(merger, tokenizer, tmp_path)
+
+    def fitness_of(part: Known) -> Fitness:
+        objective = Objective(wanted, mean, part, [item.group for item in questions]) if wanted else None
+        return Fitness(it, questions, mean, part, objective)
+
+    genome = Genome(("task_arithmetic",), ("a", "b"), ("attention", "mlp"), 1, (0.0, 1.0), (0.2, 1.0), 0)
+    genes = Genes(len(genome.names))
+    start = np.full(genes.count, 0.5)
+    search = FRONTS["pooled"](genes, start, 0.2, 4, 0, 2) if wanted else SEARCHES["pooled"](genes, start, 0.2, 4, 0)
+    history, generator = History(fitness_of(known), 1, genome), np.random.default_rng(0)
+    merges = [genome.draw((0.5, 1.5), generator) for _ in range(6)]
+    far = replace(merges[0], method="ties")  # no merge of this search
+    evaluations = [fitness_of(whole(known))(recipe) for recipe in [*merges, far]]
+    history.know(search, [*merges, far], evaluations)
+    truths = [it.correct(questions, it.ask(recipe, questions).answers or []).mean() for recipe in merges]
+    assert [score for _, score, _ in history.known] == pytest.approx(truths)
+    assert len(history.rows) == history.tokens_spent == 0  # they are none of its candidates
+    generation(search, history, lambda count: None)
+    assert len(history.surface().scores) == 6 + len(history.told)
+    if wanted:
+        assert len(search.surfaces) == 2
+        assert set(history.front(9)) <= set(history.recipes)
+    else:
+        assert history.best["phenotype"] in history.recipes
+        assert {history.phenotype(recipe) for recipe in merges}.isdisjoint(history.leaders(20, search))
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,37 @@ def test_the_method_may_be_a_gene() -> None:
         assert bool(recipe.densities) == (method != "linear")
         check(recipe)
     assert genome.decode(genome.encode({"a": 0.5, "b": 0.5}, 1.0)).method == "linear"
+
+
+@pytest.mark.parametrize("methods", [("linear",), ("ties",), ("slerp",), ("linear", "ties", "dare_ties")])
+@given(data=st.data())
+def test_a_recipe_has_the_place_that_it_was_decoded_from(methods: tuple[str, ...], data: st.DataObject) -> None:
+    genome = Genome(**(GOOD | {"methods": methods}))
+    genes = data.draw(st.lists(st.floats(0, 1), min_size=len(genome.names), max_size=len(genome.names)))
+    recipe = genome.decode(np.array(genes))
+    place = genome.place(recipe)
+    assert place is not None
+    assert genome.decode(place) == recipe
+
+
+def test_a_merge_that_the_genome_does_not_have_has_no_place() -> None:
+    genome = Genome(**GOOD)
+    recipe = genome.decode(np.full(16, 0.5))
+    flat = replace(
+        recipe,
+        weights={e: dict.fromkeys(("attention", "mlp"), (0.7,)) for e in "ab"},
+        densities={e: dict.fromkeys(("attention", "mlp"), (1.0,)) for e in "ab"},
+    )
+    place = genome.place(flat)  # constant along depth: both knots alike
+    assert place is not None
+    assert place.tolist() == [0.7] * 8 + [1.0] * 8
+    beyond = replace(flat, weights=flat.weights | {"a": dict.fromkeys(("attention", "mlp"), (1.1,))})
+    three = replace(flat, weights=flat.weights | {"a": dict.fromkeys(("attention", "mlp"), (0.1, 0.2, 0.3))})
+    others = replace(recipe, experts=("b", "a")), replace(recipe, options={"normalize": 0.0})
+    for other in (replace(recipe, method="linear"), beyond, three, *others):
+        assert genome.place(other) is None
+    masked = Genome(**(GOOD | {"methods": ("dare_ties",)}))
+    assert masked.place(replace(masked.decode(np.full(16, 0.5)), mask_seed=1)) is None
 
 
 @given(st.floats(-3, 3))
