@@ -7,10 +7,10 @@
 Every search is run to its largest budget, from the uniform average, over `SEEDS` seeds; at each budget its winner's
 accuracy on 2,000 test items is its truth. Tokens are counted in answers: all items here have six tokens. What all
 searches know before, and none is charged for: the experts' answers and those of 24 random merges, on which items are
-fitted and estimators calibrated. Where margins are read, and where a search begins with what merges are worth
-(`pooled`), they are drawn as the pipeline's are, around what a search looks at; item response theory does better with
-weights drawn one by one, as far apart as merges are. Regret is the truth of the best winner that any search found, less
-the winner's.
+fitted and estimators calibrated. Where margins are read, and where a search begins with what merges are worth (see
+`History.know`), they are drawn as the pipeline's are, around what a search looks at; item response theory does better
+with weights drawn one by one, as far apart as merges are. Regret is the truth of the best winner that any search found,
+less the winner's.
 
 The demonstration's merges (`demonstration.py`) are a world in four genes: by item, the margin of a merge is
 interpolated between those of the candidates that were answered in full (cubic radial functions, exact at every
@@ -166,10 +166,11 @@ class Bench:
         known = self.known(way, seed)
         start = np.clip(self.start, 0.05, 0.95)
         search = SEARCHES[way.search](Genes(self.genes), start, SIGMA, GENERATION, seed)
-        before = [
-            (x, float(score), 0.0) for x, score in zip(self.drawn, (self.relatives > 0).mean(axis=1), strict=True)
-        ]
-        search.know(self.drawn, [score for _, score, _ in before])
+        before = list[Told]()
+        if way.subset == "all" or ESTIMATORS[way.estimator] in CONTINUOUS:
+            scores = (self.relatives > 0).mean(axis=1).tolist()
+            before = [(x, score, 0.0) for x, score in zip(self.drawn, scores, strict=True)]
+            search.know(self.drawn, scores)
         asked, told, truths = 0, list[Told](), dict[int, float]()
         for budget in self.budgets[way.subset == "all"]:
             count = fitting(budget, len(self.every) - len(known.subset)) if way.verified else 0

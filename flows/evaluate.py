@@ -43,7 +43,8 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     candidates = sampled(pd.read_csv(EVOLVE / "history.csv"), sample)
     made = read_json(EVOLVE / "recipes.json")
     named = {EVOLVED: Recipe.from_dict(winner["recipe"])} | standard_merges(experts)
-    recipes = named | {name: Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
+    others = {f"candidate {name[:12]}": Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
+    recipes = named | others
     asker = open_asker(runtime, OUT / "answers", experts)
     answered, ledger = answer_all("evaluate", asker, recipes, tests)
     if broken := answered.index[answered.isna().all(axis=1)].tolist():
@@ -66,7 +67,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     kinds = dict.fromkeys(experts, "expert") | dict.fromkeys(standard_merges(experts), "standard merge")
     scored.insert(1, "kind", [kinds.get(name, name if name == "base" else "winner") for name in scored["model"]])
     scored.to_csv(OUT / "scores.csv", index=False)
-    candidates["truth"] = answered.loc[list(candidates["phenotype"])].mean(axis=1).to_numpy()
+    candidates["truth"] = answered.loc[list(others)].mean(axis=1).to_numpy()
     candidates.to_csv(OUT / "sample.csv", index=False)
     figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
     standard = scored[scored["kind"] == "standard merge"].set_index("model")["accuracy"].idxmax()

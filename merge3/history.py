@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3 import surface
-from merge3.estimate import Calibration, Known
+from merge3.estimate import CONTINUOUS, Calibration, Known
 from merge3.evolve import Search
 from merge3.extract import METHODS
 from merge3.fitness import Evaluation, Fitness
@@ -74,8 +74,11 @@ class History:
     def know(self, search: Search, recipes: Sequence[Recipe], evaluations: Sequence[Evaluation]) -> None:
         """Tell search and surface what merges are worth that were answered in full before the first generation.
 
-        Merges that the genome has no place for, and broken ones, tell nothing.
+        Merges that the genome has no place for, and broken ones, tell nothing. Nor does any where candidates are told
+        by few answers: their estimates are at another level than exact scores, and beside them mislead.
         """
+        if self.fitness.estimator not in CONTINUOUS and len(self.fitness.known.unasked):
+            return
         for recipe, evaluation in zip(recipes, evaluations, strict=True):
             genotype = self.genome.place(recipe)
             if genotype is not None and evaluation.estimate:

@@ -194,10 +194,14 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
     genes = Genes(len(genome.names))
     start = np.full(genes.count, 0.5)
     search = FRONTS["pooled"](genes, start, 0.2, 4, 0, 2) if wanted else SEARCHES["pooled"](genes, start, 0.2, 4, 0)
-    history, generator = History(fitness_of(known), 1, genome), np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     merges = [genome.draw((0.5, 1.5), generator) for _ in range(6)]
     far = replace(merges[0], method="ties")  # no merge of this search
     evaluations = [fitness_of(whole(known))(recipe) for recipe in [*merges, far]]
+    few = History(fitness_of(known), 1, genome)
+    few.know(search, [*merges, far], evaluations)
+    assert not few.known  # its candidates' estimates are at another level
+    history = History(fitness_of(whole(known)), 1, genome)
     history.know(search, [*merges, far], evaluations)
     truths = [it.correct(questions, it.ask(recipe, questions).answers or []).mean() for recipe in merges]
     assert [score for _, score, _ in history.known] == pytest.approx(truths)
