@@ -71,11 +71,10 @@ def evolve(
     Where the objective is `pareto`, every group is one: front.csv has the leaders by group, the winner is the knee.
 
     The search begins with what the population's merges are worth (`Search.know`). It is a function of its parameters
-    and of the answers: started again after any interruption it finds its
-    questions answered and goes the same way. It ends after `generations`, before the generation that may exceed
-    `tokens`, after the one in which this run has taken `hours`, or where it has converged; best.yaml is the best so
-    far at any time, by all candidates together. The winner is the leader that does best on what the search and fresh
-    items say together.
+    and of the answers: started again after any interruption it finds its questions answered and goes the same way. It
+    ends after `generations`, before the generation that may exceed `tokens`, after the one in which this run has taken
+    `hours`, or where it has converged; best.yaml is the best so far at any time, by all candidates together. The winner
+    is the leader that does best on what the search and fresh items say together.
 
     Raises:
         ValueError: a parameter is out of its range.

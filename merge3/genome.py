@@ -121,7 +121,7 @@ class Genome:
         for values, (low, high) in parts:
             for group in self.groups:
                 for expert in self.weighted:
-                    along = values[expert][group] if values else (high,)
+                    along = values.get(expert, {}).get(group, ()) if values else (high,)
                     if len(along) not in (1, self.knots):
                         return None
                     found = along if len(along) == self.knots else along * self.knots

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge3.genome import Genome, live_groups, snap
-from merge3.recipe import TRAITS, check
+from merge3.recipe import TRAITS, check, constant
 
 SEARCHED = sorted(method for method, traits in TRAITS.items() if traits.weights and traits.most != 1)
 
@@ -96,7 +96,11 @@ def test_a_merge_that_the_genome_does_not_have_has_no_place() -> None:
     assert place.tolist() == [0.7] * 8 + [1.0] * 8
     beyond = replace(flat, weights=flat.weights | {"a": dict.fromkeys(("attention", "mlp"), (1.1,))})
     three = replace(flat, weights=flat.weights | {"a": dict.fromkeys(("attention", "mlp"), (0.1, 0.2, 0.3))})
-    others = replace(recipe, experts=("b", "a")), replace(recipe, options={"normalize": 0.0})
+    others = (
+        replace(recipe, experts=("b", "a")),
+        replace(recipe, options={"normalize": 0.0}),
+        replace(constant("ties", {"a": 0.5, "b": 0.5}), densities=recipe.densities),  # of parts that it does not tell
+    )
     for other in (replace(recipe, method="linear"), beyond, three, *others):
         assert genome.place(other) is None
     masked = Genome(**(GOOD | {"methods": ("dare_ties",)}))
