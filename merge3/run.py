@@ -241,15 +241,15 @@ class _Run:
         """The winner, its estimate, the history, and the scores."""
         groups = live_groups(self.asker.merger.changed)
         genome = Genome((method,), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
-        known, merges = self.prepare(groups, seed)
-        history, search = self.evolve(known, merges, genome, seed)
+        known, merges, answers = self.prepare(groups, seed)
+        history, search = self.evolve(known, merges, answers, genome, seed)
         winner, estimate = self.verify(history, search, known, seed)
         scores = self.measure(winner, seed)
         self.tokens["this_run"] = self.cost.tokens
         return winner, estimate, pd.DataFrame(history.rows), scores
 
-    def prepare(self, groups: tuple[str, ...], seed: int) -> tuple[Known, list[Recipe]]:
-        """What is known before the search: parents and random merges answer every search item; and these merges.
+    def prepare(self, groups: tuple[str, ...], seed: int) -> tuple[Known, list[Recipe], np.ndarray]:
+        """What is known before the search: parents and random merges answer its items; the merges; their answers.
 
         Raises:
             ValueError: a parent is broken, or too few merges can be scored.
@@ -277,7 +277,8 @@ class _Run:
         choose = partial(told_best, count=min(ASKED, len(labels)), groups=labels, seed=seed)
         known = Known(parameters, *choose(relatives), experts, relatives=relatives)
         self.tokens["preparation"] = (len(self.parents) + POPULATION) * self.asker.cost(self.search).tokens
-        return calibrate(ESTIMATOR, merges.to_numpy(), known, choose), [drawn[name] for name in merges.index]
+        calibrated = calibrate(ESTIMATOR, merges.to_numpy(), known, choose)
+        return calibrated, [drawn[name] for name in merges.index], merges.to_numpy()
 
     def margins(self, recipe: Recipe) -> np.ndarray:
         """How far each right option of the search items leads, by a recipe that has answered them."""
@@ -285,15 +286,18 @@ class _Run:
         assert answers is not None
         return self.asker.margins(self.search, answers)
 
-    def evolve(self, known: Known, merges: Sequence[Recipe], genome: Genome, seed: int) -> tuple[History, Search]:
-        """The search, a generation at a time; what `merges` are worth is known."""
+    def evolve(
+        self, known: Known, merges: Sequence[Recipe], answers: np.ndarray, genome: Genome, seed: int
+    ) -> tuple[History, Search]:
+        """The search, a generation at a time; what `merges` are worth is known by their `answers` in full."""
         self.stage, self.prepared = "search", self.cost
         fitness = Fitness(self.asker, self.search, ESTIMATORS[ESTIMATOR], known)
         start = np.clip(genome.encode(dict.fromkeys(genome.experts, 1 / len(genome.experts)), 1.0), 0.05, 0.95)
         search = SEARCHES[STRATEGY](Genes(start.size), start, SIGMA, GENERATION, seed)
         history = self.history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
         everything = Fitness(self.asker, self.search, ESTIMATORS["weighted_mean"], whole(known))
-        history.know(search, merges, [everything(recipe) for recipe in merges])
+        assert known.relatives is not None
+        history.know(search, merges, [everything.judge(*row) for row in zip(answers, known.relatives, strict=True)])
 
         def advance(candidates: int) -> None:
             self.follow(history, candidates * len(fitness.questions))
