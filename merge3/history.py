@@ -8,7 +8,7 @@ too: a search that finds nothing better than what is made by hand is to say so. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,17 @@ EVOLVED = "evolved"  # what a finalist is that is no standard merge
 BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a merge is worth, and the standard errors of that; by group, too, where a front is searched for."""
+
+    genotype: Float[np.ndarray, " genes"]
+    score: float
+    error: float
+    groups: tuple[float, ...] = ()
+    group_errors: tuple[float, ...] = ()
+
+
 def plainly(name: str, work: Callable[[], Evaluation]) -> Evaluation:  # noqa: ARG001 - others show the name
     """Do a piece of work."""
     return work()
@@ -49,13 +60,11 @@ class History:
         self.tokens = tokens
         self.genome = genome
         self.rows: list[dict[str, Any]] = []
-        self.told: list[tuple[np.ndarray, float, float]] = []  # genotype, score, its error: of distinct whole models
-        self.known: list[tuple[np.ndarray, float, float]] = []  # the same of merges answered in full before the search
+        self.told: list[Told] = []  # of distinct whole models
+        self.known: list[Told] = []  # of merges answered in full before the search
         self.groups: list[str] = []  # that are objectives of a front
         if fitness.objective and fitness.objective.front:
             self.groups = list(fitness.objective.weights)
-        self.fronts: list[tuple[tuple[float, ...], tuple[float, ...]]] = []  # of `told`: a score a group, and its error
-        self.known_fronts: list[tuple[tuple[float, ...], tuple[float, ...]]] = []  # the same of `known`
         standard = standard_merges(
             genome.experts
         ).items()  # by phenotype, but for the average: every search begins there
@@ -82,13 +91,10 @@ class History:
         for recipe, evaluation in zip(recipes, evaluations, strict=True):
             genotype = self.genome.place(recipe)
             if genotype is not None and evaluation.estimate:
-                self.known.append((genotype, evaluation.value, 0.0))
-                if self.groups:
-                    scores = tuple(evaluation.groups[group].score for group in self.groups)
-                    self.known_fronts.append((scores, (0.0,) * len(scores)))
+                groups = tuple(evaluation.groups[group].score for group in self.groups)
+                self.known.append(Told(genotype, evaluation.value, 0.0, groups, (0.0,) * len(groups)))
         if self.known:
-            values: list[Any] = [scores for scores, _ in self.known_fronts] or [value for _, value, _ in self.known]
-            search.know(np.array([genotype for genotype, _, _ in self.known]), values)
+            search.know(np.array([one.genotype for one in self.known]), [one.groups or one.score for one in self.known])
 
     def evaluate(self, genotype: np.ndarray, recipe: Recipe, place: dict[str, int]) -> Evaluation:
         """Ask a candidate, and write a row of the history for it."""
@@ -105,9 +111,8 @@ class History:
         self.tokens_spent += tokens
         self.cost += evaluation.cost
         if evaluation.estimate and new:
-            self.told.append((genotype, evaluation.fitness, evaluation.estimate.standard_error))
-            if self.groups:
-                self.fronts.append((evaluation.front(self.groups), evaluation.errors(self.groups)))
+            groups = (evaluation.front(self.groups), evaluation.errors(self.groups)) if self.groups else ((), ())
+            self.told.append(Told(genotype, evaluation.fitness, evaluation.estimate.standard_error, *groups))
         return evaluation
 
     def surface(self) -> surface.Surface:
@@ -116,15 +121,24 @@ class History:
         Raises:
             ValueError: every candidate is broken.
         """
+        genes, both = self._all()
+        return surface.fit(genes, np.array([one.score for one in both]), np.array([one.error for one in both]))
+
+    def _all(self) -> tuple[Float[np.ndarray, "merges genes"], list[Told]]:
+        """The genotypes of all merges of which something is known or was told, and what.
+
+        Raises:
+            ValueError: every candidate is broken.
+        """
         if not self.told:
             raise ValueError(BROKEN)
-        genes, scores, errors = (np.array(column) for column in zip(*self.known, *self.told, strict=True))
-        return surface.fit(genes, scores, errors)
+        both = [*self.known, *self.told]
+        return np.array([one.genotype for one in both]), both
 
     @property
     def asked(self) -> Float[np.ndarray, "candidates genes"]:
         """The genotypes of the candidates that were told."""
-        return np.array([genotype for genotype, _, _ in self.told])
+        return np.array([one.genotype for one in self.told])
 
     @property
     def best(self) -> dict[str, Any]:
@@ -133,8 +147,8 @@ class History:
         Raises:
             ValueError: every candidate so far is broken.
         """
-        pooled = self.surface()
-        top = self.phenotype(self.genome.decode(self.asked[int(np.argmax(pooled.predict(self.asked)[0]))]))
+        pooled, asked = self.surface(), self.asked
+        top = self.phenotype(self.genome.decode(asked[int(np.argmax(pooled.predict(asked)[0]))]))
         return next(row for row in self.rows if row["phenotype"] == top)
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
@@ -163,11 +177,9 @@ class History:
         Raises:
             ValueError: every candidate is broken.
         """
-        if not self.told:
-            raise ValueError(BROKEN)
-        genes = self.asked
-        all_genes = np.array([genotype for genotype, _, _ in [*self.known, *self.told]])
-        scores, errors = (np.array(column) for column in zip(*self.known_fronts, *self.fronts, strict=True))
+        all_genes, both = self._all()
+        genes, scores = self.asked, np.array([one.groups for one in both])
+        errors = np.array([one.group_errors for one in both])
         fitted = [surface.fit(all_genes, scores[:, k], errors[:, k]) for k in range(len(self.groups))]
         means, deviations = np.stack([one.predict(genes) for one in fitted], axis=2)
         found: dict[str, FrontLeader] = {}

@@ -204,7 +204,7 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
     history = History(fitness_of(whole(known)), 1, genome)
     history.know(search, [*merges, far], evaluations)
     truths = [it.correct(questions, it.ask(recipe, questions).answers or []).mean() for recipe in merges]
-    assert [score for _, score, _ in history.known] == pytest.approx(truths)
+    assert [one.score for one in history.known] == pytest.approx(truths)
     assert len(history.rows) == history.tokens_spent == 0  # they are none of its candidates
     generation(search, history, lambda count: None)
     assert len(history.surface().scores) == 6 + len(history.told)
