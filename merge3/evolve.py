@@ -386,28 +386,38 @@ class Pooled(Search):
 
     def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
         super().__init__(genes, start, sigma, population, seed)
-        self._told: list[tuple[Genotype, float, float]] = []
-        self.surface: Surface | None = None
+        self._told: list[tuple[Genotype, np.ndarray, np.ndarray]] = []  # with its objectives and their errors
+        self.surfaces: list[Surface] = []  # one an objective, once something is told
         self.blind = 2  # generations that are drawn around the start
 
     @property
     def mean(self) -> Genotype:
         """Where the surface is highest; the start before there is one."""
-        if self.surface is None:
+        if not self.surfaces:
             return self.start.copy()
-        top: Genotype = self._placed(highest(self.surface, self.seed)[None], 0.0, np.random.default_rng(0))[0]
+        top: Genotype = self._placed(highest(self.surfaces[0], self.seed)[None], 0.0, np.random.default_rng(0))[0]
         return top
 
     def _propose(self, seed: int) -> list[Any]:
         generator = np.random.default_rng(seed)
-        if self.surface is None or self.generation < self.blind:
+        if not self.surfaces or self.generation < self.blind:
             around = self.start + self.sigma * generator.standard_normal((self.population, self.genes.count))
             return list(self._placed(around, 1.0, generator))
-        heights = self.surface.predict(self.surface.genes)[0]
-        leaders = self.surface.genes[np.argsort(-heights, kind="stable")[:LEADERS]]
+        return self._drawn(generator)
+
+    def _drawn(self, generator: np.random.Generator) -> list[Genotype]:
+        """The best points of draws from what was told."""
+        surface = self.surfaces[0]
+        heights = surface.predict(surface.genes)[0]
+        tries = self._tries(surface.genes[np.argsort(-heights, kind="stable")[:LEADERS]], generator)
+        return [tries[draw.argmax()] for draw in surface.sample(tries, self.population, generator)]
+
+    def _tries(
+        self, leaders: Float[np.ndarray, "leaders genes"], generator: np.random.Generator
+    ) -> Float[np.ndarray, "tries genes"]:
+        """Points about the leaders."""
         steps = generator.choice(STEPS, (TRIES, 1)) * generator.standard_normal((TRIES, self.genes.count))
-        tries = self._placed(leaders[generator.integers(len(leaders), size=TRIES)] + steps, SWITCH, generator)
-        return [tries[draw.argmax()] for draw in self.surface.sample(tries, self.population, generator)]
+        return self._placed(leaders[generator.integers(len(leaders), size=TRIES)] + steps, SWITCH, generator)
 
     def _placed(
         self, points: Float[np.ndarray, "points genes"], switch: float, generator: np.random.Generator
@@ -422,21 +432,27 @@ class Pooled(Search):
         return placed
 
     def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
-        losses = -values[:, 0]
-        whole = losses[np.isfinite(losses)]
-        return [float(v) for v in np.where(np.isfinite(losses), losses, whole.max() if len(whole) else np.nan)]
+        whole = values[np.isfinite(values).all(axis=1)]
+        worst = whole.min(axis=0) if len(whole) else np.nan
+        return list(-np.where(np.isfinite(values), values, worst))
 
     def _begin(self, known: list[Genotype], values: Float[np.ndarray, "known objectives"]) -> None:
         self.blind = 0
         self._learn(known, self._losses(values))
 
     def _learn(self, asked: list[Any], losses: list[Any]) -> None:
-        rows = zip(asked, losses, self._errors[:, 0].tolist(), strict=True)
-        self._told += [(x, -loss, error) for x, loss, error in rows if not math.isnan(loss)]
-        if self._told:
-            genes, scores, errors = (np.array(column) for column in zip(*self._told, strict=True))
-            keep = self.surface.settings if self.surface and self._keeps else None
-            self.surface = Surface(genes, scores, errors, keep) if keep else fit(genes, scores, errors)
+        rows = zip(asked, losses, self._errors, strict=True)
+        self._told += [(x, -loss, errors) for x, loss, errors in rows if not np.isnan(loss).any()]
+        if not self._told:
+            return
+        genes, scores, errors = (np.array(column) for column in zip(*self._told, strict=True))
+        before: list[Surface | None] = [*self.surfaces] or [None] * self.objectives
+        self.surfaces = [
+            Surface(genes, scores[:, k], errors[:, k], old.settings)
+            if old and self._keeps
+            else fit(genes, scores[:, k], errors[:, k])
+            for k, old in enumerate(before)
+        ]
 
     @property
     def _keeps(self) -> bool:
@@ -457,8 +473,6 @@ class PooledFront(Pooled):
     ) -> None:
         super().__init__(genes, start, sigma, population, seed)
         self.objectives = objectives
-        self.surfaces: list[Surface] = []
-        self._points: list[tuple[Genotype, np.ndarray, np.ndarray]] = []
 
     @property
     def mean(self) -> Genotype:
@@ -473,39 +487,16 @@ class PooledFront(Pooled):
     def _heights(self, genes: Float[np.ndarray, "some genes"]) -> Float[np.ndarray, "some objectives"]:
         return np.stack([surface.predict(genes)[0] for surface in self.surfaces], axis=1)
 
-    def _propose(self, seed: int) -> list[Any]:
-        if not self.surfaces or self.generation < self.blind:
-            return super()._propose(seed)
-        generator = np.random.default_rng(seed)
+    def _drawn(self, generator: np.random.Generator) -> list[Genotype]:
         heights = self._heights(self.surfaces[0].genes)
         spans = _spans(heights)
         made = []
         for weights in generator.dirichlet(np.ones(self.objectives), self.population):
             leaders = self.surfaces[0].genes[_furthest(heights, weights, *spans)[-LEADERS:]]
-            steps = generator.choice(STEPS, (TRIES, 1)) * generator.standard_normal((TRIES, self.genes.count))
-            tries = self._placed(leaders[generator.integers(len(leaders), size=TRIES)] + steps, SWITCH, generator)
+            tries = self._tries(leaders, generator)
             draws = np.stack([surface.sample(tries, 1, generator)[0] for surface in self.surfaces], axis=1)
             made.append(tries[_furthest(draws, weights, *spans)[-1]])
         return made
-
-    def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
-        whole = values[np.isfinite(values).all(axis=1)]
-        worst = whole.min(axis=0) if len(whole) else np.nan
-        return list(-np.where(np.isfinite(values), values, worst))
-
-    def _learn(self, asked: list[Any], losses: list[Any]) -> None:
-        rows = zip(asked, losses, self._errors, strict=True)
-        self._points += [(x, -loss, errors) for x, loss, errors in rows if not np.isnan(loss).any()]
-        if not self._points:
-            return
-        genes, scores, errors = (np.array(column) for column in zip(*self._points, strict=True))
-        before: list[Surface | None] = [*self.surfaces] or [None] * self.objectives
-        self.surfaces = [
-            Surface(genes, scores[:, k], errors[:, k], old.settings)
-            if old and self._keeps
-            else fit(genes, scores[:, k], errors[:, k])
-            for k, old in enumerate(before)
-        ]
 
 
 def _spans(heights: Float[np.ndarray, "some objectives"]) -> tuple[np.ndarray, np.ndarray]:

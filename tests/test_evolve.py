@@ -212,7 +212,7 @@ def test_what_is_known_must_fit_and_come_first() -> None:
         with pytest.raises(ValueError, match=message):
             search.know(genotypes, values)
     search.know(point[:0], [])  # nothing: as if it had not been said
-    assert search.surface is None
+    assert not search.surfaces
     search.ask()
     with pytest.raises(RuntimeError, match="before the first generation"):
         search.know(point, [0.5])
