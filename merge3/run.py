@@ -43,7 +43,7 @@ GENERATION = 12  # candidates
 BUDGET = 10 * GENERATION
 FINALISTS, FRESH = 9, 300  # leaders that are asked again, and up to so many items that the search did not ask
 ESTIMATOR, STRATEGY = "margin_irt", "pooled"
-WEIGHTS, DENSITIES = (0.0, 1.2), (0.2, 1.0)
+KNOTS, WEIGHTS, DENSITIES = 3, (0.0, 1.2), (0.2, 1.0)
 SIGMA = 0.2
 
 
@@ -240,7 +240,7 @@ class _Run:
     def whole(self, method: str, seed: int) -> tuple[Recipe, Estimate, pd.DataFrame, pd.DataFrame]:
         """The winner, its estimate, the history, and the scores."""
         groups = live_groups(self.asker.merger.changed)
-        genome = Genome((method,), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
+        genome = Genome((method,), tuple(self.names), groups, KNOTS, WEIGHTS, DENSITIES, seed)
         known, merges, answers = self.prepare(groups, seed)
         history, search = self.evolve(known, merges, answers, genome, seed)
         winner, estimate = self.verify(history, search, known, seed)

@@ -203,6 +203,7 @@ def test_the_settings_are_the_pipelines() -> None:
     assert (params["extract"]["method"], params["estimate"]["method"]) == (MARGINS, run.ESTIMATOR)
     assert (evolve["strategy"], evolve["population"], evolve["sigma"]) == (run.STRATEGY, run.GENERATION, run.SIGMA)
     assert (tuple(evolve["weights"]), tuple(evolve["densities"])) == (run.WEIGHTS, run.DENSITIES)
+    assert evolve["knots"] == run.KNOTS
     assert (evolve["finalists"], evolve["finalist_items"]) == (run.FINALISTS, run.FRESH)
     assert tuple(params["population"]["totals"]) == run.TOTALS
     assert (params["extract"]["items"], evolve["generations"]) == (run.ASKED, run.BUDGET // run.GENERATION)
