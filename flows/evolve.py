@@ -150,7 +150,7 @@ def evolve(
     if winner["merge"] != EVOLVED:
         say(f"no evolved merge does better than {winner['merge']} on search and fresh items together: it is the winner")
     best = history.recipes[winner["phenotype"]]
-    write_json(OUT / "winner.json", {"study": study, **winner, "recipe": best.to_dict()})
+    write_json(OUT / "winner.json", {"study": study, "objective": objective, **winner, "recipe": best.to_dict()})
     write_text(OUT / "winner.yaml", mergefile.to_yaml(with_sources(best)))
     ledger = {
         "search_tokens": history.tokens_spent,

@@ -43,6 +43,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     params["prepare"].update(
         {"benchmark": CommentedMap({"source": source, "test_share": test_share}), "problems": None}
     )
+    params["evolve"]["objective"] = "mean"  # there may be many groups, and the worst of them be of few items
     params["runtime"]["device"] = device
     if device.startswith("cuda"):
         params["runtime"]["batch_tokens"] = "auto"

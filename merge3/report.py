@@ -53,6 +53,7 @@ def page(results: Results) -> str:
         estimates=results.metrics["estimates"],
         covered=int(results.sample["truth"].between(results.sample["low"], results.sample["high"]).sum()),
         failed=int(results.history["estimate"].isna().sum()),
+        goal=goal(results),
         thinned=len(results.history) > report_plots.POINTS,
         front=front(results),
         finalists=results.finalists.sort_values("estimate", ascending=False, kind="stable").to_dict("records"),
@@ -67,6 +68,14 @@ def page(results: Results) -> str:
 
 
 # What is said
+
+
+def goal(results: Results) -> str:
+    """What was searched for where that was not the mean of all items, or a front; else nothing."""
+    objective = results.winner.get("objective", "mean")
+    if objective == "worst":
+        return "the score of the worst group"
+    return "a weighted mean of the groups" if isinstance(objective, Mapping) else ""
 
 
 def headline(results: Results) -> str:

@@ -355,6 +355,7 @@ def test_init_asks_for_what_no_flag_says(
         assert printed.err.count(what) == 2, what  # each was named wrongly once
     assert "'nothing' is neither a folder nor a hub id" in printed.err
     assert read_params()["studies"]["mine"]["experts"] == ["a", "b"]
+    assert read_params()["evolve"]["objective"] == "mean"
 
 
 def test_init_ends_in_a_line_where_the_input_ends(

@@ -237,6 +237,7 @@ def test_every_strategy_can_search(here: Path, saved: dict[str, Path], strategy:
     world.run(change(world.params(saved), "evolve", strategy=strategy, generations=2, objective="worst"), "evolve")
     assert len(pd.read_csv("data/evolve/history.csv")) == (1 if strategy == "average" else 8)
     assert mergefile.read(Path("data/evolve/best.yaml")).recipe.method == "task_arithmetic"
+    assert json.loads(Path("data/evolve/winner.json").read_text())["objective"] == "worst"
 
 
 def test_a_search_in_which_every_candidate_is_broken_says_so(here: Path, saved: dict[str, Path]) -> None:

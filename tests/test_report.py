@@ -260,6 +260,15 @@ def test_a_front_has_its_plot_its_leaders_and_its_hypervolume(results, html, gro
     assert "the better half twice as many" not in made
 
 
+@pytest.mark.parametrize(
+    ("objective", "told"), [("worst", "the score of the worst group"), ({"fr": 1}, "a weighted mean of the groups")]
+)
+def test_what_was_searched_for_is_said(results, html, objective, told):
+    made = page(replace(results, winner=results.winner | {"objective": objective}))
+    assert f"what the search was for is {told}." in Reader(made).text
+    assert "what the search was for" not in html
+
+
 def test_a_front_of_one_leader_is_shown(results):
     ours = findings.with_front(results, ["fr", "es"])
     made = page(replace(ours, front=ours.front[ours.front["knee"]]))
