@@ -20,7 +20,7 @@ from merge3.recipe import TRAITS
 GIGABYTE = 1e9
 RANKED = ("della", "della_linear")  # methods that keep a rank beside each draw
 ROOM = 0.1  # of a device, left for its own needs
-CPU_TOKENS = 1024  # answered at once on a CPU: what passes between layers stays in its cache
+CPU_TOKENS = 1024  # answered at once on a CPU: larger buffers are paged in anew for every layer
 MOST_TOKENS = 32768  # answered at once on any device: none is faster for more
 
 
