@@ -42,11 +42,10 @@ from merge3.estimate import CONTINUOUS, ESTIMATORS, Known, calibrate, learn_inhe
 from merge3.evolve import SEARCHES, Genes, Pooled, Search
 from merge3.extract import MARGINS, METHODS
 from merge3.extract import margins as informative
-from merge3.fitness import TIE, Evaluation
+from merge3.fitness import TIE
 from merge3.genome import Genome
 from merge3.history import HALVES, combined, contenders, finals, fresh, halves, paired
 from merge3.irt import fit_items
-from merge3.ledger import Cost
 
 RESPONSES = Path("data/respond/search.parquet")
 SEEDS = 20
@@ -201,7 +200,7 @@ class Bench:
         leaders = leaders[np.sort(np.unique(leaders, axis=0, return_index=True)[1])][:LEADERS]
         for part in halves(fresh(known, self.languages, count, seed)):
             answers = np.stack([self.margins(x, part.subset) > 0 for x in leaders]).astype(float)
-            own = paired([Evaluation(None, Cost(), correct=row) for row in answers], len(known.items))
+            own = paired(answers, len(known.items))
             means, deviations = pooled.predict(leaders)
             order = np.argsort(-combined(means, deviations, answers.mean(axis=1), own), kind="stable")
             leaders = leaders[order[: (len(order) + 1) // 2]]

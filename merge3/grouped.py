@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3.estimate import CONTINUOUS, Estimate, Estimator, Known
-from merge3.front import OBJECTIVES
+from merge3.front import OBJECTIVES, worst
 
 Weights = Mapping[str, int | float]
 
@@ -100,6 +100,13 @@ class Objective:
     def value(self, estimates: Mapping[str, Estimate]) -> float:
         """One value of the groups' estimates."""
         return self.combine({group: estimate.score for group, estimate in estimates.items()}, self.weights)
+
+    def variance(self, groups: Mapping[str, float]) -> float:
+        """That of the value, from the groups' own: of the worst group, whichever it is, their mean."""
+        if self.combine is worst:
+            return float(np.mean(list(groups.values())))
+        whole = math.fsum(self.weights.values())
+        return math.fsum((self.weights[group] / whole) ** 2 * own for group, own in groups.items())
 
 
 def weights_of(wanted: Weights, groups: Sequence[str]) -> dict[str, float]:

@@ -259,7 +259,7 @@ class History:
                 raise ValueError(BROKEN)
             means, deviations = np.array([leaders[name][1:] for name in whole]).T
             found = np.array([made[name].value for name in whole])
-            own = paired([made[name] for name in whole], len(fitness.known.items))
+            own = own_variance([made[name] for name in whole], fitness)
             alive = [whole[i] for i in np.argsort(-combined(means, deviations, found, own), kind="stable")]
             if fitness is not rounds[-1]:
                 alive = alive[: (len(alive) + 1) // 2]
@@ -297,7 +297,7 @@ def combined(
         means: by the surface; NaN where it knows nothing of a leader, which then stands by what was found.
         deviations: of the means.
         found: by the fresh items.
-        variance: of what was found, see `paired`.
+        variance: of what was found, see `own_variance`.
     """
     known = ~np.isnan(means)
     if not known.any():
@@ -309,14 +309,25 @@ def combined(
     return scores
 
 
-def paired(evaluations: Sequence[Evaluation], items: int) -> float:
+def own_variance(evaluations: Sequence[Evaluation], fitness: Fitness) -> float:
+    """The variance of what models that answered the same questions were found to be worth; see `paired`."""
+    correct = np.array([one.correct for one in evaluations if one.correct is not None])
+    if fitness.objective is None:
+        return paired(correct, len(fitness.known.items))
+    groups = np.array([question.group for question in fitness.questions])
+    sizes = {
+        group: round(share * len(fitness.known.items)) for group, share in fitness.objective.grouped.shares.items()
+    }
+    return fitness.objective.variance({group: paired(correct[:, groups == group], sizes[group]) for group in sizes})
+
+
+def paired(correct: Float[np.ndarray, "models asked"], items: int) -> float:
     """The variance of a model's mean answer, but for what all models' answers to an item have in common.
 
     All answered the same questions, out of `items` in all: a hard item is hard for all of them, and says nothing of
     which is better.
     """
-    answers = np.array([e.correct for e in evaluations if e.correct is not None])
-    answers = answers[:, ~np.isnan(answers).any(axis=0)]
+    answers = correct[:, ~np.isnan(correct).any(axis=0)]
     models, n = answers.shape
     if models < 2 or n < 2:
         return 0.25

@@ -3,13 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from merge3.fitness import Evaluation
 from merge3.history import combined, paired
-from merge3.ledger import Cost
-
-
-def evaluations(answers: np.ndarray) -> list[Evaluation]:
-    return [Evaluation(None, Cost(), correct=row.astype(float)) for row in answers]
 
 
 def test_the_paired_variance_is_that_of_the_differences_of_means_by_half() -> None:
@@ -18,25 +12,25 @@ def test_the_paired_variance_is_that_of_the_differences_of_means_by_half() -> No
     draws = [(hard + 0.5 * generator.normal(size=(5, 400)) > 0).astype(float) for _ in range(300)]
     means = np.array([draw.mean(axis=1) for draw in draws])
     differences = np.var([row[0] - row[1] for row in means], ddof=1) / 2  # the same models, asked again and again
-    found = np.mean([paired(evaluations(draw), 10**9) for draw in draws])
+    found = np.mean([paired(draw, 10**9) for draw in draws])
     assert found == pytest.approx(differences, rel=0.2)
     unpaired = np.mean([draw.mean() * (1 - draw.mean()) / 400 for draw in draws])
     assert found < 0.5 * unpaired
 
 
 def test_what_all_answer_alike_and_what_all_are_asked_counts_for_nothing() -> None:
-    alike = np.tile([1, 0, 1, 1], (3, 1))
-    assert paired(evaluations(alike), 100) == 0
-    assert paired(evaluations(np.eye(4)), 4) == 0  # all items were asked: nothing is left to chance
-    assert paired(evaluations(np.eye(4)), 100) > 0
+    alike = np.tile([1.0, 0.0, 1.0, 1.0], (3, 1))
+    assert paired(alike, 100) == 0
+    assert paired(np.eye(4), 4) == 0  # all items were asked: nothing is left to chance
+    assert paired(np.eye(4), 100) > 0
 
 
 def test_answers_that_one_lacks_are_left_out() -> None:
     answers = np.random.default_rng(1).integers(0, 2, (3, 30)).astype(float)
     broken = answers.copy()
     broken[1, :10] = np.nan
-    assert paired(evaluations(broken), 1000) == paired(evaluations(answers[:, 10:]), 1000)
-    assert paired(evaluations(answers[:1]), 1000) == 0.25  # one alone: an answer's own variance at most
+    assert paired(broken, 1000) == paired(answers[:, 10:], 1000)
+    assert paired(answers[:1], 1000) == 0.25  # one alone: an answer's own variance at most
 
 
 def test_exact_fresh_items_decide_alone_and_useless_ones_leave_it_to_the_surface() -> None:
