@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -189,6 +190,18 @@ def test_the_result_that_the_readme_shows_is_the_one_in_git() -> None:
     for lead in (kept["over_best_expert"], kept["over_uniform_average"], *groups):
         shown = [f"{100 * lead[key]:+.1f}" for key in ("lead", "lead_low", "lead_high")]
         assert f"{shown[0]} [{shown[1]}, {shown[2]}]" in README
+
+
+def test_the_multilingual_table_is_of_the_scores_in_git() -> None:
+    scores = pd.read_csv(ROOT / "benchmarks" / "results" / "multilingual.csv")
+    assert len(scores) == 9
+    for row in scores.to_dict("records"):
+        groups = " | ".join(f"{100 * row[f'group {group}']:.0f}" for group in ("en", "es", "fr", "it"))
+        lead, low, high = (f"{100 * row[name]:+.1f}" for name in ("lead", "lead_low", "lead_high"))
+        shown = "" if row["kind"] == "winner" else f"{lead} [{low}, {high}]"
+        accuracy = f"{'**' * (not shown)}{100 * row['accuracy']:.1f}{'**' * (not shown)}"
+        interval = f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"
+        assert f" | {accuracy} | {interval} | {groups} | {shown} |" in README, row["model"]
 
 
 # --- commands
