@@ -13,10 +13,10 @@ from merge3 import answering
 from merge3.asker import Asker
 from merge3.estimate import ESTIMATORS, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes
-from merge3.fitness import TIE, Fitness
+from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
-from merge3.history import History, generation, whole
+from merge3.history import History, generation, own_variance, paired, whole
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
@@ -214,6 +214,21 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
     else:
         assert history.best["phenotype"] in history.recipes
         assert {history.phenotype(recipe) for recipe in merges}.isdisjoint(history.leaders(20, search))
+
+
+def test_leaders_are_weighed_by_the_variance_of_what_is_searched_for(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    questions = [replace(item, group="xy"[n % 2]) for n, item in enumerate(ITEMS)]
+    items = ItemParameters(np.ones((8, 1)), np.zeros(8))
+    known = Known(items, np.arange(6), np.full(6, 1 / 6), np.tile([[0.0], [1.0]], (1, 8)))
+    mean, it = ESTIMATORS["mean"], asker(merger, tokenizer, tmp_path)
+    correct = np.array([[1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 0, 1], [1, 1, 0, 0, 1, 0]], dtype=float)
+    leaders = [Evaluation(None, Cost(), correct=row) for row in correct]
+    worst = Objective("worst", mean, known, [item.group for item in questions])
+    apart = [paired(correct[:, first::2], 4) for first in (0, 1)]  # of each group, of whose four items three are asked
+    assert own_variance(leaders, Fitness(it, questions, mean, known, worst)) == pytest.approx(np.mean(apart))
+    assert own_variance(leaders, Fitness(it, questions, mean, known)) == paired(correct, 8)
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
