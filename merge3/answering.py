@@ -9,7 +9,8 @@ attention, items beyond a sliding window) are asked a sequence an option instead
 where a matrix product's row does not depend on the other rows, as in bfloat16 on a CPU (and often in float32),
 likelihoods are the same to the bit in any batch. Whether they are is seen in every batch: the shortest item is asked
 alone, and again in each. Where it moved, a *near-tie* of that batch, an item whose best two options are closer than
-`TOLERANCE` by any of the `SCORINGS`, is asked again, alone and without a shared beginning, and that decides.
+`TOLERANCE` by any of the `SCORINGS`, is asked again, alone and without a shared beginning, and that decides. Where
+products depend on the shape and need not (`merge3.flat`), all have one shape, and nothing is asked again.
 
 A model whose likelihoods are not finite is broken, which is an error and never a wrong answer; it is found by the
 shortest item, asked first. What cannot be asked (too long, an option without tokens) is a failure with its reason.
@@ -25,7 +26,7 @@ import torch
 from jaxtyping import Float
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from merge3 import grading
+from merge3 import flat, grading
 from merge3.items import Item
 from merge3.memory import FEW, Prefix, looked_at, rounded
 from merge3.store import Answer, Failure
@@ -207,15 +208,32 @@ def batches(trees: Sequence[Tree], batch_tokens: int, shared: int = 0) -> list[l
 
     `shared` tokens at the beginning of each are not computed with it.
     """
-    order = sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), trees[i].tokens, i))
     result: list[list[int]] = []
-    for index in order:
+    for index in _longest_first(trees):
         width = _width(len(trees[result[-1][0]].tokens), shared) if result else 0
         if result and (len(result[-1]) + 1) * width <= batch_tokens:
             result[-1].append(index)
         else:
             result.append([index])
     return result
+
+
+def _flat_batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
+    """Indices of trees, longest first, in batches of at most `batch_tokens` tokens (or one tree), none padded."""
+    result: list[list[int]] = []
+    room = 0
+    for index in _longest_first(trees):
+        own = len(trees[index].tokens)
+        if not result or own > room:
+            result.append([])
+            room = batch_tokens
+        result[-1].append(index)
+        room -= own
+    return result
+
+
+def _longest_first(trees: Sequence[Tree]) -> list[int]:
+    return sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), trees[i].tokens, i))
 
 
 def longest(trees: Sequence[Tree]) -> int:
@@ -460,6 +478,9 @@ def _score(
     packed: bool,
 ) -> Scores:
     """`score` of trees that are alike."""
+    shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed else 0
+    if packed and not shared and flat.suits(model):
+        return _score_flat(model, trees, padding, batch_tokens, on_batch)
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     queue = batches(trees, batch_tokens)
     shortest = queue[-1].pop()  # asked first: a broken model is found by it
@@ -468,7 +489,6 @@ def _score(
     on_batch(1)
     if len(trees) == 1 or not np.isfinite(values[0]).all():
         return scores
-    shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed else 0
     memory = None
     if shared:
         memory = remember(model, trees[shortest].tokens[:shared], padding, looked_at(longest(trees)))
@@ -498,6 +518,29 @@ def _score(
     return scores
 
 
+def _score_flat(
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    padding: int,
+    batch_tokens: int,
+    on_batch: Callable[[int], None],
+) -> Scores:
+    """`score` of trees that are alike, by `flat`: no batch moves an answer."""
+    scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
+    width = rounded(looked_at(longest(trees)), flat.KEYS)
+    for batch in _flat_batches(trees, rounded(batch_tokens, flat.ROWS)):
+        rows = [trees[index] for index in batch]
+        inputs = _inputs(rows, padding, model.dtype, 0, width)
+        logits = flat.logits_at(model, inputs, [len(row.tokens) for row in rows], *_places(rows, 0))
+        scores.work += _work(rows, 0)
+        for index, values, greedy in zip(batch, *_read(logits, rows, rows), strict=True):
+            scores.values[index], scores.greedy[index] = values, greedy
+        on_batch(len(batch))
+        if not all(np.isfinite(scores.values[index] or ()).all() for index in batch):
+            break
+    return scores
+
+
 def _ask(
     model: PreTrainedModel, trees: Sequence[Tree], padding: int, memory: Prefix | None, shared: int, packed: bool
 ) -> tuple[list[tuple[float, ...]], list[tuple[bool, ...]], list[Tree]]:
@@ -510,9 +553,20 @@ def _ask(
         inputs = _inputs(rows, padding, model.dtype, shared, width)
     else:
         inputs = _line_inputs(rows, padding)
+    logits = logits_at(model, inputs, *_places(rows, shared), memory)
+    return *_read(logits, trees, rows), rows
+
+
+def _places(rows: Sequence[Tree], shared: int) -> tuple[list[int], list[int]]:
+    """Rows and columns whose logits are read."""
     at = [row for row, tree in enumerate(rows) for _ in range(tree.read_positions)]
-    columns = [column - shared for tree in rows for column in range(tree.prompt - 1, len(tree.tokens))]
-    logits = logits_at(model, inputs, at, columns, memory)
+    return at, [column - shared for tree in rows for column in range(tree.prompt - 1, len(tree.tokens))]
+
+
+def _read(
+    logits: Float[torch.Tensor, "positions vocabulary"], trees: Sequence[Tree], rows: Sequence[Tree]
+) -> tuple[list[tuple[float, ...]], list[tuple[bool, ...]]]:
+    """The log-likelihoods of trees whose rows had these logits, and what is greedy."""
     first, pairs = 0, []  # the read positions of a row stand together, the last prompt token first
     for tree in rows:
         pairs += [(first + position - tree.prompt + 1, token) for path in tree.reads for position, token in path]
@@ -520,7 +574,7 @@ def _ask(
     read, tokens = torch.tensor(pairs, device=logits.device).T
     totals = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, HEAD_ROWS)]).double()
     values = (logits[read, tokens].double() - totals[read]).tolist()
-    likeliest = (logits.argmax(-1)[read] == tokens).tolist()
+    likeliest = _likeliest(logits, read, tokens)
     options, start = [], 0
     for path in (path for tree in rows for path in tree.reads):
         end = start + len(path)
@@ -532,7 +586,20 @@ def _ask(
         found.append(tuple(value for value, _ in own))
         greedy.append(tuple(best for _, best in own))
         start += len(own)
-    return found, greedy, rows
+    return found, greedy
+
+
+def _likeliest(
+    logits: Float[torch.Tensor, "positions vocabulary"], read: torch.Tensor, tokens: torch.Tensor
+) -> list[bool]:
+    """Whether each token is the first of the highest logits where it is read."""
+    top = logits.amax(-1, keepdim=True)
+    found = logits[read, tokens] == top[read, 0]
+    several = (logits == top).sum(-1) > 1  # as highest: then only a slow search tells the first
+    for place in torch.nonzero(found & several[read]).flatten():
+        found[place] = logits[read[place]].argmax() == tokens[place]
+    answers: list[bool] = found.tolist()
+    return answers
 
 
 def _work(rows: Sequence[Tree], shared: int) -> Work:

@@ -18,9 +18,9 @@ FEW = 128  # keys that are summed in one part
 LANES = 16  # columns come in such multiples: vector instructions then treat every column alike, see `merge3.answering`
 
 
-def rounded(columns: int) -> int:
-    """The least multiple of `LANES` that holds so many columns."""
-    return -(-columns // LANES) * LANES
+def rounded(columns: int, lanes: int = LANES) -> int:
+    """The least multiple of `lanes` that holds so many columns."""
+    return -(-columns // lanes) * lanes
 
 
 def looked_at(columns: int) -> int:

@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from merge3 import flat
 from merge3.ingredients import LowRank, Source
 
 Changes = dict[str, Source]  # parameter name -> what an expert has there; absent where it is the base
@@ -74,7 +75,7 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 def _bfloat16_unit() -> str | None:
     """What multiplies bfloat16 in this processor; None where nothing does, and float32 is the faster."""
     if torch.cpu._is_amx_tile_supported():
-        return "AMX"
+        return f"AMX in products of {flat.ROWS} rows"
     return "AVX512_BF16" if torch.cpu._is_avx512_bf16_supported() else None
 
 

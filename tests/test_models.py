@@ -273,7 +273,7 @@ def test_dtypes_have_names() -> None:
 @pytest.mark.parametrize(
     ("amx", "avx", "dtype", "unit"),
     [
-        (True, True, torch.bfloat16, " AMX,"),
+        (True, True, torch.bfloat16, " AMX in products of 1536 rows,"),
         (False, True, torch.bfloat16, " AVX512_BF16,"),
         (False, False, torch.float32, None),
     ],

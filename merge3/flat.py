@@ -1,0 +1,169 @@
+"""A batch as one row of tokens, for processors that multiply matrices in tiles (AMX).
+
+Such a processor sums a product's rows in an order that depends on how many rows there are: in bfloat16 an element of
+100,000 comes out otherwise in a product of 48 rows than in one of 1,040, which moves likelihoods by up to .5 nats, and
+a product of few rows takes as long as one of many. So tokens go through the layers as one row without padding, through
+matrix products of one shape, whatever the batch; only where they attend to one another are they set apart, in
+padded rows. A token's numbers are then the same to the bit in any batch (`tests/test_flat.py`), and nothing has to be
+asked twice to find out.
+
+Knows token rows and their masks; knows nothing of items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
+
+ROWS = 1536  # of every product in the layers: each token takes a quarter less than in 512, 512 as long as 256
+HEAD_ROWS = 512  # of the head's, which sees few places
+KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
+ATTENTION = "merge3_flat"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one row stand in a batch of padded rows.
+
+    Args:
+        places: of each token, row times `columns` and column.
+        rows: of the batch.
+        columns: of each of its rows.
+        keys: columns that attention looks at, the last of them masked.
+    """
+
+    places: Tensor
+    rows: int
+    columns: int
+    keys: int
+
+    def apart(
+        self, flat: Float[Tensor, "1 heads tokens size"], columns: int
+    ) -> Float[Tensor, "rows heads columns size"]:
+        """The tokens in padded rows of so many columns."""
+        _, heads, _, size = flat.shape
+        padded = flat.new_zeros(self.rows * self.columns, heads, size)
+        padded.index_copy_(0, self.places, flat[0].transpose(0, 1)[: len(self.places)])
+        found = padded.view(self.rows, self.columns, heads, size).transpose(1, 2)
+        return found if columns == self.columns else pad(found, (0, 0, 0, columns - self.columns))
+
+    def together(
+        self, padded: Float[Tensor, "rows columns heads size"], tokens: int
+    ) -> Float[Tensor, "1 tokens heads size"]:
+        """The padded rows' tokens as one row, of so many with what fills it up."""
+        found = padded.flatten(0, 1)[self.places]
+        return pad(found, (0, 0, 0, 0, 0, tokens - len(found)))[None]
+
+
+_layout: ContextVar[Layout] = ContextVar("layout")  # of the pass that is under way
+
+
+def suits(model: PreTrainedModel) -> bool:
+    """Whether this processor multiplies the model's numbers in tiles, and its attention is one that may be replaced."""
+    return (
+        model.device.type == "cpu"
+        and model.dtype == torch.bfloat16
+        and torch.cpu._is_amx_tile_supported()
+        and replaceable(model)
+    )
+
+
+def replaceable(model: PreTrainedModel) -> bool:
+    """Whether the model leaves attention to a function of transformers' registry, and that is torch's own."""
+    chosen = model.config.get_text_config()._attn_implementation
+    return bool(getattr(model, "_supports_attention_backend", False)) and chosen == "sdpa"
+
+
+def logits_at(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    columns: Sequence[int],
+) -> Float[Tensor, "positions vocabulary"]:
+    """Logits at the given places of padded rows that hold so many tokens each.
+
+    Args:
+        model: one that `replaceable` accepts.
+        inputs: `input_ids` and `position_ids`, rows x columns, and `attention_mask`, rows x 1 x columns x keys.
+        lengths: the tokens of each row; what follows them is padding.
+        rows: of the places.
+        columns: of the places.
+    """
+    mask = inputs["attention_mask"]
+    count, _, width, keys = mask.shape
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    layout = Layout(torch.cat([torch.arange(n) + row * width for row, n in enumerate(lengths)]), count, width, keys)
+    fill = -len(layout.places) % ROWS
+    given = {
+        name: pad(inputs[name].flatten()[layout.places], (0, fill))[None] for name in ("input_ids", "position_ids")
+    }
+    at = starts[torch.tensor(rows)] + torch.tensor(columns)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][0, at],))
+    config = model.config.get_text_config()
+    before, token = config._attn_implementation, _layout.set(layout)
+    config._attn_implementation = ATTENTION
+    try:
+        with one_shape(model):
+            found: Tensor = model(**given, attention_mask=mask, use_cache=False).logits
+    finally:
+        config._attn_implementation = before
+        _layout.reset(token)
+        hook.remove()
+    return found
+
+
+@contextmanager
+def one_shape(model: PreTrainedModel) -> Iterator[None]:
+    """Meanwhile the model's matrix products have `ROWS` rows each, its head's `HEAD_ROWS`."""
+    products = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    for module in products:
+        module.forward = partial(_in_parts, module, HEAD_ROWS if module is head else ROWS)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in products:
+            del module.forward
+
+
+def _in_parts(module: nn.Linear | Conv1D, rows: int, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
+    """A layer's product, so many rows at a time."""
+    flat = inputs.flatten(0, -2)
+    weight = module.weight if isinstance(module, Conv1D) else module.weight.T
+    padded = pad(flat, (0, 0, 0, -len(flat) % rows)) if len(flat) % rows else flat
+    made = flat.new_empty(len(padded), weight.shape[1])
+    for start in range(0, len(padded), rows):
+        part = slice(start, start + rows)
+        if module.bias is None:
+            torch.mm(padded[part], weight, out=made[part])
+        else:
+            torch.addmm(module.bias, padded[part], weight, out=made[part])
+    return made[: len(flat)].view(*inputs.shape[:-1], -1)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    """Attention within the padded rows of the layout."""
+    layout = _layout.get()
+    parts = layout.apart(query, layout.columns), layout.apart(key, layout.keys), layout.apart(value, layout.keys)
+    found, _ = sdpa_attention_forward(module, *parts, attention_mask, **given)
+    return layout.together(found, query.shape[2]), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)

@@ -1,0 +1,115 @@
+"""Tests of a batch as one row of tokens: against padded rows, and that no batch moves a bit."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, build
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from merge3 import flat
+from merge3.answering import BrokenModel, loglikelihoods
+from merge3.flat import Layout
+from merge3.items import Item
+
+ITEMS = [  # shorter and longer than the 128 keys that attention sums in one part
+    Item(str(n), f"{n}: " + "what of it? " * n + "\nAnswer:", (" yes", " no", f" maybe {n}", " yes it is"), 0)
+    for n in range(1, 16)
+]
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def kind(request: pytest.FixtureRequest) -> str:
+    """An architecture."""
+    return str(request.param)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor and the numbers; few rows, since the models are tiny."""
+    monkeypatch.setattr(flat, "suits", flat.replaceable)
+    monkeypatch.setattr(flat, "ROWS", 64)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("batch_tokens", [100, 4096])
+def test_gives_what_padded_rows_give(
+    kind: str, batch_tokens: int, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(CONFIGS[kind], seed=1)
+    found, work = loglikelihoods(made, tokenizer, ITEMS, batch_tokens)
+    monkeypatch.setattr(flat, "suits", lambda model: False)
+    padded, same = loglikelihoods(made, tokenizer, ITEMS, batch_tokens)
+    for ours, theirs in zip(found, padded, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert work == replace(same, checks=0, near_ties=0)
+
+
+@pytest.mark.usefixtures("always")
+def test_no_batch_moves_a_bit(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    made = build(CONFIGS[kind], seed=1).to(torch.bfloat16)
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+    for batch_tokens in (100, 700, 4096):
+        assert loglikelihoods(made, tokenizer, ITEMS[::-1], batch_tokens)[0][::-1] == alone
+
+
+@pytest.mark.usefixtures("always")
+def test_leaves_the_model_as_it_was(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    made = build(CONFIGS[kind], seed=1)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("within the pass")
+
+    hook = made.get_output_embeddings().register_forward_hook(refuse)
+    with pytest.raises(RuntimeError, match="within the pass"):
+        loglikelihoods(made, tokenizer, ITEMS, 4096)
+    hook.remove()
+    assert made.config._attn_implementation == "sdpa"
+    assert not [module for module in made.modules() if "forward" in vars(module)]
+    tokens = torch.arange(9)[None]
+    torch.testing.assert_close(made(tokens).logits, build(CONFIGS[kind], seed=1)(tokens).logits)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_broken_model_is_found(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    made.get_output_embeddings().weight.data[:] = float("nan")
+    with pytest.raises(BrokenModel, match="log-likelihoods of item"):
+        loglikelihoods(made, tokenizer, ITEMS, 4096)
+
+
+def test_leaves_attention_of_other_kinds_alone() -> None:
+    made = build(deepcopy(CONFIGS["llama"]), seed=1)
+    assert flat.replaceable(made)
+    made.set_attn_implementation("eager")
+    assert not flat.replaceable(made)
+
+
+def test_serves_bfloat16_on_processors_that_multiply_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert not flat.suits(made)
+    assert flat.suits(made.to(torch.bfloat16))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not flat.suits(made)
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), extra=st.integers(0, 5))
+def test_apart_and_together_again(lengths: list[int], extra: int) -> None:
+    columns = max(lengths) + 1
+    places = torch.cat([torch.arange(n) + row * columns for row, n in enumerate(lengths)])
+    layout = Layout(places, len(lengths), columns, columns + extra)
+    tokens = torch.randn(1, 3, len(places) + extra, 2)
+    apart = layout.apart(tokens, layout.keys)
+    assert apart.shape == (len(lengths), 3, layout.keys, 2)
+    assert apart[-1, :, lengths[-1] :].abs().sum() == 0
+    again = layout.together(layout.apart(tokens, columns).transpose(1, 2), len(places) + extra)
+    torch.testing.assert_close(again[:, : len(places)], tokens.transpose(1, 2)[:, : len(places)])
+    assert again[:, len(places) :].abs().sum() == 0
