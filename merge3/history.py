@@ -72,7 +72,8 @@ class History:
             genome.experts
         ).items()  # by phenotype, but for the average: every search begins there
         self.standard = {self.phenotype(recipe): (name, recipe) for name, recipe in standard if name != AVERAGE}
-        self.relatives_tokens = 0  # of leaders that were asked all items on the way
+        self.joined: set[int] = set()  # places of leaders that were asked all items on the way
+        self.relatives_tokens = 0  # of them
         self.finalists: list[dict[str, Any]] = []
         self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
@@ -141,7 +142,8 @@ class History:
         """Ask the leader all items: it joins the relatives, and all candidates are estimated anew by what it teaches.
 
         A search leads to where the items asked flatter, beyond what the relatives' margins tell; one more relative is
-        from there. The items that candidates are asked from here on are chosen anew, too.
+        from there. The items that candidates are asked from here on are chosen anew, too. A leader that leaves an item
+        without a score joins none, and no candidate is asked so twice.
 
         Args:
             search: which is told all again.
@@ -152,9 +154,10 @@ class History:
         Raises:
             ValueError: every candidate so far is broken.
         """
-        leader = next((place for place in self._order() if self.answered[place][0] is not everything), None)
+        leader = next((place for place in self._order() if place not in self.joined), None)
         if leader is None:
             return
+        self.joined.add(leader)
         genotype = self.told[leader].genotype
         recipe = self.genome.decode(genotype)
         evaluation = self.do(f"relative {self.phenotype(recipe)[:8]}", partial(everything, recipe))
