@@ -13,17 +13,7 @@ from prefect import flow
 from prefect.exceptions import TerminationSignal
 
 from flows.asking import MANIFEST
-from flows.known import (
-    POPULATION,
-    expert_answers,
-    extracted_by,
-    margins,
-    merges,
-    parameters,
-    study_items,
-    study_of,
-    subset,
-)
+from flows.known import POPULATION, expert_answers, margins, merges, parameters, study_items, study_of, subset
 from flows.stage import (
     DATA,
     alone,
@@ -40,10 +30,8 @@ from flows.stage import (
 )
 from flows.team import open_team
 from merge3 import mergefile
-from merge3.estimate import CONTINUOUS, ESTIMATORS, Calibration, Known
+from merge3.estimate import ESTIMATORS, Calibration, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes, Search
-from merge3.extract import MARGINS
-from merge3.extract import margins as told_best
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
@@ -75,7 +63,6 @@ def evolve(
     tokens: int | None,
     hours: float | None,
     sigma: float,
-    join: int,
     finalists: int,
     finalist_items: int,
 ) -> None:
@@ -83,8 +70,7 @@ def evolve(
 
     Where the objective is `pareto`, every group is one: front.csv has the leaders by group, the winner is the knee.
 
-    The search begins with what the population's merges are worth (`Search.know`); where margins are read, some leaders
-    join them on the way (`History.join`). It is a function of its parameters
+    The search begins with what the population's merges are worth (`Search.know`). It is a function of its parameters
     and of the answers: started again after any interruption it finds its questions answered and goes the same way. It
     ends after `generations`, before the generation that may exceed `tokens`, after the one in which this run has taken
     `hours`, or where it has converged; best.yaml is the best so far at any time, by all candidates together. The winner
@@ -95,7 +81,7 @@ def evolve(
         KeyboardInterrupt: the search was interrupted; says how far it is.
     """
     experts, groups = study_of(study, studies)
-    validate(strategy, objective, groups, generations, join, finalists, finalist_items)
+    validate(strategy, objective, groups, generations, finalists, finalist_items)
     found = study_items(groups)
     known, estimator = _known(experts, found)
     asker = open_team(runtime, OUT / "answers", experts)
@@ -125,13 +111,10 @@ def evolve(
     parts = [others] if front else halves(others)
     rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
     one, everything = asker.cost(fitness.questions), asker.cost(found)
-    joins = join > 0 and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked) > 0
-    joining = (generations - 1) // join if joins else 0
     count, last = generations * population, finals(finalists, [asker.cost(part.questions).tokens for part in rounds])
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
         f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
-        f"{joining} leaders on all items on the way: at most {joining * everything.tokens:,} more; "
         f"{finalists} finalists on fresh items: at most {last:,} more"
     )
     history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
@@ -139,21 +122,11 @@ def evolve(
     made, in_full = read_json(POPULATION / "recipes.json"), fitness_of(whole(known), "weighted_mean")
     recipes = [Recipe.from_dict(made[name]) for name in names]
     history.know(search, recipes, [in_full.judge(*row) for row in zip(*answers, strict=True)])
-    count_asked, labels = len(known.subset), [item.group for item in found]
-
-    def choose(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The items that candidates are asked, by the relatives' margins where the stage extract chose them so."""
-        if extracted_by() != MARGINS:
-            return known.subset, known.weights
-        return told_best(margins, count_asked, labels, seed)
-
     begin = monotonic()
     try:
         with progress("evolve: candidates", population * generations) as advance:
             for _ in range(generations):
-                if joins and history.told and search.generation % join == 0:
-                    history.join(search, in_full, partial(fitness_of, estimator=estimator), choose)
-                left = None if tokens is None else tokens - history.tokens_spent - history.relatives_tokens
+                left = None if tokens is None else tokens - history.tokens_spent
                 if not do(f"generation {search.generation}", partial(generation, search, history, advance, left)):
                     break
                 write(history)
@@ -182,7 +155,6 @@ def evolve(
     ledger = {
         "search_tokens": history.tokens_spent,
         "search_flops": history.distinct * one.flops,
-        "relatives_tokens": history.relatives_tokens,
         "finalists_tokens": history.finalists_tokens,
         "all_items_tokens": history.distinct * everything.tokens,
         "all_items_flops": history.distinct * everything.flops,
@@ -213,7 +185,6 @@ def validate(
     objective: str | Mapping[str, float],
     groups: Sequence[str],
     generations: int,
-    join: int,
     finalists: int,
     finalist_items: int,
 ) -> None:
@@ -238,8 +209,6 @@ def validate(
     ):
         if value < 1:
             raise ValueError(f"evolve.{name} must be 1 or more, got {value}")
-    if join < 0:
-        raise ValueError(f"evolve.join must be 0 or more, got {join}")
 
 
 def opened(

@@ -173,7 +173,7 @@ def ledger(results: Results) -> dict[str, Any]:
         "found": int(costs["tokens"][costs["finding"]].sum()),
         "total": int(costs["tokens"].sum()),
         "full": search["all_items_tokens"],
-        "search": search["search_tokens"] + search["relatives_tokens"],
+        "search": search["search_tokens"],
         "candidates": search["candidates"],
         "distinct": search["distinct"],
     }

@@ -216,59 +216,6 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
         assert {history.phenotype(recipe) for recipe in merges}.isdisjoint(history.leaders(20, search))
 
 
-@pytest.mark.parametrize("wanted", [None, "worst", "pareto"])
-def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
-    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, wanted: str | None
-) -> None:
-    questions = [replace(item, group="xy"[n % 2]) for n, item in enumerate(ITEMS)]
-    items, it = ItemParameters(np.ones((8, 1)), np.zeros(8)), asker(merger, tokenizer, tmp_path)
-    genome = Genome(("task_arithmetic",), ("a", "b"), ("attention", "mlp"), 1, (0.0, 1.0), (0.2, 1.0), 0)
-    generator = np.random.default_rng(0)
-    merges = [genome.draw((0.5, 1.5), generator) for _ in range(6)]
-    relatives = np.stack([it.margins(questions, it.ask(recipe, questions).answers or []) for recipe in merges])
-    known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.ones((1, 8)), relatives=relatives)
-
-    def fitness_of(part: Known, estimator: str = "margin_irt") -> Fitness:
-        chosen, labels = ESTIMATORS[estimator], [item.group for item in questions]
-        return Fitness(it, questions, chosen, part, Objective(wanted, chosen, part, labels) if wanted else None)
-
-    everything = fitness_of(whole(known), "weighted_mean")
-    genes = Genes(len(genome.names))
-    start = np.full(genes.count, 0.5)
-    front = wanted == "pareto"
-    search = FRONTS["pooled"](genes, start, 0.2, 4, 0, 2) if front else SEARCHES["pooled"](genes, start, 0.2, 4, 0)
-    history = History(fitness_of(known), 3, genome)
-    history.know(search, merges, [everything(recipe) for recipe in merges])
-    generation(search, history, lambda count: None)
-    before, leader = list(history.told), history.best["phenotype"]
-    history.join(search, everything, fitness_of, lambda margins: (np.array([0, 3, 5]), np.full(3, 1 / 3)))
-    joined = history.fitness.known
-    assert joined.relatives is not None
-    answered = it.ask(history.recipes[leader], questions).answers or []
-    np.testing.assert_array_equal(joined.relatives, [*relatives, it.margins(questions, answered)])
-    assert joined.subset.tolist() == [0, 3, 5]
-    assert history.relatives_tokens == it.cost(questions).tokens
-    exact = history.told[history.places[leader]]
-    assert (exact.score, exact.error) == (everything(history.recipes[leader]).value, 0.0)
-    then = fitness_of(replace(known, relatives=joined.relatives))  # of those that were asked the first items
-    for name, place in history.places.items():
-        assert (history.told[place].genotype == before[place].genotype).all()
-        if name != leader:
-            assert history.told[place].score == then(history.recipes[name]).fitness
-    both = [*history.known, *history.told]
-    scores = np.array([one.groups or (one.score,) for one in both])
-    np.testing.assert_array_equal([surface.scores for surface in search.surfaces], scores.T)
-    name, place = next(iter(history.places.items()))
-    again = history.evaluate(history.told[place].genotype, history.recipes[name], {})
-    assert again.cost == Cost()  # not asked the new items
-    assert again.value == history.told[place].score
-    generation(search, history, lambda count: None)
-    for _ in range(9):  # each candidate once, and then no more
-        history.join(search, everything, fitness_of, lambda margins: (np.array([0, 3, 5]), np.full(3, 1 / 3)))
-    assert history.relatives_tokens == len(history.told) * it.cost(questions).tokens
-    assert {one.error for one in history.told} == {0.0}
-
-
 def test_leaders_are_weighed_by_the_variance_of_what_is_searched_for(
     merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
