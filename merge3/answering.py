@@ -13,7 +13,8 @@ alone, and again in each. Where it moved, a *near-tie* of that batch, an item wh
 products depend on the shape and need not (`merge3.flat`), all have one shape, and nothing is asked again.
 
 A model whose likelihoods are not finite is broken, which is an error and never a wrong answer; it is found by the
-shortest item, asked first. What cannot be asked (too long, an option without tokens) is a failure with its reason.
+shortest item, asked first (by `flat`, in a first batch). What cannot be asked (too long, an option without tokens) is
+a failure with its reason.
 """
 
 from __future__ import annotations

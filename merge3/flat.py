@@ -31,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 ROWS = 1536  # of every product in the layers: each token takes a quarter less than in 512, 512 as long as 256
 HEAD_ROWS = 512  # of the head's, which sees few places
 KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
+PRODUCTS = (nn.Linear, Conv1D)
 ATTENTION = "merge3_flat"
 
 
@@ -82,9 +83,14 @@ def suits(model: PreTrainedModel) -> bool:
 
 
 def replaceable(model: PreTrainedModel) -> bool:
-    """Whether the model leaves attention to a function of transformers' registry, and that is torch's own."""
+    """Whether attention is torch's own, by transformers' registry, and all other products are plain layers'."""
     chosen = model.config.get_text_config()._attn_implementation
-    return bool(getattr(model, "_supports_attention_backend", False)) and chosen == "sdpa"
+    plain = all(
+        weight.ndim < 2 or type(module) in (*PRODUCTS, nn.Embedding)
+        for module in model.modules()
+        for weight in module.parameters(recurse=False)
+    )
+    return bool(getattr(model, "_supports_attention_backend", False)) and chosen == "sdpa" and plain
 
 
 def logits_at(
@@ -130,10 +136,10 @@ def logits_at(
 @contextmanager
 def one_shape(model: PreTrainedModel) -> Iterator[None]:
     """Meanwhile the model's matrix products have `ROWS` rows each, its head's `HEAD_ROWS`."""
-    products = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    products = [module for module in model.modules() if type(module) in PRODUCTS]
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for module in products:
-        module.forward = partial(_in_parts, module, HEAD_ROWS if module is head else ROWS)  # type: ignore[method-assign]
+        module.forward = partial(_in_parts, module, HEAD_ROWS if module is head else ROWS)  # type: ignore[arg-type]
     try:
         yield
     finally:

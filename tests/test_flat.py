@@ -92,6 +92,12 @@ def test_leaves_attention_of_other_kinds_alone() -> None:
     assert not flat.replaceable(made)
 
 
+def test_leaves_products_of_other_kinds_alone() -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    made.experts = torch.nn.Parameter(torch.zeros(2, 3, 4))  # as mixtures of experts have them
+    assert not flat.replaceable(made)
+
+
 def test_serves_bfloat16_on_processors_that_multiply_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     made = build(CONFIGS["llama"], seed=1)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
