@@ -531,8 +531,13 @@ def _score_flat(
     width = rounded(looked_at(longest(trees)), flat.KEYS)
     for batch in _flat_batches(trees, rounded(batch_tokens, flat.ROWS)):
         rows = [trees[index] for index in batch]
-        inputs = _inputs(rows, padding, model.dtype, 0, width)
-        logits = flat.logits_at(model, inputs, [len(row.tokens) for row in rows], *_places(rows, 0))
+        layout, inputs = flat.laid_flat(_inputs(rows, padding, model.dtype, 0, width), [len(r.tokens) for r in rows])
+        ends = np.cumsum([len(row.tokens) for row in rows])
+        columns = [
+            column for row, end in zip(rows, ends, strict=True) for column in range(end - row.read_positions, end)
+        ]
+        with flat.passing(model, layout):
+            logits = logits_at(model, inputs, [0] * len(columns), columns)
         scores.work += _work(rows, 0)
         for index, values, greedy in zip(batch, *_read(logits, rows, rows), strict=True):
             scores.values[index], scores.greedy[index] = values, greedy
@@ -554,14 +559,10 @@ def _ask(
         inputs = _inputs(rows, padding, model.dtype, shared, width)
     else:
         inputs = _line_inputs(rows, padding)
-    logits = logits_at(model, inputs, *_places(rows, shared), memory)
-    return *_read(logits, trees, rows), rows
-
-
-def _places(rows: Sequence[Tree], shared: int) -> tuple[list[int], list[int]]:
-    """Rows and columns whose logits are read."""
     at = [row for row, tree in enumerate(rows) for _ in range(tree.read_positions)]
-    return at, [column - shared for tree in rows for column in range(tree.prompt - 1, len(tree.tokens))]
+    columns = [column - shared for tree in rows for column in range(tree.prompt - 1, len(tree.tokens))]
+    logits = logits_at(model, inputs, at, columns, memory)
+    return *_read(logits, trees, rows), rows
 
 
 def _read(

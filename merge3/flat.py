@@ -93,44 +93,33 @@ def replaceable(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_supports_attention_backend", False)) and chosen == "sdpa" and plain
 
 
-def logits_at(
-    model: PreTrainedModel,
-    inputs: dict[str, Tensor],
-    lengths: Sequence[int],
-    rows: Sequence[int],
-    columns: Sequence[int],
-) -> Float[Tensor, "positions vocabulary"]:
-    """Logits at the given places of padded rows that hold so many tokens each.
+def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int]) -> tuple[Layout, dict[str, Tensor]]:
+    """Padded rows that hold so many tokens each, what follows them being padding, as one row; and where all stood.
 
-    Args:
-        model: one that `replaceable` accepts.
-        inputs: `input_ids` and `position_ids`, rows x columns, and `attention_mask`, rows x 1 x columns x keys.
-        lengths: the tokens of each row; what follows them is padding.
-        rows: of the places.
-        columns: of the places.
+    `inputs` are `input_ids` and `position_ids`, rows x columns, and `attention_mask`, rows x 1 x columns x keys, which
+    stays as it is. The row is filled up to a multiple of `ROWS`.
     """
     mask = inputs["attention_mask"]
     count, _, width, keys = mask.shape
-    starts = torch.tensor([0, *lengths]).cumsum(0)
     layout = Layout(torch.cat([torch.arange(n) + row * width for row, n in enumerate(lengths)]), count, width, keys)
     fill = -len(layout.places) % ROWS
-    given = {
-        name: pad(inputs[name].flatten()[layout.places], (0, fill))[None] for name in ("input_ids", "position_ids")
-    }
-    at = starts[torch.tensor(rows)] + torch.tensor(columns)
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][0, at],))
+    names = "input_ids", "position_ids"
+    given = {name: pad(inputs[name].flatten()[layout.places], (0, fill))[None] for name in names}
+    return layout, given | {"attention_mask": mask}
+
+
+@contextmanager
+def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
+    """Meanwhile a model that is `replaceable` takes one row of tokens that is laid out so."""
     config = model.config.get_text_config()
     before, token = config._attn_implementation, _layout.set(layout)
     config._attn_implementation = ATTENTION
     try:
         with one_shape(model):
-            found: Tensor = model(**given, attention_mask=mask, use_cache=False).logits
+            yield
     finally:
         config._attn_implementation = before
         _layout.reset(token)
-        hook.remove()
-    return found
 
 
 @contextmanager
