@@ -595,11 +595,10 @@ def _likeliest(
     logits: Float[torch.Tensor, "positions vocabulary"], read: torch.Tensor, tokens: torch.Tensor
 ) -> list[bool]:
     """Whether each token is the first of the highest logits where it is read."""
-    top = logits.amax(-1, keepdim=True)
-    found = logits[read, tokens] == top[read, 0]
-    several = (logits == top).sum(-1) > 1  # as highest: then only a slow search tells the first
-    for place in torch.nonzero(found & several[read]).flatten():
-        found[place] = logits[read[place]].argmax() == tokens[place]
+    top = logits.amax(-1)[read]
+    found = logits[read, tokens] == top
+    for place in torch.nonzero(found).flatten():
+        found[place] = not (logits[read[place], : tokens[place]] == top[place]).any()
     answers: list[bool] = found.tolist()
     return answers
 
