@@ -5,16 +5,17 @@ every beginning that options share. A beginning that all items share (examples, 
 all. Logits are read only where an option's next token hangs. Models for which that is not exact (layers that are not
 attention, items beyond a sliding window) are asked a sequence an option instead.
 
-**Batch shape decides nothing.** Rows are padded at their end, to whole vectors, so that every token keeps its column:
-where a matrix product's row does not depend on the other rows, as in bfloat16 on a CPU (and often in float32),
-likelihoods are the same to the bit in any batch. Whether they are is seen in every batch: the shortest item is asked
-alone, and again in each. Where it moved, a *near-tie* of that batch, an item whose best two options are closer than
-`TOLERANCE` by any of the `SCORINGS`, is asked again, alone and without a shared beginning, and that decides. Where
-products depend on the shape and need not (`merge3.flat`), all have one shape, and nothing is asked again.
+**Batch shape decides nothing.** On a CPU tokens go through the layers as one row without padding (`merge3.flat`), where
+likelihoods are then the same to the bit in any batch: where a matrix product's row does not depend on the other rows,
+which is tried once (`steady`), or where all products can have one shape. Elsewhere, and with a shared beginning, rows
+are padded at their end, to whole vectors, so that every token keeps its column, and whether likelihoods are the same is
+seen in every batch: the shortest item is asked alone, and again in each. Where it moved, a *near-tie* of that batch, an
+item whose best two options are closer than `TOLERANCE` by any of the `SCORINGS`, is asked again, alone and without a
+shared beginning, and that decides.
 
-A model whose likelihoods are not finite is broken, which is an error and never a wrong answer; it is found by the
-shortest item, asked first (by `flat`, in a first batch). What cannot be asked (too long, an option without tokens) is
-a failure with its reason.
+A model whose likelihoods are not finite is broken, which is an error and never a wrong answer; it is found in the first
+batch, or by the shortest item, asked before it. What cannot be asked (too long, an option without tokens) is a failure
+with its reason.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ PROTOCOL = {
 # bfloat16 and 1e-4 in float32, a sequence an option against packed trees, on the demonstration's base.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 SHARED = 24  # tokens from which on a common beginning is worth a pass of its own
+TRIAL, COPIES = (5, 33, 100), 7  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
 HEAD_ROWS = 64  # rows of logits normalised at once, so that they stay in the processor's cache
 
 
@@ -80,6 +82,8 @@ class Scores:
 
 
 SCORINGS = ("sum", "characters", "tokens")
+
+_steady: dict[tuple[str, torch.dtype, int], bool] = {}  # what `steady` has found
 
 
 class BrokenModel(ValueError):  # noqa: N818 - reads better where it is raised
@@ -480,7 +484,7 @@ def _score(
 ) -> Scores:
     """`score` of trees that are alike."""
     shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed else 0
-    if packed and not shared and flat.suits(model):
+    if packed and not shared and flat.suits(model) and (flat.tiled(model) or steady(model)):
         return _score_flat(model, trees, padding, batch_tokens, on_batch)
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     queue = batches(trees, batch_tokens)
@@ -519,6 +523,26 @@ def _score(
     return scores
 
 
+def steady(model: PreTrainedModel) -> bool:
+    """Whether no batch moves a bit of the model's likelihoods, laid flat: a trial, once for models of a kind.
+
+    A processor multiplies matrices of one shape in one way, whatever the numbers. So rows of random tokens are asked
+    alone and all together, which takes as long as twenty items: either nothing moves, or shapes matter.
+    """
+    kind = model.config.to_json_string(use_diff=False), model.dtype, torch.get_num_threads()
+    if kind not in _steady:
+        generator = np.random.default_rng(0)
+        words = model.config.get_text_config().vocab_size
+        rows = [generator.integers(words, size=n + 1).tolist() for n in TRIAL if n <= context_length(model)]
+        trees = [tree_of(row[:-1], [row[-1:]]) for row in rows]
+        alone = [_score_flat(model, [tree], 0, 1, lambda items: None).values[0] for tree in trees]
+        together = _score_flat(model, trees * COPIES, 0, COPIES * sum(TRIAL), lambda items: None).values
+        if not all(np.isfinite(value or ()).all() for value in together):
+            return True  # whatever the batch, the model is broken
+        _steady[kind] = together == alone * COPIES
+    return _steady[kind]
+
+
 def _score_flat(
     model: PreTrainedModel,
     trees: Sequence[Tree],
@@ -529,13 +553,16 @@ def _score_flat(
     """`score` of trees that are alike, by `flat`: no batch moves an answer."""
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     width = rounded(looked_at(longest(trees)), flat.KEYS)
-    for batch in _flat_batches(trees, rounded(batch_tokens, flat.ROWS)):
+    step = flat.step(model)
+    for batch in _flat_batches(trees, rounded(batch_tokens, step)):
         rows = [trees[index] for index in batch]
-        layout, inputs = flat.laid_flat(_inputs(rows, padding, model.dtype, 0, width), [len(r.tokens) for r in rows])
+        padded = _inputs(rows, padding, model.dtype, 0, width)
+        layout, inputs = flat.laid_flat(padded, [len(row.tokens) for row in rows], step)
         ends = np.cumsum([len(row.tokens) for row in rows])
         columns = [
             column for row, end in zip(rows, ends, strict=True) for column in range(end - row.read_positions, end)
         ]
+        columns += columns[-1:] * (-len(columns) % flat.STEP)
         with flat.passing(model, layout):
             logits = logits_at(model, inputs, [0] * len(columns), columns)
         scores.work += _work(rows, 0)

@@ -1,11 +1,13 @@
-"""A batch as one row of tokens, for processors that multiply matrices in tiles (AMX).
+"""A batch as one row of tokens: nothing is computed for padding, and no batch moves a bit.
 
-Such a processor sums a product's rows in an order that depends on how many rows there are: in bfloat16 an element of
-100,000 comes out otherwise in a product of 48 rows than in one of 1,040, which moves likelihoods by up to .5 nats, and
-a product of few rows takes as long as one of many. So tokens go through the layers as one row without padding, through
-matrix products of one shape, whatever the batch; only where they attend to one another are they set apart, in
-padded rows. A token's numbers are then the same to the bit in any batch (`tests/test_flat.py`), and nothing has to be
-asked twice to find out.
+Tokens go through the layers as one row; only where they attend to one another are they set apart, in padded rows. A
+token's numbers are then the same to the bit in any batch (`tests/test_flat.py`), and nothing has to be asked twice to
+find out, on two kinds of processor:
+
+- where a product's row does not depend on the others, which a trial of the model shows (`answering.steady`);
+- where matrices are multiplied in tiles (AMX). There the order of a product's sums depends on how many rows it has: in
+  bfloat16 an element of 100,000 comes out otherwise in a product of 48 rows than in one of 1,040, which moves
+  likelihoods by up to .5 nats, and a product of few rows takes as long as one of many. So all products have one shape.
 
 Knows token rows and their masks; knows nothing of items.
 """
@@ -13,7 +15,7 @@ Knows token rows and their masks; knows nothing of items.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +30,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-ROWS = 1536  # of every product in the layers: each token takes a quarter less than in 512, 512 as long as 256
+ROWS = 1536  # of every product in the layers, in tiles: each token takes a quarter less than in 512, 512 as long as 256
 HEAD_ROWS = 512  # of the head's, which sees few places
+STEP = 16  # rows are filled up to a multiple of, where products may have any shape: fewer are computed in another way
 KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
 PRODUCTS = (nn.Linear, Conv1D)
 ATTENTION = "merge3_flat"
@@ -73,13 +76,18 @@ _layout: ContextVar[Layout] = ContextVar("layout")  # of the pass that is under 
 
 
 def suits(model: PreTrainedModel) -> bool:
-    """Whether this processor multiplies the model's numbers in tiles, and its attention is one that may be replaced."""
-    return (
-        model.device.type == "cpu"
-        and model.dtype == torch.bfloat16
-        and torch.cpu._is_amx_tile_supported()
-        and replaceable(model)
-    )
+    """Whether the model can be laid flat, and this is a processor where that may be worth it."""
+    return model.device.type == "cpu" and replaceable(model)
+
+
+def tiled(model: PreTrainedModel) -> bool:
+    """Whether this processor multiplies the model's numbers in tiles."""
+    return model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
+def step(model: PreTrainedModel) -> int:
+    """What a row of tokens is filled up to a multiple of."""
+    return ROWS if tiled(model) else STEP
 
 
 def replaceable(model: PreTrainedModel) -> bool:
@@ -93,16 +101,16 @@ def replaceable(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "_supports_attention_backend", False)) and chosen == "sdpa" and plain
 
 
-def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int]) -> tuple[Layout, dict[str, Tensor]]:
+def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> tuple[Layout, dict[str, Tensor]]:
     """Padded rows that hold so many tokens each, what follows them being padding, as one row; and where all stood.
 
     `inputs` are `input_ids` and `position_ids`, rows x columns, and `attention_mask`, rows x 1 x columns x keys, which
-    stays as it is. The row is filled up to a multiple of `ROWS`.
+    stays as it is. The row is filled up to a multiple of `step`.
     """
     mask = inputs["attention_mask"]
     count, _, width, keys = mask.shape
     layout = Layout(torch.cat([torch.arange(n) + row * width for row, n in enumerate(lengths)]), count, width, keys)
-    fill = -len(layout.places) % ROWS
+    fill = -len(layout.places) % step
     names = "input_ids", "position_ids"
     given = {name: pad(inputs[name].flatten()[layout.places], (0, fill))[None] for name in names}
     return layout, given | {"attention_mask": mask}
@@ -110,12 +118,12 @@ def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int]) -> tuple[Layout
 
 @contextmanager
 def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
-    """Meanwhile a model that is `replaceable` takes one row of tokens that is laid out so."""
+    """Meanwhile a model that `suits` takes one row of tokens laid out so; in tiles, in products of one shape."""
     config = model.config.get_text_config()
     before, token = config._attn_implementation, _layout.set(layout)
     config._attn_implementation = ATTENTION
     try:
-        with one_shape(model):
+        with one_shape(model) if tiled(model) else nullcontext():
             yield
     finally:
         config._attn_implementation = before

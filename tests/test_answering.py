@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from merge3 import answering
+from merge3 import answering, flat
 from merge3.answering import BrokenModel, Tree, batches, correct, lengths, loglikelihoods, margins, tokenize
 from merge3.items import Item
 from merge3.memory import looked_at
@@ -45,10 +45,23 @@ def slow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item)
     return scores
 
 
+@pytest.fixture
+def padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded rows, as on a GPU."""
+    monkeypatch.setattr(flat, "suits", lambda model: False)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
+@pytest.mark.parametrize("rows", ["as suits the processor", "padded"])
 def test_packed_trees_agree_with_one_sequence_an_option(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_tokens: int,
+    rows: str,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if rows == "padded":
+        request.getfixturevalue("padded")
     answers, _ = loglikelihoods(model, tokenizer, ITEMS, batch_tokens)
     for item, answer in zip(ITEMS, answers, strict=True):
         np.testing.assert_allclose(answer, slow(model, tokenizer, item), rtol=0, atol=2e-4)
@@ -138,6 +151,7 @@ def test_options_are_compared_by_sum_character_or_token(tokenizer: PreTrainedTok
         lengths([item], tokenizer, "mean")
 
 
+@pytest.mark.usefixtures("padded")
 def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel) -> None:
     weight = llama.get_input_embeddings().weight
     kept = weight.data.clone()
@@ -151,6 +165,7 @@ def test_a_model_of_nan_is_broken_not_wrong(tokenizer: PreTrainedTokenizerBase, 
     assert caught.value.work.tokens == shortest  # the first batch, of one item, and no other
 
 
+@pytest.mark.usefixtures("padded")
 def test_a_batch_that_does_not_fit_is_halved_and_never_graded(
     tokenizer: PreTrainedTokenizerBase, llama: PreTrainedModel
 ) -> None:
@@ -235,6 +250,7 @@ def test_on_a_cpu_in_bfloat16_likelihoods_are_the_same_to_the_bit_in_any_batch(
         assert loglikelihoods(made, tokenizer, asked[::-1], batch_tokens)[0][::-1] == alone
 
 
+@pytest.mark.usefixtures("padded")
 def test_where_they_are_not_near_ties_are_decided_alone(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from merge3 import flat
+from merge3 import answering, flat
 from merge3.answering import BrokenModel, loglikelihoods
 from merge3.flat import Layout
 from merge3.items import Item
@@ -33,8 +33,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the processor and the numbers; few rows, since the models are tiny."""
-    monkeypatch.setattr(flat, "suits", flat.replaceable)
+    """In products of one shape, whatever the processor and the numbers; few rows, since the models are tiny."""
+    monkeypatch.setattr(flat, "tiled", lambda model: True)
     monkeypatch.setattr(flat, "ROWS", 64)
 
 
@@ -98,13 +98,47 @@ def test_leaves_products_of_other_kinds_alone() -> None:
     assert not flat.replaceable(made)
 
 
-def test_serves_bfloat16_on_processors_that_multiply_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def moves(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """A processor whose sums depend on how many rows there are."""
+    return logits * (1 + 1e-5 * len(logits))
+
+
+def test_a_model_whose_numbers_a_batch_moves_is_not_laid_flat(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "_steady", {})
+    monkeypatch.setattr(flat, "tiled", lambda model: False)
     made = build(CONFIGS["llama"], seed=1)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert not flat.suits(made)
-    assert flat.suits(made.to(torch.bfloat16))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert not flat.suits(made)
+    made.get_output_embeddings().register_forward_hook(moves)
+    assert not answering.steady(made)
+    _, work = loglikelihoods(made, tokenizer, ITEMS, 4096)
+    assert work.checks > 0  # so rows are padded, and whether a batch moves them is seen in each
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_batch_moves_a_bit_of_what_is_steady(
+    kind: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat, "tiled", lambda model: False)
+    made = build(CONFIGS[kind], seed=1).to(dtype)
+    if not answering.steady(made):
+        pytest.skip("this processor's sums depend on how many rows there are")
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+    for batch_tokens in (100, 700, 4096):
+        found, work = loglikelihoods(made, tokenizer, ITEMS[::-1], batch_tokens)
+        assert found[::-1] == alone
+        assert work.checks == 0
+
+
+def test_a_model_is_tried_once_and_a_broken_one_never_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "_steady", {})
+    made, other = build(CONFIGS["llama"], seed=1), build(CONFIGS["llama"], seed=2)
+    made.get_output_embeddings().weight.data[:] = float("nan")
+    assert answering.steady(made)
+    assert not answering._steady
+    found = answering.steady(other)
+    other.get_output_embeddings().register_forward_hook(moves)
+    assert answering.steady(other) == found
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), extra=st.integers(0, 5))
