@@ -118,7 +118,7 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         given = dict(params["evolve"])
         for name in ("knots", "population", "generations", "finalists", "finalist_items"):
             _least(f"evolve.{name}", given[name], 1)
-        limits = ("strategy", "objective", "generations", "finalists", "finalist_items")
+        limits = ("strategy", "objective", "generations", "join", "finalists", "finalist_items")
         wanted = ("method", "knots", "weights", "densities", "strategy", "population", "sigma")
         experts, groups = study_of(params["study"], params["studies"])
         validate(**{name: given[name] for name in limits}, groups=groups)

@@ -13,7 +13,17 @@ from prefect import flow
 from prefect.exceptions import TerminationSignal
 
 from flows.asking import MANIFEST
-from flows.known import POPULATION, expert_answers, margins, merges, parameters, study_items, study_of, subset
+from flows.known import (
+    POPULATION,
+    expert_answers,
+    extracted_by,
+    margins,
+    merges,
+    parameters,
+    study_items,
+    study_of,
+    subset,
+)
 from flows.stage import (
     DATA,
     alone,
@@ -30,19 +40,24 @@ from flows.stage import (
 )
 from flows.team import open_team
 from merge3 import mergefile
-from merge3.estimate import ESTIMATORS, Calibration, Known
+from merge3.asker import Asker
+from merge3.estimate import CONTINUOUS, ESTIMATORS, Calibration, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes, Search
+from merge3.extract import MARGINS
+from merge3.extract import margins as told_best
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
 from merge3.grouped import Objective, weights_of
 from merge3.history import EVOLVED, History, finals, fresh, generation, halves, whole
 from merge3.items import Item
+from merge3.ledger import Cost
 from merge3.models import read_manifest
 from merge3.recipe import Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
+JOINING = 2  # leaders that join the population's merges at once
 
 
 @flow
@@ -63,6 +78,7 @@ def evolve(
     tokens: int | None,
     hours: float | None,
     sigma: float,
+    join: int,
     finalists: int,
     finalist_items: int,
 ) -> None:
@@ -70,18 +86,21 @@ def evolve(
 
     Where the objective is `pareto`, every group is one: front.csv has the leaders by group, the winner is the knee.
 
-    The search begins with what the population's merges are worth (`Search.know`). It is a function of its parameters
-    and of the answers: started again after any interruption it finds its questions answered and goes the same way. It
-    ends after `generations`, before the generation that may exceed `tokens`, after the one in which this run has taken
-    `hours`, or where it has converged; best.yaml is the best so far at any time, by all candidates together. The winner
-    is the leader that does best on what the search and fresh items say together.
+    Where it is `gain`, the start answers all items before.
+
+    The search begins with what the population's merges are worth (`Search.know`); where margins are read, leaders join
+    them on the way (`History.join`). It is a function of its parameters and of the answers: started again after any
+    interruption it finds its questions answered and goes the same way. It ends after `generations`, before the
+    generation that may exceed `tokens`, after the one in which this run has taken `hours`, or where it has converged;
+    best.yaml is the best so far at any time, by all candidates together. The winner is the leader that does best on
+    what the search and fresh items say together.
 
     Raises:
         ValueError: a parameter is out of its range.
         KeyboardInterrupt: the search was interrupted; says how far it is.
     """
     experts, groups = study_of(study, studies)
-    validate(strategy, objective, groups, generations, finalists, finalist_items)
+    validate(strategy, objective, groups, generations, join, finalists, finalist_items)
     found = study_items(groups)
     known, estimator = _known(experts, found)
     asker = open_team(runtime, OUT / "answers", experts)
@@ -101,9 +120,11 @@ def evolve(
         len(groups) if front else 1,
     )
 
+    begun, spent = in_full(asker, genome.decode(search.start), found) if objective == "gain" else (None, None)
+
     def fitness_of(part: Known, estimator: str) -> Fitness:
         chosen, labels = ESTIMATORS[estimator], [item.group for item in found]
-        wanted = None if objective == "mean" else Objective(objective, chosen, part, labels)
+        wanted = None if objective == "mean" else Objective(objective, chosen, part, labels, begun)
         return Fitness(asker, found, chosen, part, wanted)
 
     fitness = fitness_of(known, estimator)
@@ -111,22 +132,44 @@ def evolve(
     parts = [others] if front else halves(others)
     rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
     one, everything = asker.cost(fitness.questions), asker.cost(found)
+    joins = join > 0 and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked) > 0
+    joining = JOINING * ((generations - 1) // join) if joins else 0
     count, last = generations * population, finals(finalists, [asker.cost(part.questions).tokens for part in rounds])
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
         f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
+        f"{joining} leaders on all items on the way: at most {joining * everything.tokens:,} more; "
         f"{finalists} finalists on fresh items: at most {last:,} more"
     )
     history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
+    if spent is not None:
+        history.cost += spent
+        history.relatives_tokens += everything.tokens
     names, *answers = merges(found)
-    made, in_full = read_json(POPULATION / "recipes.json"), fitness_of(whole(known), "weighted_mean")
+    made, exact = read_json(POPULATION / "recipes.json"), fitness_of(whole(known), "weighted_mean")
     recipes = [Recipe.from_dict(made[name]) for name in names]
-    history.know(search, recipes, [in_full.judge(*row) for row in zip(*answers, strict=True)])
+    history.know(search, recipes, [exact.judge(*row) for row in zip(*answers, strict=True)])
+    rest = np.setdiff1d(np.arange(len(found)), others.subset)
+    labels = [found[i].group for i in rest]
+
+    def choose(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The items that candidates are asked, by the relatives' margins where the stage extract chose them so.
+
+        None of those that are kept for the finalists.
+        """
+        if extracted_by() != MARGINS:
+            return known.subset, known.weights
+        chosen, weights = told_best(margins[:, rest], len(known.subset), labels, seed)
+        return rest[chosen], weights
+
     begin = monotonic()
     try:
         with progress("evolve: candidates", population * generations) as advance:
             for _ in range(generations):
-                left = None if tokens is None else tokens - history.tokens_spent
+                if joins and history.told and search.generation % join == 0:
+                    say(f"up to {JOINING} leaders answer all items, and join the population's merges")
+                    history.join(search, JOINING, exact, partial(fitness_of, estimator=estimator), choose)
+                left = None if tokens is None else tokens - history.tokens_spent - history.relatives_tokens
                 if not do(f"generation {search.generation}", partial(generation, search, history, advance, left)):
                     break
                 write(history)
@@ -155,6 +198,7 @@ def evolve(
     ledger = {
         "search_tokens": history.tokens_spent,
         "search_flops": history.distinct * one.flops,
+        "relatives_tokens": history.relatives_tokens,
         "finalists_tokens": history.finalists_tokens,
         "all_items_tokens": history.distinct * everything.tokens,
         "all_items_flops": history.distinct * everything.flops,
@@ -166,6 +210,24 @@ def evolve(
     show_table("evolve-history", history.rows, "every candidate of the search")
     show_table("evolve-finalists", history.finalists, "its leaders on fresh items")
     say(f"{history.distinct} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens")
+
+
+def in_full(asker: Asker, recipe: Recipe, found: Sequence[Item]) -> tuple[dict[str, float], Cost]:
+    """The scores by group of where a search begins, from its answers to all items, and what they cost now.
+
+    Raises:
+        ValueError: it is broken, or a group has no answer that could be scored.
+    """
+    say(f"where the search begins is asked all {len(found)} items: {asker.cost(found).tokens:,} tokens")
+    with progress("evolve: answers of the start", len(found)) as advance:
+        asked = asker.ask(recipe, found, advance)
+        advance(len(found) - asked.new)
+    if asked.answers is None:
+        raise ValueError("where the search begins is no whole model: search for another objective than gain")
+    right = pd.Series(asker.correct(found, asked.answers)).groupby([item.group for item in found]).mean()
+    if right.isna().any():
+        raise ValueError(f"no answer of group {right.index[right.isna()][0]!r} could be scored: gain needs one")
+    return {str(group): float(score) for group, score in right.items()}, asked.cost
 
 
 def verified_front(
@@ -185,6 +247,7 @@ def validate(
     objective: str | Mapping[str, float],
     groups: Sequence[str],
     generations: int,
+    join: int,
     finalists: int,
     finalist_items: int,
 ) -> None:
@@ -195,8 +258,10 @@ def validate(
     """
     if isinstance(objective, Mapping):
         weights_of(objective, groups)
-    elif objective not in ("mean", "worst", "pareto"):
-        raise ValueError(f"evolve.objective must be one of mean, worst, pareto, or weights of groups: {objective!r}")
+    elif objective not in ("mean", "worst", "gain", "pareto"):
+        raise ValueError(
+            f"evolve.objective must be one of mean, worst, gain, pareto, or weights of groups: {objective!r}"
+        )
     if objective == "pareto" and len(groups) < 2:
         raise ValueError(f"evolve.objective pareto needs two groups or more, and the study has {list(groups)}")
     choice = sorted(FRONTS if objective == "pareto" else SEARCHES)
@@ -209,6 +274,8 @@ def validate(
     ):
         if value < 1:
             raise ValueError(f"evolve.{name} must be 1 or more, got {value}")
+    if join < 0:
+        raise ValueError(f"evolve.join must be 0 or more, got {join}")
 
 
 def opened(

@@ -108,6 +108,36 @@ class Search(ABC):
         """
         if self.generation or self._asked:
             raise RuntimeError("know comes before the first generation: it was asked already")
+        values = self._checked(genotypes, fitness)
+        if len(values):
+            self._errors = np.zeros(values.shape)
+            self._begin(list(genotypes), values)
+
+    def retell(
+        self, genotypes: Float[np.ndarray, "merges genes"], fitness: Sequence[Fitness], errors: Sequence[Fitness]
+    ) -> None:
+        """What all merges so far are worth, those known before the search included, by what was learnt since.
+
+        Takes the place of what `know` and `tell` said, for searches that learn from all candidates (`pooled`).
+
+        Raises:
+            RuntimeError: a generation was asked and not told.
+            ValueError: genotypes and fitness do not fit together, leave the cube, or are not finite.
+        """
+        if self._asked:
+            raise RuntimeError(f"generation {self.generation} was asked and not told; tell its fitness first")
+        values = self._checked(genotypes, fitness)
+        self._errors = np.array(errors, dtype=float).reshape(values.shape)
+        self._again(list(genotypes), values)
+
+    def _checked(
+        self, genotypes: Float[np.ndarray, "merges genes"], fitness: Sequence[Fitness]
+    ) -> Float[np.ndarray, "merges objectives"]:
+        """The fitness of merges, a row each.
+
+        Raises:
+            ValueError: genotypes and fitness do not fit together, leave the cube, or are not finite.
+        """
         values = np.array(fitness, dtype=float)
         if genotypes.shape != (len(values), self.genes.count) or values.size != len(values) * self.objectives:
             raise ValueError(
@@ -116,9 +146,7 @@ class Search(ABC):
             )
         if not (np.isfinite(values).all() and (genotypes >= 0).all() and (genotypes <= 1).all()):
             raise ValueError("what is known of merges must be finite, and their genes in [0, 1]")
-        if len(values):
-            self._errors = np.zeros((len(values), self.objectives))
-            self._begin(list(genotypes), values.reshape(self._errors.shape))
+        return values.reshape(len(values), self.objectives)
 
     def ask(self) -> list[Genotype]:
         """The candidates of the next generation; none where the search is at its end.
@@ -161,6 +189,9 @@ class Search(ABC):
 
     def _begin(self, known: list[Genotype], values: Float[np.ndarray, "known objectives"]) -> None:  # noqa: B027
         """Start from what is known, where the search can."""
+
+    def _again(self, genotypes: list[Genotype], values: Float[np.ndarray, "merges objectives"]) -> None:  # noqa: B027
+        """Put this in the place of all that was known and told, where the search can."""
 
     def _seed(self, *purpose: int) -> int:
         """A seed of this generation: for asking, or for another purpose."""
@@ -439,6 +470,10 @@ class Pooled(Search):
     def _begin(self, known: list[Genotype], values: Float[np.ndarray, "known objectives"]) -> None:
         self.blind = 0
         self._learn(known, self._losses(values))
+
+    def _again(self, genotypes: list[Genotype], values: Float[np.ndarray, "merges objectives"]) -> None:
+        self._told, self.surfaces = [], []
+        self._learn(genotypes, self._losses(values))
 
     def _learn(self, asked: list[Any], losses: list[Any]) -> None:
         rows = zip(asked, losses, self._errors, strict=True)

@@ -40,7 +40,9 @@ class Evaluation:
     objective: float | None = None  # where it is another than the score on all items
     groups: Mapping[str, Estimate] = field(default_factory=dict)  # where the objective is made of groups
     correct: Float[np.ndarray, " asked"] | None = field(default=None, compare=False)
-    """Right 1, wrong 0, not scored NaN; None for a broken model. The estimate follows from it."""
+    """Right 1, wrong 0, not scored NaN; None for a broken model. The estimate follows from it, or from `margins`."""
+    margins: Float[np.ndarray, " asked"] | None = field(default=None, compare=False)
+    """How far each right option leads, in nats, NaN where not scored; None for a broken model."""
 
     @property
     def value(self) -> float:
@@ -111,9 +113,9 @@ class Fitness:
         given = margins if continuous else correct
         groups = self.objective(given) if self.objective else {}
         if failed > MOST_FAILED * len(correct) or groups is None:
-            return Evaluation(None, cost, failed=failed, correct=correct)
+            return Evaluation(None, cost, failed=failed, correct=correct, margins=margins)
         value = self.objective.value(groups) if self.objective else None
         estimate = self.estimator(given[scored], self.known.answered(scored))
         margin = float(np.tanh(margins[scored]).mean())
         tie = 0.0 if continuous else TIE * margin
-        return Evaluation(estimate, cost, margin, tie, failed, value, groups, correct)
+        return Evaluation(estimate, cost, margin, tie, failed, value, groups, correct, margins)

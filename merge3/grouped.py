@@ -72,25 +72,40 @@ class Grouped:
 class Objective:
     """What is searched for, out of a candidate's answers to the subset: its groups' estimates, one value of them."""
 
-    def __init__(self, wanted: str | Weights, estimator: Estimator, known: Known, groups: Sequence[str]) -> None:
+    def __init__(
+        self,
+        wanted: str | Weights,
+        estimator: Estimator,
+        known: Known,
+        groups: Sequence[str],
+        start: Mapping[str, float] | None = None,
+    ) -> None:
         """`groups` are those of all N items of `known`.
 
         Args:
-            wanted: `worst`, the worst group; weights of groups, for a weighted mean; or `pareto` or `mean`, whose value
-                is the mean, in which a group weighs its share of the items.
+            wanted: `worst`, the worst group; `gain`, the least gain of a group over `start`; weights of groups, for a
+                weighted mean; or `pareto` or `mean`, whose value is the mean, in which a group weighs its share of the
+                items.
             estimator: of each group's score.
             known: about all items.
             groups: of every item.
+            start: for `gain`, the scores by group of where the search begins.
 
         Raises:
-            ValueError: a group has no item in the subset; or weights name another group, are negative, or are all 0.
+            ValueError: a group has no item in the subset; weights name another group, are negative, or are all 0; or
+                what is gained on is not known of every group.
         """
         self.grouped = Grouped(estimator, known, groups)
         self.front = wanted == "pareto"
         self.weights = self.grouped.shares
-        self.combine = OBJECTIVES["worst" if wanted == "worst" else "mean"]
+        self.combine = OBJECTIVES["worst" if wanted in ("worst", "gain") else "mean"]
+        self.start = dict.fromkeys(self.weights, 0.0)
         if isinstance(wanted, Mapping):
             self.weights = dict.fromkeys(self.weights, 0.0) | weights_of(wanted, list(self.grouped.shares))
+        if wanted == "gain":
+            if start is None or set(start) != set(self.weights):
+                raise ValueError(f"a gain needs scores to gain on by group, {sorted(self.weights)}; got {start}")
+            self.start = dict(start)
 
     def __call__(self, answers: Float[np.ndarray, " asked"]) -> dict[str, Estimate] | None:
         """The estimate of every group; None where no answer of a group is scored."""
@@ -99,10 +114,11 @@ class Objective:
 
     def value(self, estimates: Mapping[str, Estimate]) -> float:
         """One value of the groups' estimates."""
-        return self.combine({group: estimate.score for group, estimate in estimates.items()}, self.weights)
+        gains = {group: estimate.score - self.start[group] for group, estimate in estimates.items()}
+        return self.combine(gains, self.weights)
 
     def variance(self, groups: Mapping[str, float]) -> float:
-        """That of the value, from the groups' own: of the worst group, whichever it is, their mean."""
+        """That of the value, from the groups' own: of the one that decides, whichever it is, their mean."""
         if self.combine is worst:
             return float(np.mean(list(groups.values())))
         whole = math.fsum(self.weights.values())

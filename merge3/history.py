@@ -26,6 +26,7 @@ from merge3.ledger import Cost
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
 Do = Callable[[str, Callable[[], Evaluation]], Evaluation]
+Choose = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # relatives' margins -> items to ask, weights
 Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior; NaN where the search knows none
 FrontLeader = tuple[Recipe, np.ndarray, np.ndarray]  # the same by group
 
@@ -61,6 +62,8 @@ class History:
         self.genome = genome
         self.rows: list[dict[str, Any]] = []
         self.told: list[Told] = []  # of distinct whole models
+        self.answered: list[tuple[Fitness, Evaluation]] = []  # what each of them was asked, and what it answered
+        self.places: dict[str, int] = {}  # of phenotypes among them
         self.known: list[Told] = []  # of merges answered in full before the search
         self.groups: list[str] = []  # that are objectives of a front
         if fitness.objective and fitness.objective.front:
@@ -69,6 +72,8 @@ class History:
             genome.experts
         ).items()  # by phenotype, but for the average: every search begins there
         self.standard = {self.phenotype(recipe): (name, recipe) for name, recipe in standard if name != AVERAGE}
+        self.joined: set[str] = set()  # leaders that were asked all items on the way
+        self.relatives_tokens = 0  # of them
         self.finalists: list[dict[str, Any]] = []
         self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
@@ -91,16 +96,15 @@ class History:
         for recipe, evaluation in zip(recipes, evaluations, strict=True):
             genotype = self.genome.place(recipe)
             if genotype is not None and evaluation.estimate:
-                groups = tuple(evaluation.groups[group].score for group in self.groups)
-                self.known.append(Told(genotype, evaluation.value, 0.0, groups, (0.0,) * len(groups)))
+                self.known.append(self._exact(genotype, evaluation))
         if self.known:
             search.know(np.array([one.genotype for one in self.known]), [one.groups or one.score for one in self.known])
 
     def evaluate(self, genotype: np.ndarray, recipe: Recipe, place: dict[str, int]) -> Evaluation:
         """Ask a candidate, and write a row of the history for it."""
-        evaluation = self.fitness(recipe)
         name = self.phenotype(recipe)
         new = name not in self.recipes
+        evaluation = self._again(name) if name in self.places else self.fitness(recipe)
         tokens = self.tokens if new else 0
         genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
         told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": tokens}
@@ -111,9 +115,95 @@ class History:
         self.tokens_spent += tokens
         self.cost += evaluation.cost
         if evaluation.estimate and new:
-            groups = (evaluation.front(self.groups), evaluation.errors(self.groups)) if self.groups else ((), ())
-            self.told.append(Told(genotype, evaluation.fitness, evaluation.estimate.standard_error, *groups))
+            self.places[name] = len(self.told)
+            self.told.append(self._told(genotype, evaluation))
+            self.answered.append((self.fitness, evaluation))
         return evaluation
+
+    def _again(self, name: str) -> Evaluation:
+        """What a candidate is worth that was told before, by its answers then and what is known now."""
+        fitness, answers = self.answered[self.places[name]]
+        assert answers.correct is not None
+        assert answers.margins is not None
+        return fitness.judge(answers.correct, answers.margins)
+
+    def _exact(self, genotype: np.ndarray, evaluation: Evaluation) -> Told:
+        """What is known of a whole merge that answered all items."""
+        groups = tuple(evaluation.groups[group].score for group in self.groups)
+        return Told(genotype, evaluation.value, 0.0, groups, (0.0,) * len(groups))
+
+    def _told(self, genotype: np.ndarray, evaluation: Evaluation) -> Told:
+        """What the search is told of a whole merge."""
+        assert evaluation.estimate is not None
+        groups = (evaluation.front(self.groups), evaluation.errors(self.groups)) if self.groups else ((), ())
+        return Told(genotype, evaluation.fitness, evaluation.estimate.standard_error, *groups)
+
+    def join(
+        self,
+        search: Search,
+        count: int,
+        everything: Fitness,
+        fitness_of: Callable[[Known], Fitness],
+        choose: Choose,
+    ) -> None:
+        """Ask leaders all items: they join the relatives, and all candidates are estimated anew by what they teach.
+
+        A search leads to where the items asked flatter, beyond what the relatives' margins tell; relatives from there
+        correct it. They are where the surface is highest, asked before or not, and the candidates of the highest
+        posterior means. The items that candidates are asked from here on are chosen anew, too. A leader that leaves an
+        item without a score joins none, and none is asked so twice.
+
+        Args:
+            search: which is told all again.
+            count: how many leaders join, at most.
+            everything: asks all items.
+            fitness_of: the fitness by what is known then.
+            choose: the items to ask, and their weights, by the relatives' margins.
+
+        Raises:
+            ValueError: every candidate so far is broken.
+        """
+        leaders: dict[str, tuple[np.ndarray, Recipe]] = {}
+        for genotype in [surface.best(self.surface(), search.seed), *self.asked[self._order()]]:
+            recipe = self.genome.decode(genotype)
+            if len(leaders) < count and self.phenotype(recipe) not in self.joined:
+                leaders.setdefault(self.phenotype(recipe), (genotype, recipe))
+        everything.expect([recipe for _, recipe in leaders.values()])
+        taught = []
+        for name, (genotype, recipe) in leaders.items():
+            self.joined.add(name)
+            evaluation = self.do(f"relative {name[:8]}", partial(everything, recipe))
+            self.relatives_tokens += everything.asker.cost(everything.questions).tokens
+            self.cost += evaluation.cost
+            if evaluation.estimate is None or evaluation.margins is None or np.isnan(evaluation.margins).any():
+                continue
+            taught.append(evaluation.margins)
+            if name in self.places:
+                self.answered[self.places[name]] = everything, evaluation
+            else:
+                self.known.append(self._exact(genotype, evaluation))
+        known = self.fitness.known
+        if not taught or known.relatives is None:
+            return
+        relatives = np.vstack([known.relatives, *taught])
+        subset, weights = choose(relatives)
+        self.fitness = fitness_of(replace(known, relatives=relatives, subset=subset, weights=weights))
+        self.tokens = self.fitness.asker.cost(self.fitness.questions).tokens
+        anew: dict[int, Fitness] = {id(everything): everything}
+        for name, place in self.places.items():
+            asked, answers = self.answered[place]
+            if id(asked) not in anew:
+                anew[id(asked)] = fitness_of(replace(asked.known, relatives=relatives))
+            self.answered[place] = anew[id(asked)], answers
+            tell = self._exact if asked is everything else self._told
+            self.told[place] = tell(self.told[place].genotype, self._again(name))
+        both = [*self.known, *self.told]
+        values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
+        search.retell(np.array([one.genotype for one in both]), values, errors)
+
+    def _order(self) -> list[int]:
+        """The places of the candidates that were told, by their posterior mean, the highest first."""
+        return [int(place) for place in np.argsort(-self.surface().predict(self.asked)[0], kind="stable")]
 
     def surface(self) -> surface.Surface:
         """The surface through all that is known and was told.
@@ -147,8 +237,7 @@ class History:
         Raises:
             ValueError: every candidate so far is broken.
         """
-        pooled, asked = self.surface(), self.asked
-        top = self.phenotype(self.genome.decode(asked[int(np.argmax(pooled.predict(asked)[0]))]))
+        top = self.phenotype(self.genome.decode(self.told[self._order()[0]].genotype))
         return next(row for row in self.rows if row["phenotype"] == top)
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
@@ -347,7 +436,7 @@ def generation(search: Search, history: History, advance: Callable[[int], None],
     asked = [(genotype, history.genome.decode(genotype)) for genotype in search.ask()]
     if not asked:
         return False
-    history.fitness.expect([recipe for _, recipe in asked])
+    history.fitness.expect([recipe for _, recipe in asked if history.phenotype(recipe) not in history.recipes])
     told = []
     for candidate, (genotype, recipe) in enumerate(asked):
         place = {"generation": number, "candidate": candidate}

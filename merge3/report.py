@@ -75,6 +75,8 @@ def goal(results: Results) -> str:
     objective = results.winner.get("objective", "mean")
     if objective == "worst":
         return "the score of the worst group"
+    if objective == "gain":
+        return "the gain over the uniform average in the group that gains least"
     return "a weighted mean of the groups" if isinstance(objective, Mapping) else ""
 
 
@@ -173,7 +175,7 @@ def ledger(results: Results) -> dict[str, Any]:
         "found": int(costs["tokens"][costs["finding"]].sum()),
         "total": int(costs["tokens"].sum()),
         "full": search["all_items_tokens"],
-        "search": search["search_tokens"],
+        "search": search["search_tokens"] + search["relatives_tokens"],
         "candidates": search["candidates"],
         "distinct": search["distinct"],
     }

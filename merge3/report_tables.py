@@ -338,6 +338,7 @@ def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     search, respond = ledgers["evolve"], ledgers["respond"]
     rows = [
         ("evolve", "the search", search["search_tokens"], search["this_run"], True),
+        ("evolve", "start and leaders on all items", search["relatives_tokens"], None, True),
         ("evolve", "finalists on fresh items", search["finalists_tokens"], None, True),
         ("population", "merges that calibrate the items", *_asked(ledgers["population"]), True),
         ("respond", "base and experts, search items", *_asked(respond["search"]), True),

@@ -94,6 +94,7 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
             "respond": {"search": ledger(430_000), "test": ledger(310_000)},
             "evolve": {
                 "search_tokens": 311_040,
+                "relatives_tokens": 124_416,
                 "finalists_tokens": 48_600,
                 "all_items_tokens": 14_929_920,
                 "candidates": len(history),

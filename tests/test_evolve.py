@@ -218,6 +218,40 @@ def test_what_is_known_must_fit_and_come_first() -> None:
         search.know(point, [0.5])
 
 
+def test_told_again_pooled_knows_what_it_is_told_last_and_nothing_else() -> None:
+    known = np.random.default_rng(1).random((24, 3))
+    first, other = (SEARCHES["pooled"](Genes(3), np.full(3, 0.3), 0.1, 8, 0) for _ in range(2))
+    first.know(known, [0.0] * 24)
+    asked = np.array(first.ask())
+    first.tell([float(x[0]) for x in asked])
+    genotypes = np.vstack([known, asked])
+    first.retell(genotypes, [sphere(x) for x in genotypes], [0.0] * 32)
+    other.know(genotypes, [sphere(x) for x in genotypes])
+    np.testing.assert_array_equal(first.mean, other.mean)
+    assert first.generation == 1
+
+
+def test_told_again_a_front_knows_each_objective() -> None:
+    known = np.random.default_rng(1).random((24, 3))
+    search = FRONTS["pooled"](Genes(3), np.full(3, 0.3), 0.1, 8, 0, 2)
+    search.know(known, [(0.0, 0.0)] * 24)
+    search.retell(known, [two(x) for x in known], [(0.01, 0.02)] * 24)
+    np.testing.assert_array_equal(
+        [surface.scores for surface in search.surfaces], np.transpose([two(x) for x in known])
+    )
+    assert [set(surface.errors) for surface in search.surfaces] == [{0.01}, {0.02}]
+
+
+def test_told_again_cma_goes_on_as_it_was() -> None:
+    one, other = make("cma"), make("cma")
+    for search in (one, other):
+        search.tell([sphere(x) for x in search.ask()])
+    one.retell(np.full((1, one.genes.count), 0.9), [1.0], [0.0])
+    np.testing.assert_array_equal(one.ask(), other.ask())
+    with pytest.raises(RuntimeError, match="was asked and not told"):
+        one.retell(np.full((1, one.genes.count), 0.9), [1.0], [0.0])
+
+
 def test_pooled_is_steady_on_flat_fitness() -> None:
     search = make("pooled")
     for _ in range(5):

@@ -24,6 +24,7 @@ from merge3.merging import LiveMerger
 from merge3.models import weights_of
 from merge3.recipe import constant
 from merge3.store import Store
+from merge3.surface import best as highest
 
 ITEMS = [Item(f"i{n}", f"What is {n} + {n}? ", (str(2 * n), str(2 * n + 1), "no"), 0) for n in range(8)]
 RECIPE = constant("task_arithmetic", {"a": 0.5, "b": 0.3})
@@ -214,6 +215,68 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
     else:
         assert history.best["phenotype"] in history.recipes
         assert {history.phenotype(recipe) for recipe in merges}.isdisjoint(history.leaders(20, search))
+
+
+@pytest.mark.parametrize("wanted", [None, "worst", "pareto"])
+def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, wanted: str | None
+) -> None:
+    questions = [replace(item, group="xy"[n % 2]) for n, item in enumerate(ITEMS)]
+    items, it = ItemParameters(np.ones((8, 1)), np.zeros(8)), asker(merger, tokenizer, tmp_path)
+    genome = Genome(("task_arithmetic",), ("a", "b"), ("attention", "mlp"), 1, (0.0, 1.0), (0.2, 1.0), 0)
+    generator = np.random.default_rng(0)
+    merges = [genome.draw((0.5, 1.5), generator) for _ in range(6)]
+    relatives = np.stack([it.margins(questions, it.ask(recipe, questions).answers or []) for recipe in merges])
+    known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.ones((1, 8)), relatives=relatives)
+
+    def fitness_of(part: Known, estimator: str = "margin_irt") -> Fitness:
+        chosen, labels = ESTIMATORS[estimator], [item.group for item in questions]
+        return Fitness(it, questions, chosen, part, Objective(wanted, chosen, part, labels) if wanted else None)
+
+    everything = fitness_of(whole(known), "weighted_mean")
+    genes = Genes(len(genome.names))
+    start = np.full(genes.count, 0.5)
+    front = wanted == "pareto"
+    search = FRONTS["pooled"](genes, start, 0.2, 4, 0, 2) if front else SEARCHES["pooled"](genes, start, 0.2, 4, 0)
+    history = History(fitness_of(known), 3, genome)
+    history.know(search, merges, [everything(recipe) for recipe in merges])
+    generation(search, history, lambda count: None)
+    before, leader = list(history.told), history.best["phenotype"]
+    top = genome.decode(highest(history.surface(), search.seed))  # where the surface is highest, which was not asked
+    assert history.phenotype(top) not in history.places
+
+    def choose(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([0, 3, 5]), np.full(3, 1 / 3)
+
+    history.join(search, 2, everything, fitness_of, choose)
+    joined = history.fitness.known
+    assert joined.relatives is not None
+    answered = [it.ask(recipe, questions).answers or [] for recipe in (top, history.recipes[leader])]
+    np.testing.assert_array_equal(joined.relatives, [*relatives, *(it.margins(questions, own) for own in answered)])
+    assert joined.subset.tolist() == [0, 3, 5]
+    assert history.relatives_tokens == 2 * it.cost(questions).tokens
+    known_top = history.known[-1]
+    assert (known_top.score, known_top.error) == (everything(top).value, 0.0)
+    exact = history.told[history.places[leader]]
+    assert (exact.score, exact.error) == (everything(history.recipes[leader]).value, 0.0)
+    then = fitness_of(replace(known, relatives=joined.relatives))  # of those that were asked the first items
+    for name, place in history.places.items():
+        assert (history.told[place].genotype == before[place].genotype).all()
+        if name != leader:
+            assert history.told[place].score == then(history.recipes[name]).fitness
+    both = [*history.known, *history.told]
+    scores = np.array([one.groups or (one.score,) for one in both])
+    np.testing.assert_array_equal([surface.scores for surface in search.surfaces], scores.T)
+    name, place = next(iter(history.places.items()))
+    again = history.evaluate(history.told[place].genotype, history.recipes[name], {})
+    assert again.cost == Cost()  # not asked the new items
+    assert again.value == history.told[place].score
+    generation(search, history, lambda count: None)
+    history.join(search, 99, everything, fitness_of, choose)  # each candidate once, and then no more
+    history.join(search, 99, everything, fitness_of, choose)
+    assert {one.error for one in history.told} == {0.0}
+    assert history.relatives_tokens == len(history.joined) * it.cost(questions).tokens
+    assert len(history.joined) <= len(history.told) + 3  # and where the surface was highest, each time
 
 
 def test_leaders_are_weighed_by_the_variance_of_what_is_searched_for(

@@ -75,6 +75,18 @@ def test_the_objective_is_made_of_the_groups_estimates(wanted: Any, value: Calla
     assert objective.front == (wanted == "pareto")
 
 
+def test_a_gain_is_that_of_the_group_that_gains_least() -> None:
+    whole, start = known(np.arange(60)), {"g0": 0.2, "g1": 0.5, "g2": 0.1}
+    objective = Objective("gain", ESTIMATORS["mean"], whole, GROUPS, start)
+    found = objective(drawn(0.3)[:60])
+    assert found is not None
+    assert objective.value(found) == pytest.approx(min(found[group].score - start[group] for group in start))
+    assert objective.variance(dict.fromkeys(start, 0.04)) == pytest.approx(0.04)
+    for unknown in (None, {"g0": 0.2}):
+        with pytest.raises(ValueError, match="to gain on by group"):
+            Objective("gain", ESTIMATORS["mean"], whole, GROUPS, unknown)
+
+
 @pytest.mark.parametrize("wanted", [{"g3": 1.0}, {"g0": -1.0, "g1": 2.0}, {"g0": 0.0}, {}, {"g0": np.nan}])
 def test_weights_that_make_no_mean_are_refused(wanted: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"weighs group 'g3'; there are|must be 0 or more, and one above 0"):

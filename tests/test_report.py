@@ -134,7 +134,7 @@ def test_the_first_screen_says_what_was_merged_who_won_how_sure_and_at_what_cost
     assert "Against the best expert +11.0 points [+7.9, +14.1] english_arithmetic: 50.3%" in first
     assert "Is it real? Yes Better than all 8 rivals the best expert: p < 0.001" in first
     assert "guessing: 25%" in first
-    assert "1/48 of asking every question; 1/4.4 with all preparation" in first
+    assert "1/34 of asking every question; 1/4.2 with all preparation" in first
     assert "task arithmetic standard 54.7% [51.1%, 58.3%] +6.6 [+3.5, +9.7] p = 0.025 ✓" in first
     assert "base 12.1% [8.5%, 15.7%]" in first
 
@@ -174,8 +174,8 @@ def test_the_recipe_can_be_read_back(results, html):
 
 def test_the_ledger_adds_up(html):
     text = Reader(html).text
-    assert "to find the winner 3.39 million 1/4.4" in text
-    assert "in all, with the measurement 4.4 million 1/3.4" in text
+    assert "to find the winner 3.51 million 1/4.2" in text
+    assert "in all, with the measurement 4.52 million 1/3.3" in text
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,12 @@ def test_a_front_has_its_plot_its_leaders_and_its_hypervolume(results, html, gro
 
 
 @pytest.mark.parametrize(
-    ("objective", "told"), [("worst", "the score of the worst group"), ({"fr": 1}, "a weighted mean of the groups")]
+    ("objective", "told"),
+    [
+        ("worst", "the score of the worst group"),
+        ("gain", "the gain over the uniform average in the group that gains least"),
+        ({"fr": 1}, "a weighted mean of the groups"),
+    ],
 )
 def test_what_was_searched_for_is_said(results, html, objective, told):
     made = page(replace(results, winner=results.winner | {"objective": objective}))
@@ -549,8 +554,8 @@ def test_the_stage_writes_the_page_of_its_files_its_figures_and_ends_with_the_re
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "report: data/report/index.html"
     assert "The evolved merge beats the best expert, english_arithmetic, by 11.0 points:" in said
-    cost = "The search asked 311,040 tokens, 1/48 of asking every question (14.9 million); "
-    assert f"{cost}with all preparation 3.39 million, 1/4.4." in said
+    cost = "The search asked 435,456 tokens, 1/34 of asking every question (14.9 million); "
+    assert f"{cost}with all preparation 3.51 million, 1/4.2." in said
     (line,) = [line for line in said if line.startswith("uniform average")]
     assert re.split(" {2,}", line) == ["uniform average", "53.2%", "[49.6%, 56.8%]", "+8.1 [+5.0, +11.2]"]
     names = ["candidates", "duels", "estimates", "items", "ledger", "models", "search"]

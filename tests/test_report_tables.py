@@ -171,7 +171,7 @@ def test_the_ledger_leaves_out_times_of_runs_that_asked_nothing(results: Results
     table = costs(ledgers).set_index("what")
     assert np.isnan(table.loc["winner, standard merges, sample", "seconds"])
     assert table.loc["the search", "seconds"] == 653.5
-    assert table["tokens"][table["finding"]].sum() == 311_040 + 48_600 + 2_600_000 + 430_000
+    assert table["tokens"][table["finding"]].sum() == 311_040 + 124_416 + 48_600 + 2_600_000 + 430_000
 
 
 def test_dvc_draws_the_search_and_the_estimates(
