@@ -166,10 +166,13 @@ def evolve(
     try:
         with progress("evolve: candidates", population * generations) as advance:
             for _ in range(generations):
+                left = float(np.inf if tokens is None else tokens) - history.tokens_spent - history.relatives_tokens
                 if joins and history.told and search.generation % join == 0:
+                    left -= JOINING * everything.tokens
+                    if left < 0:
+                        break
                     say(f"up to {JOINING} leaders answer all items, and join the population's merges")
                     history.join(search, JOINING, exact, partial(fitness_of, estimator=estimator), choose)
-                left = None if tokens is None else tokens - history.tokens_spent - history.relatives_tokens
                 if not do(f"generation {search.generation}", partial(generation, search, history, advance, left)):
                     break
                 write(history)

@@ -164,7 +164,8 @@ class History:
             ValueError: every candidate so far is broken.
         """
         leaders: dict[str, tuple[np.ndarray, Recipe]] = {}
-        for genotype in [surface.best(self.surface(), search.seed), *self.asked[self._order()]]:
+        pooled = self.surface()
+        for genotype in [surface.best(pooled, search.seed), *self.asked[self._order(pooled)]]:
             recipe = self.genome.decode(genotype)
             if len(leaders) < count and self.phenotype(recipe) not in self.joined:
                 leaders.setdefault(self.phenotype(recipe), (genotype, recipe))
@@ -201,9 +202,9 @@ class History:
         values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
         search.retell(np.array([one.genotype for one in both]), values, errors)
 
-    def _order(self) -> list[int]:
+    def _order(self, pooled: surface.Surface) -> list[int]:
         """The places of the candidates that were told, by their posterior mean, the highest first."""
-        return [int(place) for place in np.argsort(-self.surface().predict(self.asked)[0], kind="stable")]
+        return [int(place) for place in np.argsort(-pooled.predict(self.asked)[0], kind="stable")]
 
     def surface(self) -> surface.Surface:
         """The surface through all that is known and was told.
@@ -237,7 +238,7 @@ class History:
         Raises:
             ValueError: every candidate so far is broken.
         """
-        top = self.phenotype(self.genome.decode(self.told[self._order()[0]].genotype))
+        top = self.phenotype(self.genome.decode(self.told[self._order(self.surface())[0]].genotype))
         return next(row for row in self.rows if row["phenotype"] == top)
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
@@ -425,13 +426,13 @@ def paired(correct: Float[np.ndarray, "models asked"], items: int) -> float:
     return float((own**2).sum() / ((models - 1) * (n - 1)) / n * (1 - n / items))
 
 
-def generation(search: Search, history: History, advance: Callable[[int], None], left: int | None = None) -> bool:
+def generation(search: Search, history: History, advance: Callable[[int], None], left: float = np.inf) -> bool:
     """Ask for a generation, evaluate it, tell it; False where the search is at its end or `left` tokens may not do.
 
     The first generation is asked whatever it takes.
     """
     number = search.generation
-    if search.converged or (left is not None and number and left < search.population * history.tokens):
+    if search.converged or (number and left < search.population * history.tokens):
         return False
     asked = [(genotype, history.genome.decode(genotype)) for genotype in search.ask()]
     if not asked:

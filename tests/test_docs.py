@@ -192,6 +192,19 @@ def test_the_result_that_the_readme_shows_is_the_one_in_git() -> None:
         assert f"{shown[0]} [{shown[1]}, {shown[2]}]" in README
 
 
+def test_the_table_of_seeds_is_the_benchmarks() -> None:
+    page = (ROOT / "docs" / "evolution.md").read_text()
+    for row in pd.read_csv(ROOT / "benchmarks" / "results" / "transfer.csv").to_dict("records"):
+        leads = [
+            f"{100 * row[f'{group} lead']:+.1f} [{100 * row[f'{group} lead_low']:+.1f}, "
+            f"{100 * row[f'{group} lead_high']:+.1f}]"
+            for group in ("all", "fr", "es", "it")
+        ]
+        joins = "after every fourth generation" if row["join"] else "never"
+        shown = f"| {joins} | {row['seed']} | {100 * row['accuracy']:.1f} | {' | '.join(leads)} |"
+        assert shown in page, shown
+
+
 def test_the_multilingual_table_is_of_the_scores_in_git() -> None:
     scores = pd.read_csv(ROOT / "benchmarks" / "results" / "multilingual.csv")
     assert len(scores) == 9
