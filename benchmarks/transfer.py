@@ -1,6 +1,6 @@
 """The transfer study by several seeds: how much what a search finds varies, and what leaders that join it bring.
 
-    python benchmarks/transfer.py    # a quarter of an hour a seed on two cores with bfloat16; goes on where it stopped
+    python benchmarks/transfer.py    # ten minutes a seed on two cores with bfloat16; goes on where it stopped
 
 Needs the demonstration's stages up to estimate (`dvc repro estimate`), whose seed stays. Every search is the stage
 evolve, by another seed, with and without `evolve.join`, in a folder of its own in `.bench/transfer/`, which keeps its
@@ -83,17 +83,17 @@ def figures(table: pd.DataFrame) -> list[Figure]:
         groups = [column.removesuffix(" lead") for column in rows if column.endswith(" lead") and "all" not in column]
         above = np.array([rows[f"{group} lead_low"] > 0 for group in groups])
         found += [
-            Figure(f"{name}: winner, mean of {len(rows)} seeds", 100 * rows["accuracy"].mean(), "%"),
-            Figure(f"{name}: winner, lowest", 100 * rows["accuracy"].min(), "%"),
-            Figure(f"{name}: winner, highest", 100 * rows["accuracy"].max(), "%"),
-            Figure(f"{name}: lead over the {AVERAGE}, mean", 100 * rows["all lead"].mean(), "points", 10.0),
-            Figure(f"{name}: deviation of that over the seeds", 100 * rows["all lead"].std(), "points"),
+            Figure(f"{name}: winner, mean of {len(rows)} seeds", 100 * float(rows["accuracy"].mean()), "%"),
+            Figure(f"{name}: winner, lowest", 100 * float(rows["accuracy"].min()), "%"),
+            Figure(f"{name}: winner, highest", 100 * float(rows["accuracy"].max()), "%"),
+            Figure(f"{name}: lead over the {AVERAGE}, mean", 100 * float(rows["all lead"].mean()), "points", 10.0),
+            Figure(f"{name}: deviation of that over the seeds", 100 * float(rows["all lead"].std()), "points"),
             *(
-                Figure(f"{name}: lead in {group}, mean", 100 * rows[f"{group} lead"].mean(), "points")
+                Figure(f"{name}: lead in {group}, mean", 100 * float(rows[f"{group} lead"].mean()), "points")
                 for group in groups
             ),
-            Figure(f"{name}: leads in a language that exclude zero", above.mean(), "share", 1.0),
-            Figure(f"{name}: tokens of a search", rows["search_tokens"].mean(), "tokens"),
+            Figure(f"{name}: leads in a language that exclude zero", float(above.mean()), "share", 1.0),
+            Figure(f"{name}: tokens of a search", float(rows["search_tokens"].mean()), "tokens"),
         ]
     return found
 
