@@ -12,7 +12,7 @@ import pandas as pd
 from prefect import flow
 from prefect.exceptions import TerminationSignal
 
-from flows.asking import MANIFEST
+from flows.asking import MANIFEST, answer_all
 from flows.known import (
     POPULATION,
     expert_answers,
@@ -219,18 +219,13 @@ def in_full(asker: Asker, recipe: Recipe, found: Sequence[Item]) -> tuple[dict[s
     """The scores by group of where a search begins, from its answers to all items, and what they cost now.
 
     Raises:
-        ValueError: it is broken, or a group has no answer that could be scored.
+        ValueError: no answer of a group could be scored.
     """
-    say(f"where the search begins is asked all {len(found)} items: {asker.cost(found).tokens:,} tokens")
-    with progress("evolve: answers of the start", len(found)) as advance:
-        asked = asker.ask(recipe, found, advance)
-        advance(len(found) - asked.new)
-    if asked.answers is None:
-        raise ValueError("where the search begins is no whole model: search for another objective than gain")
-    right = pd.Series(asker.correct(found, asked.answers)).groupby([item.group for item in found]).mean()
+    table, ledger = answer_all("evolve", asker, {"where the search begins": recipe}, found)
+    right = table.iloc[0].groupby([item.group for item in found]).mean()
     if right.isna().any():
         raise ValueError(f"no answer of group {right.index[right.isna()][0]!r} could be scored: gain needs one")
-    return {str(group): float(score) for group, score in right.items()}, asked.cost
+    return {str(group): float(score) for group, score in right.items()}, Cost(**ledger["this_run"])
 
 
 def verified_front(
