@@ -22,24 +22,23 @@ import yaml
 from figures import RESULTS, Figure, publish
 
 from flows.asking import answer_all, open_asker
+from flows.evaluate import EVOLVED
 from flows.known import items_of, study_of
-from flows.stage import DATA, read_json, read_params, say
+from flows.stage import DATA, STAGES, read_json, read_params, say
 from merge3 import compare
+from merge3.asker import Asker
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
 ROOT = Path.cwd()
 KEPT = ROOT / ".bench" / "transfer"
 SEEDS = 4
-BEFORE = ("base", "experts", "prepare", "respond", "population", "calibrate", "extract", "estimate")
-EVOLVED = "evolved merge"
+BEFORE = STAGES[: STAGES.index("evolve")]
 
 
 def searched(params: Mapping[str, Any], join: int, seed: int) -> Path:
-    """The folder of a search that is done."""
+    """What the stage evolve wrote, which asks nothing that it has asked before."""
     folder = KEPT / f"join-{join}-seed-{seed}"
     data = folder / DATA
-    if (data / "evolve" / "winner.json").exists():
-        return data / "evolve"
     (data / "evolve").mkdir(parents=True, exist_ok=True)
     (KEPT / "answers").mkdir(exist_ok=True)
     links = {data / stage: ROOT / DATA / stage for stage in BEFORE} | {data / "evolve" / "answers": KEPT / "answers"}
@@ -56,13 +55,12 @@ def searched(params: Mapping[str, Any], join: int, seed: int) -> Path:
     return data / "evolve"
 
 
-def measured(params: Mapping[str, Any], join: int, seed: int) -> dict[str, Any]:
+def measured(params: Mapping[str, Any], asker: Asker, join: int, seed: int) -> dict[str, Any]:
     """A row of the table: a search's winner on the test items, its lead over the uniform average, and its tokens."""
     folder = searched(params, join, seed)
     winner, ledger = read_json(folder / "winner.json"), read_json(folder / "ledger.json")
     experts, groups = study_of("transfer", params["studies"])
     tests = items_of(groups, "test")
-    asker = open_asker(params["runtime"], KEPT / "tests", experts)
     recipes = {EVOLVED: Recipe.from_dict(winner["recipe"]), AVERAGE: standard_merges(experts)[AVERAGE]}
     table, _ = answer_all(f"join {join}, seed {seed}", asker, recipes, tests)
     scored = compare.scores(table, tests, EVOLVED, 0).set_index("model")
@@ -102,7 +100,8 @@ def main() -> None:
     """Search, measure, write the table."""
     params = read_params()
     joins = (params["evolve"]["join"], 0)
-    rows = [measured(params, join, seed) for join in joins for seed in range(SEEDS)]
+    asker = open_asker(params["runtime"], KEPT / "tests", study_of("transfer", params["studies"])[0])
+    rows = [measured(params, asker, join, seed) for join in joins for seed in range(SEEDS)]
     table = pd.DataFrame(rows)
     table.to_csv(RESULTS / "transfer.csv", index=False, float_format="%.4f")
     publish("transfer", figures(table))
