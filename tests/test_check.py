@@ -327,7 +327,7 @@ def test_init_writes_parameters_that_pass_and_run(
     assert {name: params[name] for name in untouched} == {name: before[name] for name in untouched}
     text = (tmp_path / "params.yaml").read_text()
     assert "# Every value that changes a result stands here" in text
-    assert "# leaders asked again, on items that the search did not see" in text
+    assert "# leaders asked again, on items that candidates were not asked" in text
     world.run(params, "base", "experts", "prepare")  # the stages that read what was written
     assert (tmp_path / "data" / "experts" / "manifest.json").exists()
 
