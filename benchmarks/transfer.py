@@ -68,7 +68,7 @@ def measured(params: Mapping[str, Any], asker: Asker, join: int, seed: int) -> d
     row |= {f"all {name}": scored.loc[AVERAGE, name] for name in ("lead", "lead_low", "lead_high")}
     for group, lead in compare.leads(table, tests, EVOLVED, AVERAGE, 0).items():
         row |= {f"{group} {name}": value for name, value in lead.items()}
-    row["search_tokens"] = ledger["search_tokens"] + ledger["relatives_tokens"]
+    row["search_tokens"] = sum(ledger[f"{part}_tokens"] for part in ("start", "search", "relatives"))
     say(f"join {join}, seed {seed}: {row['accuracy']:.1%}, {row['all lead']:+.1%} over the {AVERAGE}")
     return row
 

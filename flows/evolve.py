@@ -44,12 +44,11 @@ from merge3.asker import Asker
 from merge3.estimate import CONTINUOUS, ESTIMATORS, Calibration, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes, Search
 from merge3.extract import MARGINS
-from merge3.extract import margins as told_best
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
 from merge3.grouped import Objective, weights_of
-from merge3.history import EVOLVED, History, finals, fresh, generation, halves, whole
+from merge3.history import EVOLVED, History, Joining, finals, fresh, generation, halves, joins, told_apart, whole
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.models import read_manifest
@@ -57,7 +56,6 @@ from merge3.recipe import Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
-JOINING = 2  # leaders that join the population's merges at once
 
 
 @flow
@@ -120,60 +118,48 @@ def evolve(
         len(groups) if front else 1,
     )
 
-    begun, spent = in_full(asker, genome.decode(search.start), found) if objective == "gain" else (None, None)
+    labels, begun, start_cost = [item.group for item in found], None, Cost()
+    if objective == "gain":
+        begun, start_cost = in_full(asker, genome.decode(search.start), found)
 
     def fitness_of(part: Known, estimator: str) -> Fitness:
-        chosen, labels = ESTIMATORS[estimator], [item.group for item in found]
+        chosen = ESTIMATORS[estimator]
         wanted = None if objective == "mean" else Objective(objective, chosen, part, labels, begun)
         return Fitness(asker, found, chosen, part, wanted)
 
     fitness = fitness_of(known, estimator)
-    others = fresh(known, [item.group for item in found], finalist_items, seed)
+    others = fresh(known, labels, finalist_items, seed)
     parts = [others] if front else halves(others)
     rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
     one, everything = asker.cost(fitness.questions), asker.cost(found)
-    joins = join > 0 and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked) > 0
-    joining = JOINING * ((generations - 1) // join) if joins else 0
+    exact, joining = fitness_of(whole(known), "weighted_mean"), None
+    if join and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked):
+        again = told_apart(known, others, labels, seed) if extracted_by() == MARGINS else None
+        joining = Joining(join, exact, partial(fitness_of, estimator=estimator), again)
+    relatives = joining.count * joins(join, generations) if joining else 0
     count, last = generations * population, finals(finalists, [asker.cost(part.questions).tokens for part in rounds])
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
         f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
-        f"{joining} leaders on all items on the way: at most {joining * everything.tokens:,} more; "
+        f"{relatives} leaders on all items on the way: at most {relatives * everything.tokens:,} more; "
         f"{finalists} finalists on fresh items: at most {last:,} more"
     )
     history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
-    if spent is not None:
-        history.cost += spent
-        history.relatives_tokens += everything.tokens
+    history.cost += start_cost
+    start_tokens = everything.tokens if begun else 0
     names, *answers = merges(found)
-    made, exact = read_json(POPULATION / "recipes.json"), fitness_of(whole(known), "weighted_mean")
+    made = read_json(POPULATION / "recipes.json")
     recipes = [Recipe.from_dict(made[name]) for name in names]
     history.know(search, recipes, [exact.judge(*row) for row in zip(*answers, strict=True)])
-    rest = np.setdiff1d(np.arange(len(found)), others.subset)
-    labels = [found[i].group for i in rest]
-
-    def choose(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The items that candidates are asked, by the relatives' margins where the stage extract chose them so.
-
-        None of those that are kept for the finalists.
-        """
-        if extracted_by() != MARGINS:
-            return known.subset, known.weights
-        chosen, weights = told_best(margins[:, rest], len(known.subset), labels, seed)
-        return rest[chosen], weights
-
     begin = monotonic()
     try:
-        with progress("evolve: candidates", population * generations) as advance:
-            for _ in range(generations):
-                left = float(np.inf if tokens is None else tokens) - history.tokens_spent - history.relatives_tokens
-                if joins and history.told and search.generation % join == 0:
-                    left -= JOINING * everything.tokens
-                    if left < 0:
-                        break
-                    say(f"up to {JOINING} leaders answer all items, and join the population's merges")
-                    history.join(search, JOINING, exact, partial(fitness_of, estimator=estimator), choose)
-                if not do(f"generation {search.generation}", partial(generation, search, history, advance, left)):
+        with progress(
+            "evolve: answers of candidates", count * len(fitness.questions) + relatives * len(found)
+        ) as advance:
+            for number in range(generations):
+                left = float(np.inf if tokens is None else tokens)
+                left -= start_tokens + history.tokens_spent + history.relatives_tokens
+                if not do(f"generation {number}", partial(generation, search, history, advance, joining, left)):
                     break
                 write(history)
                 if hours is not None and monotonic() - begin > 3600 * hours:
@@ -201,6 +187,7 @@ def evolve(
     ledger = {
         "search_tokens": history.tokens_spent,
         "search_flops": history.distinct * one.flops,
+        "start_tokens": start_tokens,
         "relatives_tokens": history.relatives_tokens,
         "finalists_tokens": history.finalists_tokens,
         "all_items_tokens": history.distinct * everything.tokens,

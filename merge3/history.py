@@ -18,7 +18,7 @@ from jaxtyping import Float
 from merge3 import surface
 from merge3.estimate import CONTINUOUS, Calibration, Known
 from merge3.evolve import Search
-from merge3.extract import METHODS
+from merge3.extract import METHODS, margins
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import knee, nondominated, spread
 from merge3.genome import Genome
@@ -30,6 +30,7 @@ Choose = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # relatives' mar
 Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior; NaN where the search knows none
 FrontLeader = tuple[Recipe, np.ndarray, np.ndarray]  # the same by group
 
+JOINING = 2  # leaders that join the relatives at once
 HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the better half of them a half, ...
 EVOLVED = "evolved"  # what a finalist is that is no standard merge
 BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
@@ -51,6 +52,34 @@ def plainly(name: str, work: Callable[[], Evaluation]) -> Evaluation:  # noqa: A
     return work()
 
 
+@dataclass(frozen=True)
+class Joining:
+    """How leaders join the merges that are known in full, see `History.join`.
+
+    Attributes:
+        every: after so many generations.
+        everything: asks all items.
+        fitness_of: the fitness by what is known then.
+        choose: the items that candidates are asked, and their weights, by the relatives' margins; None: as before.
+        count: leaders at once.
+    """
+
+    every: int
+    everything: Fitness
+    fitness_of: Callable[[Known], Fitness]
+    choose: Choose | None
+    count: int = JOINING
+
+    @property
+    def tokens(self) -> int:
+        """What leaders that join at once are asked."""
+        return self.count * self.everything.asker.cost(self.everything.questions).tokens
+
+    def due(self, generation: int) -> bool:
+        """Whether leaders join before a generation, counted from 0."""
+        return generation > 0 and generation % self.every == 0
+
+
 class History:
     """A row a candidate, and what this run spent."""
 
@@ -61,9 +90,8 @@ class History:
         self.tokens = tokens
         self.genome = genome
         self.rows: list[dict[str, Any]] = []
-        self.told: list[Told] = []  # of distinct whole models
-        self.answered: list[tuple[Fitness, Evaluation]] = []  # what each of them was asked, and what it answered
-        self.places: dict[str, int] = {}  # of phenotypes among them
+        self.told: dict[str, Told] = {}  # of distinct whole models, by phenotype
+        self.answered: dict[str, tuple[Fitness, Evaluation]] = {}  # what each of them was asked, and what it answered
         self.known: list[Told] = []  # of merges answered in full before the search
         self.groups: list[str] = []  # that are objectives of a front
         if fitness.objective and fitness.objective.front:
@@ -104,7 +132,7 @@ class History:
         """Ask a candidate, and write a row of the history for it."""
         name = self.phenotype(recipe)
         new = name not in self.recipes
-        evaluation = self._again(name) if name in self.places else self.fitness(recipe)
+        evaluation = self._again(name) if name in self.told else self.fitness(recipe)
         tokens = self.tokens if new else 0
         genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
         told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": tokens}
@@ -115,14 +143,13 @@ class History:
         self.tokens_spent += tokens
         self.cost += evaluation.cost
         if evaluation.estimate and new:
-            self.places[name] = len(self.told)
-            self.told.append(self._told(genotype, evaluation))
-            self.answered.append((self.fitness, evaluation))
+            self.told[name] = self._told(genotype, evaluation)
+            self.answered[name] = self.fitness, evaluation
         return evaluation
 
     def _again(self, name: str) -> Evaluation:
         """What a candidate is worth that was told before, by its answers then and what is known now."""
-        fitness, answers = self.answered[self.places[name]]
+        fitness, answers = self.answered[name]
         assert answers.correct is not None
         assert answers.margins is not None
         return fitness.judge(answers.correct, answers.margins)
@@ -138,14 +165,7 @@ class History:
         groups = (evaluation.front(self.groups), evaluation.errors(self.groups)) if self.groups else ((), ())
         return Told(genotype, evaluation.fitness, evaluation.estimate.standard_error, *groups)
 
-    def join(
-        self,
-        search: Search,
-        count: int,
-        everything: Fitness,
-        fitness_of: Callable[[Known], Fitness],
-        choose: Choose,
-    ) -> None:
+    def join(self, search: Search, joining: Joining, advance: Callable[[int], None]) -> None:
         """Ask leaders all items: they join the relatives, and all candidates are estimated anew by what they teach.
 
         A search leads to where the items asked flatter, beyond what the relatives' margins tell; relatives from there
@@ -155,19 +175,18 @@ class History:
 
         Args:
             search: which is told all again.
-            count: how many leaders join, at most.
-            everything: asks all items.
-            fitness_of: the fitness by what is known then.
-            choose: the items to ask, and their weights, by the relatives' margins.
+            joining: how many, what they are asked, and what is made of it.
+            advance: is told how many more answers there are.
 
         Raises:
             ValueError: every candidate so far is broken.
         """
+        everything = joining.everything
         leaders: dict[str, tuple[np.ndarray, Recipe]] = {}
         pooled = self.surface()
         for genotype in [surface.best(pooled, search.seed), *self.asked[self._order(pooled)]]:
             recipe = self.genome.decode(genotype)
-            if len(leaders) < count and self.phenotype(recipe) not in self.joined:
+            if len(leaders) < joining.count and self.phenotype(recipe) not in self.joined:
                 leaders.setdefault(self.phenotype(recipe), (genotype, recipe))
         everything.expect([recipe for _, recipe in leaders.values()])
         taught = []
@@ -176,29 +195,29 @@ class History:
             evaluation = self.do(f"relative {name[:8]}", partial(everything, recipe))
             self.relatives_tokens += everything.asker.cost(everything.questions).tokens
             self.cost += evaluation.cost
+            advance(len(everything.questions))
             if evaluation.estimate is None or evaluation.margins is None or np.isnan(evaluation.margins).any():
                 continue
             taught.append(evaluation.margins)
-            if name in self.places:
-                self.answered[self.places[name]] = everything, evaluation
+            if name in self.told:
+                self.answered[name] = everything, evaluation
             else:
                 self.known.append(self._exact(genotype, evaluation))
         known = self.fitness.known
         if not taught or known.relatives is None:
             return
         relatives = np.vstack([known.relatives, *taught])
-        subset, weights = choose(relatives)
-        self.fitness = fitness_of(replace(known, relatives=relatives, subset=subset, weights=weights))
+        subset, weights = joining.choose(relatives) if joining.choose else (known.subset, known.weights)
+        self.fitness = joining.fitness_of(replace(known, relatives=relatives, subset=subset, weights=weights))
         self.tokens = self.fitness.asker.cost(self.fitness.questions).tokens
         anew: dict[int, Fitness] = {id(everything): everything}
-        for name, place in self.places.items():
-            asked, answers = self.answered[place]
+        for name, (asked, answers) in self.answered.items():
             if id(asked) not in anew:
-                anew[id(asked)] = fitness_of(replace(asked.known, relatives=relatives))
-            self.answered[place] = anew[id(asked)], answers
+                anew[id(asked)] = joining.fitness_of(replace(asked.known, relatives=relatives))
+            self.answered[name] = anew[id(asked)], answers
             tell = self._exact if asked is everything else self._told
-            self.told[place] = tell(self.told[place].genotype, self._again(name))
-        both = [*self.known, *self.told]
+            self.told[name] = tell(self.told[name].genotype, self._again(name))
+        both = [*self.known, *self.told.values()]
         values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
         search.retell(np.array([one.genotype for one in both]), values, errors)
 
@@ -223,13 +242,13 @@ class History:
         """
         if not self.told:
             raise ValueError(BROKEN)
-        both = [*self.known, *self.told]
+        both = [*self.known, *self.told.values()]
         return np.array([one.genotype for one in both]), both
 
     @property
     def asked(self) -> Float[np.ndarray, "candidates genes"]:
         """The genotypes of the candidates that were told."""
-        return np.array([one.genotype for one in self.told])
+        return np.array([one.genotype for one in self.told.values()])
 
     @property
     def best(self) -> dict[str, Any]:
@@ -238,7 +257,7 @@ class History:
         Raises:
             ValueError: every candidate so far is broken.
         """
-        top = self.phenotype(self.genome.decode(self.told[self._order(self.surface())[0]].genotype))
+        top = list(self.told)[self._order(self.surface())[0]]
         return next(row for row in self.rows if row["phenotype"] == top)
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
@@ -426,14 +445,30 @@ def paired(correct: Float[np.ndarray, "models asked"], items: int) -> float:
     return float((own**2).sum() / ((models - 1) * (n - 1)) / n * (1 - n / items))
 
 
-def generation(search: Search, history: History, advance: Callable[[int], None], left: float = np.inf) -> bool:
+def joins(every: int, generations: int) -> int:
+    """How often leaders join in so many generations."""
+    return (generations - 1) // every
+
+
+def generation(
+    search: Search,
+    history: History,
+    advance: Callable[[int], None],
+    joining: Joining | None = None,
+    left: float = np.inf,
+) -> bool:
     """Ask for a generation, evaluate it, tell it; False where the search is at its end or `left` tokens may not do.
 
-    The first generation is asked whatever it takes.
+    Where it is time leaders join before, see `History.join`. The first generation is asked whatever it takes. `advance`
+    is told how many more answers there are.
     """
     number = search.generation
-    if search.converged or (number and left < search.population * history.tokens):
+    due = joining if joining and history.told and joining.due(number) else None
+    needed = search.population * history.tokens + (due.tokens if due else 0)
+    if search.converged or (number and left < needed):
         return False
+    if due:
+        history.join(search, due, advance)
     asked = [(genotype, history.genome.decode(genotype)) for genotype in search.ask()]
     if not asked:
         return False
@@ -442,7 +477,7 @@ def generation(search: Search, history: History, advance: Callable[[int], None],
     for candidate, (genotype, recipe) in enumerate(asked):
         place = {"generation": number, "candidate": candidate}
         told.append(history.do(f"candidate {number}-{candidate}", partial(history.evaluate, genotype, recipe, place)))
-        advance(1)
+        advance(len(history.fitness.questions))
     if history.groups:
         search.tell([one.front(history.groups) for one in told], [one.errors(history.groups) for one in told])
     else:
@@ -482,6 +517,18 @@ def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:
         known.items.take(rest), known.parent_abilities, min(count, len(rest)), [groups[i] for i in rest], seed
     )
     return replace(known, subset=rest[picked], weights=weights, calibration=Calibration())
+
+
+def told_apart(known: Known, others: Known, groups: Sequence[str], seed: int) -> Choose:
+    """Chooses as many items as `known` asks by the relatives' margins, none of those that `others` asks."""
+    rest = np.setdiff1d(np.arange(len(known.items)), others.subset)
+    labels = [groups[i] for i in rest]
+
+    def choose(relatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        chosen, weights = margins(relatives[:, rest], len(known.subset), labels, seed)
+        return rest[chosen], weights
+
+    return choose
 
 
 def whole(known: Known) -> Known:

@@ -175,7 +175,7 @@ def ledger(results: Results) -> dict[str, Any]:
         "found": int(costs["tokens"][costs["finding"]].sum()),
         "total": int(costs["tokens"].sum()),
         "full": search["all_items_tokens"],
-        "search": search["search_tokens"] + search["relatives_tokens"],
+        "search": sum(search[f"{part}_tokens"] for part in ("start", "search", "relatives")),
         "candidates": search["candidates"],
         "distinct": search["distinct"],
     }

@@ -332,13 +332,16 @@ def divisors(item: Item, scoring: str) -> list[int]:
 def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """A row for all that was asked: the stage, what for, tokens, seconds of the last run, whether to find the winner.
 
+    What takes no tokens has none.
+
     Seconds are empty where the last run found all answers kept, and where they are another row's. What finds the
     winner comes first, what measures it last.
     """
     search, respond = ledgers["evolve"], ledgers["respond"]
     rows = [
         ("evolve", "the search", search["search_tokens"], search["this_run"], True),
-        ("evolve", "start and leaders on all items", search["relatives_tokens"], None, True),
+        ("evolve", "where it begins, on all items", search["start_tokens"], None, True),
+        ("evolve", "leaders on all items on the way", search["relatives_tokens"], None, True),
         ("evolve", "finalists on fresh items", search["finalists_tokens"], None, True),
         ("population", "merges that calibrate the items", *_asked(ledgers["population"]), True),
         ("respond", "base and experts, search items", *_asked(respond["search"]), True),
@@ -350,7 +353,7 @@ def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         run["merging_seconds"] + run["answering_seconds"] if run and run["tokens"] else np.nan
         for run in table["seconds"]
     ]
-    return table
+    return table[table["tokens"] > 0].reset_index(drop=True)
 
 
 def _asked(ledger: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:

@@ -28,7 +28,19 @@ from merge3.evolve import SEARCHES, Genes, Search
 from merge3.extract import margins as told_best
 from merge3.fitness import Fitness
 from merge3.genome import Genome, live_groups
-from merge3.history import HALVES, History, finals, fresh, generation, halves, whole
+from merge3.history import (
+    HALVES,
+    JOINING,
+    History,
+    Joining,
+    finals,
+    fresh,
+    generation,
+    halves,
+    joins,
+    told_apart,
+    whole,
+)
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker
@@ -40,7 +52,8 @@ TEST_SHARE = 0.4  # of the items, held out of the search
 POPULATION, TOTALS = 12, (0.6, 1.8)  # random merges that answer every search item; what their weights add up to
 ASKED = 20  # search items that a candidate is asked
 GENERATION = 12  # candidates
-BUDGET = 10 * GENERATION  # half the pipeline's, whose second half finds more by leaders that join alone
+BUDGET = 20 * GENERATION
+JOIN = 4  # generations after which leaders answer every search item, and join the random merges
 FINALISTS, FRESH = 9, 300  # leaders that are asked again, and up to so many items that the search did not ask
 ESTIMATOR, STRATEGY = "margin_irt", "pooled"
 KNOTS, WEIGHTS, DENSITIES = 3, (0.0, 1.2), (0.2, 1.0)
@@ -75,8 +88,9 @@ class Result:
         scores: a row a model on the held-out items: accuracy and 95 % interval, the winner's lead over it, paired, with
             interval and tests. The winner is the first.
         history: a row a candidate of the search.
-        tokens: what it took: of `preparation`, `search`, `finalists`, `test`; `all_items` is what the search would have
-            taken without extraction, `this_run` what was asked now and not kept from before.
+        tokens: what it took: of `preparation`, `search`, the `leaders` that answered all items on the way, `finalists`,
+            `test`; `all_items` is what the search would have taken without extraction, `this_run` what was asked now
+            and not kept from before.
         out: the folder of the written model.
     """
 
@@ -167,7 +181,8 @@ def run(
     tokens = this.tokens
     measured = (
         f"Measured by `merge3 run` on {len(parts['test'])} items that the search did not see. It asked {len(history)} "
-        f"candidates at most {ASKED} of {len(parts['search'])} other items, {tokens['search']:,} tokens."
+        f"candidates at most {ASKED} of {len(parts['search'])} other items, {tokens['search']:,} tokens, and leaders "
+        f"on the way all of them, {tokens['leaders']:,} tokens."
     )
     del asker, this  # export loads the models again: twice may not fit
     if torch.cuda.is_available():
@@ -214,7 +229,9 @@ class _Run:
         asked = min(ASKED, len(self.search))
         others = min(FRESH, len(self.search) - asked)
         last = finals(FINALISTS, [-(-others // step) for step in HALVES])
-        searched = (len(self.parents) + POPULATION) * len(self.search) + self.generations * GENERATION * asked + last
+        joined = JOINING * joins(JOIN, self.generations) if others else 0
+        in_full = (len(self.parents) + POPULATION + joined) * len(self.search)
+        searched = in_full + self.generations * GENERATION * asked + last
         return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
 
     def step(self, answers: int, kept: int) -> None:
@@ -242,8 +259,9 @@ class _Run:
         groups = live_groups(self.asker.merger.changed)
         genome = Genome((method,), tuple(self.names), groups, KNOTS, WEIGHTS, DENSITIES, seed)
         known, merges, answers = self.prepare(groups, seed)
-        history, search = self.evolve(known, merges, answers, genome, seed)
-        winner, estimate = self.verify(history, search, known, seed)
+        others = fresh(known, [item.group for item in self.search], FRESH, seed)
+        history, search = self.evolve(known, others, merges, answers, genome, seed)
+        winner, estimate = self.verify(history, search, others)
         scores = self.measure(winner, seed)
         self.tokens["this_run"] = self.cost.tokens
         return winner, estimate, pd.DataFrame(history.rows), scores
@@ -287,11 +305,15 @@ class _Run:
         return self.asker.margins(self.search, answers)
 
     def evolve(
-        self, known: Known, merges: Sequence[Recipe], answers: np.ndarray, genome: Genome, seed: int
+        self, known: Known, others: Known, merges: Sequence[Recipe], answers: np.ndarray, genome: Genome, seed: int
     ) -> tuple[History, Search]:
-        """The search, a generation at a time; what `merges` are worth is known by their `answers` in full."""
+        """The search, a generation at a time; what `merges` are worth is known by their `answers` in full.
+
+        What `others` asks is kept for the finalists.
+        """
         self.stage, self.prepared = "search", self.cost
-        fitness = Fitness(self.asker, self.search, ESTIMATORS[ESTIMATOR], known)
+        fitness_of = partial(Fitness, self.asker, self.search, ESTIMATORS[ESTIMATOR])
+        fitness = fitness_of(known)
         start = np.clip(genome.encode(dict.fromkeys(genome.experts, 1 / len(genome.experts)), 1.0), 0.05, 0.95)
         search = SEARCHES[STRATEGY](Genes(start.size), start, SIGMA, GENERATION, seed)
         history = self.history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
@@ -299,15 +321,18 @@ class _Run:
         assert known.relatives is not None
         history.know(search, merges, [everything.judge(*row) for row in zip(answers, known.relatives, strict=True)])
 
-        def advance(candidates: int) -> None:
-            self.follow(history, candidates * len(fitness.questions))
-
+        again = told_apart(known, others, [item.group for item in self.search], seed)
+        joining = Joining(JOIN, everything, fitness_of, again) if len(known.unasked) else None
         for _ in range(self.generations):
-            if not generation(search, history, advance):
+            if not generation(search, history, partial(self.follow, history), joining):
                 break
             self.keep()
         in_full = history.distinct * self.asker.cost(self.search).tokens
-        self.tokens |= {"search": history.tokens_spent, "all_items": in_full}
+        self.tokens |= {
+            "search": history.tokens_spent,
+            "leaders": history.relatives_tokens,
+            "all_items": in_full,
+        }
         return history, search
 
     def keep(self) -> None:
@@ -331,13 +356,12 @@ class _Run:
         asked = f"stopped after {self.done} of at most {self.total} answers ({self.stage})" if self.done else "stopped"
         return f"{asked}{best}; started again, the run goes on where it is"
 
-    def verify(self, history: History, search: Search, known: Known, seed: int) -> tuple[Recipe, Estimate]:
+    def verify(self, history: History, search: Search, others: Known) -> tuple[Recipe, Estimate]:
         """The best of the leaders by search and fresh items together, and its estimate from the fresh ones."""
         self.stage = "finalists"
-        others = fresh(known, [item.group for item in self.search], FRESH, seed)
         fair = ESTIMATORS["weighted_mean"]  # a fair sample needs no model
         rounds = [Fitness(self.asker, self.search, fair, part) for part in halves(others)]
-        row = history.verify(history.leaders(FINALISTS, search), rounds, lambda new: self.follow(history, new))
+        row = history.verify(history.leaders(FINALISTS, search), rounds, partial(self.follow, history))
         self.tokens["finalists"] = history.finalists_tokens
         return history.recipes[row["phenotype"]], estimate_of(row)
 

@@ -94,7 +94,8 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
             "respond": {"search": ledger(430_000), "test": ledger(310_000)},
             "evolve": {
                 "search_tokens": 311_040,
-                "relatives_tokens": 124_416,
+                "start_tokens": 13_824,
+                "relatives_tokens": 110_592,
                 "finalists_tokens": 48_600,
                 "all_items_tokens": 14_929_920,
                 "candidates": len(history),

@@ -16,7 +16,7 @@ from merge3.evolve import FRONTS, SEARCHES, Genes
 from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
-from merge3.history import History, generation, own_variance, paired, whole
+from merge3.history import History, Joining, generation, own_variance, paired, whole
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
@@ -241,14 +241,14 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
     history = History(fitness_of(known), 3, genome)
     history.know(search, merges, [everything(recipe) for recipe in merges])
     generation(search, history, lambda count: None)
-    before, leader = list(history.told), history.best["phenotype"]
+    before, leader = dict(history.told), history.best["phenotype"]
     top = genome.decode(highest(history.surface(), search.seed))  # where the surface is highest, which was not asked
-    assert history.phenotype(top) not in history.places
+    assert history.phenotype(top) not in history.told
 
     def choose(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.array([0, 3, 5]), np.full(3, 1 / 3)
 
-    history.join(search, 2, everything, fitness_of, choose)
+    history.join(search, Joining(1, everything, fitness_of, choose), lambda count: None)
     joined = history.fitness.known
     assert joined.relatives is not None
     answered = [it.ask(recipe, questions).answers or [] for recipe in (top, history.recipes[leader])]
@@ -257,24 +257,24 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
     assert history.relatives_tokens == 2 * it.cost(questions).tokens
     known_top = history.known[-1]
     assert (known_top.score, known_top.error) == (everything(top).value, 0.0)
-    exact = history.told[history.places[leader]]
+    exact = history.told[leader]
     assert (exact.score, exact.error) == (everything(history.recipes[leader]).value, 0.0)
     then = fitness_of(replace(known, relatives=joined.relatives))  # of those that were asked the first items
-    for name, place in history.places.items():
-        assert (history.told[place].genotype == before[place].genotype).all()
+    for name, told in history.told.items():
+        assert (told.genotype == before[name].genotype).all()
         if name != leader:
-            assert history.told[place].score == then(history.recipes[name]).fitness
-    both = [*history.known, *history.told]
+            assert told.score == then(history.recipes[name]).fitness
+    both = [*history.known, *history.told.values()]
     scores = np.array([one.groups or (one.score,) for one in both])
     np.testing.assert_array_equal([surface.scores for surface in search.surfaces], scores.T)
-    name, place = next(iter(history.places.items()))
-    again = history.evaluate(history.told[place].genotype, history.recipes[name], {})
+    name, told = next(iter(history.told.items()))
+    again = history.evaluate(told.genotype, history.recipes[name], {})
     assert again.cost == Cost()  # not asked the new items
-    assert again.value == history.told[place].score
+    assert again.value == told.score
     generation(search, history, lambda count: None)
-    history.join(search, 99, everything, fitness_of, choose)  # each candidate once, and then no more
-    history.join(search, 99, everything, fitness_of, choose)
-    assert {one.error for one in history.told} == {0.0}
+    for _ in range(2):  # each candidate once, and then no more
+        history.join(search, Joining(1, everything, fitness_of, choose, 99), lambda count: None)
+    assert {one.error for one in history.told.values()} == {0.0}
     assert history.relatives_tokens == len(history.joined) * it.cost(questions).tokens
     assert len(history.joined) <= len(history.told) + 3  # and where the surface was highest, each time
 

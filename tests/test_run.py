@@ -21,6 +21,7 @@ from merge3.items import Item
 from merge3.recipe import standard_merges
 
 NAMES = ("first", "second")
+BUDGET = (run.JOIN + 1) * run.GENERATION  # leaders join before the last generation
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def done(
     """A run, what it told, and its folder. Tests do not change it."""
     folder, told = tmp_path_factory.mktemp("run"), list[run.Progress]()
     found = run.run(
-        saved["base"], experts(saved), questions, folder / "out", budget=24, dtype="float32", tell=told.append
+        saved["base"], experts(saved), questions, folder / "out", budget=BUDGET, dtype="float32", tell=told.append
     )
     return found, told, folder
 
@@ -54,7 +55,7 @@ def test_a_run_ends_with_a_model_measured_on_items_it_did_not_see(done: tuple) -
     assert found.accuracy == found.scores["accuracy"][0]
     assert found.estimate.low <= found.estimate.score <= found.estimate.high
     assert "held-out items" in (folder / "out" / "README.md").read_text()
-    assert len(found.history) == 24
+    assert len(found.history) == BUDGET
     assert found.verdict.startswith("the evolved merge")
 
 
@@ -102,7 +103,7 @@ def test_progress_rises_to_its_end(done: tuple) -> None:
     best = told[-1].best
     assert best is not None
     assert (best.score, best.low) in set(zip(found.history["estimate"], found.history["low"], strict=True))
-    assert found.tokens["search"] < found.tokens["all_items"]
+    assert 0 < found.tokens["leaders"] < found.tokens["search"] < found.tokens["all_items"]
 
 
 def test_a_run_again_asks_nothing_and_finds_the_same(
@@ -117,7 +118,7 @@ def test_a_run_again_asks_nothing_and_finds_the_same(
         experts(saved),
         tmp_path / "items.parquet",
         tmp_path / "out",
-        budget=24,
+        budget=BUDGET,
         dtype="float32",
         store=tmp_path / "kept",
         tell=told.append,
@@ -138,7 +139,7 @@ def test_a_stopped_run_keeps_the_best_so_far_and_goes_on(
     items.write(tmp_path / "items.parquet", questions)
     parents = [f"--expert={name}={saved[name]}" for name in NAMES]
     command = [sys.executable, "-m", "merge3.cli", "run", f"--base={saved['base']}", *parents, "--dtype=float32"]
-    command += ["--items=items.parquet", "--out=out", "--budget=24"]
+    command += ["--items=items.parquet", "--out=out", f"--budget={BUDGET}"]
     run_, best = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True), tmp_path / "out.store"
     while not (best / "best.yaml").exists():
         assert run_.poll() is None, run_.communicate()[1]
@@ -152,11 +153,11 @@ def test_a_stopped_run_keeps_the_best_so_far_and_goes_on(
     assert not (tmp_path / "out").exists()
     told = list[run.Progress]()
     again = run.run(
-        saved["base"], experts(saved), questions, tmp_path / "out", budget=24, dtype="float32", tell=told.append
+        saved["base"], experts(saved), questions, tmp_path / "out", budget=BUDGET, dtype="float32", tell=told.append
     )
     assert told[0].kept == told[0].done > 0
     assert told[-1].kept < told[-1].done
-    assert 0 < again.tokens["this_run"] < first.tokens["this_run"] / 2
+    assert 0 < again.tokens["this_run"] < first.tokens["this_run"] - first.tokens["preparation"]
     pd.testing.assert_frame_equal(again.history, first.history)
     pd.testing.assert_frame_equal(again.scores, first.scores)
 
@@ -207,4 +208,4 @@ def test_the_settings_are_the_pipelines() -> None:
     assert (evolve["finalists"], evolve["finalist_items"]) == (run.FINALISTS, run.FRESH)
     assert tuple(params["population"]["totals"]) == run.TOTALS
     assert params["extract"]["items"] == run.ASKED
-    assert evolve["generations"] == 2 * run.BUDGET // run.GENERATION  # leaders that join are the pipeline's alone
+    assert (evolve["generations"], evolve["join"]) == (run.BUDGET // run.GENERATION, run.JOIN)

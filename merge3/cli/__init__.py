@@ -78,7 +78,7 @@ def add_run(commands: Any) -> None:
         r"""merge3 run --base org/base --expert maths=org/maths --expert de=./german \
     --items questions.jsonl --out merged
 merge3 run --base ./base --expert ./a --expert ./b --items q.jsonl --out new \
-    --budget 240 --method ties --store merged.store
+    --budget 480 --method ties --store merged.store
 
 An item is a line of JSON, with "group", a language for instance, if you like:
 {"id": "1", "prompt": "2 + 2 = ", "options": ["3", "4"], "answer": 1}
@@ -89,7 +89,7 @@ Interrupted, or again with a larger --budget, a new --out and the same
     add_parents(run, required=True)
     run.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
     run.add_argument("--out", type=Path, required=True, help="a new folder for the model")
-    run.add_argument("--budget", type=int, default=120, help="candidates of the search (default: 120)")
+    run.add_argument("--budget", type=int, default=240, help="candidates of the search (default: 240)")
     run.add_argument(
         "--method", default="task_arithmetic", help="of merging: ties, slerp... (default: task_arithmetic)"
     )

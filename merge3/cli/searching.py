@@ -50,8 +50,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{found.verdict[0].upper()}{found.verdict[1:]}.")
     print(
         f"Estimated beforehand: {percent(estimate.score)} [{percent(estimate.low)}, {percent(estimate.high)}], from "
-        f"{tokens['search'] + tokens['finalists']:,} tokens of search and finalists; the search on all items: "
-        f"{tokens['all_items']:,}. Parents and population: {tokens['preparation']:,}, the test: {tokens['test']:,}."
+        f"{tokens['search'] + tokens['finalists']:,} tokens of search and finalists, and {tokens['leaders']:,} of "
+        f"leaders on all items; the search on all items: {tokens['all_items']:,}. Parents and population: "
+        f"{tokens['preparation']:,}, the test: {tokens['test']:,}."
     )
     print(f"\n{found.out} is the model, its card in README.md. Try it: merge3 chat {found.out}")
 
