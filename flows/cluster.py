@@ -64,7 +64,7 @@ class Cluster:
         try:
             import distributed
         except ImportError as error:
-            raise ValueError(f"{address} needs Dask: pip install 'merge3-pipeline[dask]'") from error
+            raise ValueError(f"{address} needs Dask: pip install distributed") from error
         self.dask = distributed
         self.driver = Driver(dict(runtime), tuple(names), torch.get_num_threads(), CODE, _models(asker), asker.identity)
         try:

@@ -7,6 +7,7 @@ watches: where it goes away, a stage goes on without it.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import os
@@ -184,8 +185,14 @@ def lose() -> None:
 def main(flow: Flow[Any, Any]) -> None:
     """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph.
 
-    Ctrl-C and SIGTERM end it with status `STOPPED` and a line.
+    It takes no arguments. Ctrl-C and SIGTERM end it with status `STOPPED` and a line.
     """
+    argparse.ArgumentParser(
+        prog=f"python -m flows.{flow.name}",
+        description=inspect.getdoc(flow.fn),
+        epilog="Takes no arguments: every parameter is read from params.yaml.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = 0
     try:

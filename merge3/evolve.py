@@ -591,7 +591,7 @@ class Average(Search):
 
 
 class Pymoo(Search):
-    """A method of pymoo, an extra: `pip install merge3-pipeline[controls]`. Starts from uniform points."""
+    """A method of pymoo, which is an extra. Starts from uniform points."""
 
     method = "GA"
     drifts = False
@@ -607,7 +607,7 @@ class Pymoo(Search):
             from pymoo.core.problem import Problem
             from pymoo.core.termination import NoTermination
         except ImportError as error:
-            raise ValueError("this search needs pymoo: pip install merge3-pipeline[controls]") from error
+            raise ValueError("this search needs pymoo: pip install pymoo") from error
         problem = Problem(n_var=genes.count, n_obj=self.objectives, xl=0.0, xu=1.0)
         self._algorithm = {"GA": GA, "NSGA2": NSGA2}[self.method](pop_size=population)
         self._algorithm.setup(problem, termination=NoTermination(), seed=seed, verbose=False)

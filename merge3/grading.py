@@ -133,7 +133,7 @@ def _identifier():  # type: ignore[no-untyped-def]
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier  # the model is in the package, and no pickle
     except ImportError as error:
-        raise ValueError("items with a language need py3langid: pip install 'merge3-pipeline[language]'") from error
+        raise ValueError("items with a language need py3langid: pip install py3langid") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE)
 
 

@@ -27,7 +27,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 except ImportError as error:  # pragma: no cover - which of both depends on the environment
-    raise ImportError("lm-eval's tasks need lm-eval: pip install 'merge3-pipeline[lm-eval]'") from error
+    raise ImportError("lm-eval's tasks need lm-eval: pip install 'lm_eval[hf]'") from error
 
 MOST_TOKENS = 256  # of a reply, where a task does not say: lm-eval's
 

@@ -173,7 +173,7 @@ def test_either_items_or_tasks_are_answered(
     if find_spec("lm_eval") is None:
         task = ["--task", "arc_easy", "--out", str(tmp_path / "t.parquet")]
         assert main(["respond", "--model", str(saved["base"]), *task]) == 1
-        assert "pip install 'merge3-pipeline[lm-eval]'" in capsys.readouterr().err
+        assert "pip install 'lm_eval[hf]'" in capsys.readouterr().err
 
 
 def test_what_others_measured_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

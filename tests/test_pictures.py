@@ -53,7 +53,7 @@ def test_every_picture_is_shown_and_has_words() -> None:
 
 
 def test_the_reports_first_screen_is_taken_down_to_the_end_of_its_table(tmp_path: Path) -> None:
-    pytest.importorskip("playwright", reason="playwright is not installed: pip install 'merge3-pipeline[dev]'")
+    pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
     taking = script("screenshot")
     if not any(map(shutil.which, taking.BROWSERS)):
         pytest.skip("no browser on the path: apt-get install chromium")

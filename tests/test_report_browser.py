@@ -11,9 +11,7 @@ import pytest
 
 from merge3.report import page as written
 
-api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'merge3-pipeline[dev]'"
-)
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="so is axe-playwright-python")
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

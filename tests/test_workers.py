@@ -91,7 +91,7 @@ class Dask:
 @pytest.fixture(scope="module")
 def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
     if find_spec("distributed") is None:
-        pytest.skip("Dask is not installed: pip install 'merge3-pipeline[dask]'")
+        pytest.skip("Dask is not installed: pip install distributed")
     made = Dask(tmp_path_factory.mktemp("dask"))
     yield made
     for process in made.processes:

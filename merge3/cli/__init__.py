@@ -24,7 +24,7 @@ FIRST = """commands, in the order they are usually wanted:
   merge3 run      evolve a merge of your models for your questions, in one go
   merge3 chat     try the winner
   merge3 init     set up the whole pipeline for your own models, in a clone
-  merge3 check    everything that would go wrong, before hours are spent"""
+  merge3 check    what would go wrong, before hours are spent"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,9 +89,9 @@ Interrupted, or again with a larger --budget, a new --out and the same
     add_parents(run, required=True)
     run.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
     run.add_argument("--out", type=Path, required=True, help="a new folder for the model")
-    run.add_argument("--budget", type=int, default=240, help="candidates of the search (default: 240)")
+    run.add_argument("--budget", type=int, default=240, help="candidates, in generations of 12 (default: 240)")
     run.add_argument(
-        "--method", default="task_arithmetic", help="of merging: ties, slerp... (default: task_arithmetic)"
+        "--method", default="task_arithmetic", help="of merging: ties, dare_ties... (default: task_arithmetic)"
     )
     run.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
@@ -241,7 +241,7 @@ merge3 answers merged.store --items questions.jsonl --json""",
     answers.add_argument("--model", help="only models whose name begins so")
     answers.add_argument("--item", help="only the item of this id")
     answers.add_argument("--failed", action="store_true", help="only answers that are not scored")
-    answers.add_argument("--scoring", choices=SCORINGS[:2], default="sum", help="as for respond")
+    answers.add_argument("--scoring", choices=SCORINGS[:2], default="sum", help="as for respond, but for tokens")
 
 
 def add_import(commands: Any) -> None:
@@ -307,13 +307,13 @@ def command(
 
 def add_parents(made: argparse.ArgumentParser, required: bool) -> None:
     """Base and experts."""
-    made.add_argument("--base", required=required, metavar="B", help="the base: a folder or hub id")
+    made.add_argument("--base", required=required, metavar="B", help="the base: folder, GGUF file or hub id")
     made.add_argument(
         "--expert",
         action="append",
         required=required,
         metavar="NAME=M",
-        help="a fine-tune or LoRA adapter of the base: folder, GGUF file or hub id; may be repeated",
+        help="a fine-tune or LoRA adapter of the base: folder, GGUF file or hub id; give two or more",
     )
 
 
@@ -333,5 +333,5 @@ def add_case(made: argparse.ArgumentParser, number: str | None = None) -> None:
     )
     made.add_argument("--merges", default="*", help="with --parents: names of the merges; others are strangers")
     made.add_argument("--relatives", type=int, default=0, help="with --parents: merges answered in full (default: 0)")
-    made.add_argument("--groups", metavar="SEPARATOR", help="an item's group is its id before this")
+    made.add_argument("--groups", metavar="SEPARATOR", help="an item's group is its id before the last of these")
     made.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")

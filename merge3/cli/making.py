@@ -156,7 +156,10 @@ def opened(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTr
     check_device(device)
     if source.endswith(MERGE_FILES):
         merge = mergefile.read(Path(source))
-        return export.build(merge, device), load_tokenizer(weights_folder(merge.base))
+        model = export.build(merge, device)
+        if dtype != "auto":
+            torch.nn.Module.to(model, resolve_dtype(dtype, device))  # in place
+        return model, load_tokenizer(weights_folder(merge.base))
     folder = weights_folder(source)
     return load(folder, resolve_dtype(dtype, device), device), load_tokenizer(folder)
 

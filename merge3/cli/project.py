@@ -96,6 +96,6 @@ def pipeline(name: str) -> ModuleType:
         return import_module(f"flows.{name}")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{error.name} is not installed: the pipeline needs `pip install 'merge3-pipeline[pipeline]'`; "
+            f"{error.name} is not installed: the pipeline runs in the environment that `make` sets up in a clone; "
             "`merge3 run` does without"
         ) from error
