@@ -198,7 +198,7 @@ class Bench:
         pooled = surface.fit(*(np.array(column) for column in zip(*before, *told, strict=True)))
         leaders = contenders(pooled, search, genes)
         leaders = leaders[np.sort(np.unique(leaders, axis=0, return_index=True)[1])][:LEADERS]
-        for part in halves(fresh(known, self.languages, count, seed)):
+        for part in halves(fresh(known, self.languages, count, seed), self.languages):
             answers = np.stack([self.margins(x, part.subset) > 0 for x in leaders]).astype(float)
             own = paired(answers, len(known.items))
             means, deviations = pooled.predict(leaders)

@@ -85,8 +85,13 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
 
 
 def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`count` distinct candidates (or all) at evenly spaced ranks of the estimate, the best first."""
-    distinct = history.drop_duplicates("phenotype").dropna(subset="estimate")
+    """`count` distinct candidates (or all) at evenly spaced ranks of the estimate, the best first.
+
+    None that answered all items on the way: what is known of it is no estimate.
+    """
+    distinct = (
+        history[history["items"] == history["items"].min()].drop_duplicates("phenotype").dropna(subset="estimate")
+    )
     ranked = distinct.sort_values("estimate", ascending=False, kind="stable")
     places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
     return ranked.iloc[places][["generation", "candidate", "phenotype", "estimate", "low", "high"]].reset_index(

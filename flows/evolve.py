@@ -48,11 +48,23 @@ from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
 from merge3.grouped import Objective, weights_of
-from merge3.history import EVOLVED, History, Joining, finals, fresh, generation, halves, joins, told_apart, whole
+from merge3.history import (
+    EVOLVED,
+    History,
+    Joining,
+    average,
+    finals,
+    fresh,
+    generation,
+    halves,
+    joins,
+    told_apart,
+    whole,
+)
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.models import read_manifest
-from merge3.recipe import Merge, Recipe
+from merge3.recipe import AVERAGE, Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
@@ -84,7 +96,7 @@ def evolve(
 
     Where the objective is `pareto`, every group is one: front.csv has the leaders by group, the winner is the knee.
 
-    Where it is `gain`, the start answers all items before.
+    Where it is `gain`, the uniform average answers all items before.
 
     The search begins with what the population's merges are worth (`Search.know`); where margins are read, leaders join
     them on the way (`History.join`). It is a function of its parameters and of the answers: started again after any
@@ -120,7 +132,7 @@ def evolve(
 
     labels, begun, start_cost = [item.group for item in found], None, Cost()
     if objective == "gain":
-        begun, start_cost = in_full(asker, genome.decode(search.start), found)
+        begun, start_cost = in_full(asker, average(genome), found)
 
     def fitness_of(part: Known, estimator: str) -> Fitness:
         chosen = ESTIMATORS[estimator]
@@ -129,24 +141,31 @@ def evolve(
 
     fitness = fitness_of(known, estimator)
     others = fresh(known, labels, finalist_items, seed)
-    parts = [others] if front else halves(others)
+    parts = [others] if front else halves(others, labels)
     rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
     one, everything = asker.cost(fitness.questions), asker.cost(found)
     exact, joining = fitness_of(whole(known), "weighted_mean"), None
-    if join and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked):
+    if join and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked) and not search.elitist:
         again = told_apart(known, others, labels, seed) if extracted_by() == MARGINS else None
         joining = Joining(join, exact, partial(fitness_of, estimator=estimator), again)
     relatives = joining.count * joins(join, generations) if joining else 0
-    count, last = generations * population, finals(finalists, [asker.cost(part.questions).tokens for part in rounds])
+    in_the_end = [*rounds, exact] if joining and not front else rounds
+    count, last = (
+        generations * population,
+        finals(finalists, [asker.cost(part.questions).tokens for part in in_the_end]),
+    )
+    standing = everything.tokens if joining and not front and not begun else 0  # the uniform average's
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
         f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
         f"{relatives} leaders on all items on the way: at most {relatives * everything.tokens:,} more; "
-        f"{finalists} finalists on fresh items: at most {last:,} more"
+        f"{finalists} finalists: at most {last + standing:,} more"
     )
-    history = History(fitness, one.tokens, genome, partial(do, kept=was_kept))
+    history = History(fitness, genome, partial(do, kept=was_kept))
     history.cost += start_cost
     start_tokens = everything.tokens if begun else 0
+    if begun and joining:
+        history.exact[history.phenotype(history.average)] = exact(history.average)
     names, *answers = merges(found)
     made = read_json(POPULATION / "recipes.json")
     recipes = [Recipe.from_dict(made[name]) for name in names]
@@ -158,7 +177,7 @@ def evolve(
         ) as advance:
             for number in range(generations):
                 left = float(np.inf if tokens is None else tokens)
-                left -= start_tokens + history.tokens_spent + history.relatives_tokens
+                left -= start_tokens + history.spent.tokens + history.relatives_tokens
                 if not do(f"generation {number}", partial(generation, search, history, advance, joining, left)):
                     break
                 write(history)
@@ -167,12 +186,12 @@ def evolve(
                     break
         (OUT / "front.csv").unlink(missing_ok=True)
         with progress(
-            "evolve: answers of finalists", finals(finalists, [len(part.questions) for part in rounds])
+            "evolve: answers of finalists", finals(finalists, [len(part.questions) for part in in_the_end])
         ) as advance:
             if front:
                 winner = verified_front(history, finalists, rounds[0], advance)
             else:
-                winner = history.verify(history.leaders(finalists, search), rounds, advance)
+                winner = history.verify(history.leaders(finalists, search), rounds, advance, exact if joining else None)
     except (KeyboardInterrupt, TerminationSignal) as stop:  # the latter is Prefect's, of a run that it follows
         stop.args = (interrupted(history),)
         if served():
@@ -180,35 +199,38 @@ def evolve(
         raise
     _write_csv(history.finalists, "finalists.csv")
     if winner["merge"] != EVOLVED:
-        say(f"no evolved merge does better than {winner['merge']} on search and fresh items together: it is the winner")
+        where = "on all search items" if joining else "on search and fresh items together"
+        say(f"no evolved merge does better than the {winner['merge']} {where}: it is the winner")
     best = history.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, "objective": objective, **winner, "recipe": best.to_dict()})
     write_text(OUT / "winner.yaml", mergefile.to_yaml(with_sources(best)))
     ledger = {
-        "search_tokens": history.tokens_spent,
-        "search_flops": history.distinct * one.flops,
+        "search_tokens": history.spent.tokens,
+        "search_flops": history.spent.flops,
         "start_tokens": start_tokens,
         "relatives_tokens": history.relatives_tokens,
         "finalists_tokens": history.finalists_tokens,
-        "all_items_tokens": history.distinct * everything.tokens,
-        "all_items_flops": history.distinct * everything.flops,
+        "all_items_tokens": len(history.seen) * everything.tokens,
+        "all_items_flops": len(history.seen) * everything.flops,
         "candidates": len(history.rows),
-        "distinct": history.distinct,
+        "distinct": len(history.seen),
         "this_run": history.cost.to_dict(),
     }
     write_json(OUT / "ledger.json", ledger)
     show_table("evolve-history", history.rows, "every candidate of the search")
-    show_table("evolve-finalists", history.finalists, "its leaders on fresh items")
-    say(f"{history.distinct} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens")
+    show_table("evolve-finalists", history.finalists, "its leaders in the end")
+    say(
+        f"{len(history.seen)} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens"
+    )
 
 
 def in_full(asker: Asker, recipe: Recipe, found: Sequence[Item]) -> tuple[dict[str, float], Cost]:
-    """The scores by group of where a search begins, from its answers to all items, and what they cost now.
+    """The scores by group of the uniform average, from its answers to all items, and what they cost now.
 
     Raises:
         ValueError: no answer of a group could be scored.
     """
-    table, ledger = answer_all("evolve", asker, {"where the search begins": recipe}, found)
+    table, ledger = answer_all("evolve", asker, {AVERAGE: recipe}, found)
     right = table.iloc[0].groupby([item.group for item in found]).mean()
     if right.isna().any():
         raise ValueError(f"no answer of group {right.index[right.isna()][0]!r} could be scored: gain needs one")
@@ -286,11 +308,10 @@ def opened(
     ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
     methods = (method,) if isinstance(method, str) else tuple(method)
     genome = Genome(methods, tuple(experts), tuple(live), knots, *ranges, seed)
-    start = np.clip(genome.encode(dict.fromkeys(experts, 1 / len(experts)), 1.0), 0.05, 0.95)
-    genes = Genes(start.size, categories={0: len(methods)} if len(methods) > 1 else {})
+    genes = Genes(genome.start.size, categories={0: len(methods)} if len(methods) > 1 else {})
     if objectives > 1:
-        return genome, FRONTS[strategy](genes, start, sigma, population, seed, objectives)
-    return genome, SEARCHES[strategy](genes, start, sigma, population, seed)
+        return genome, FRONTS[strategy](genes, genome.start, sigma, population, seed, objectives)
+    return genome, SEARCHES[strategy](genes, genome.start, sigma, population, seed)
 
 
 def with_sources(recipe: Recipe) -> Merge:

@@ -79,6 +79,7 @@ class Search(ABC):
 
     objectives = 1
     drifts = True  # on fitness that is the same for all
+    elitist = False  # compares candidates by what it was told in other generations, which stays as it was
 
     def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
         """Start around `start` with standard deviation `sigma` and `population` candidates a generation.
@@ -114,11 +115,16 @@ class Search(ABC):
             self._begin(list(genotypes), values)
 
     def retell(
-        self, genotypes: Float[np.ndarray, "merges genes"], fitness: Sequence[Fitness], errors: Sequence[Fitness]
+        self,
+        genotypes: Float[np.ndarray, "merges genes"],
+        fitness: Sequence[Fitness],
+        errors: Sequence[Fitness],
+        failed: Sequence[Genotype] = (),
     ) -> None:
         """What all merges so far are worth, those known before the search included, by what was learnt since.
 
-        Takes the place of what `know` and `tell` said, for searches that learn from all candidates (`pooled`).
+        Takes the place of what `know` and `tell` said, for searches that learn from all candidates (`pooled`). The
+        `failed` count as the worst of all.
 
         Raises:
             RuntimeError: a generation was asked and not told.
@@ -127,8 +133,9 @@ class Search(ABC):
         if self._asked:
             raise RuntimeError(f"generation {self.generation} was asked and not told; tell its fitness first")
         values = self._checked(genotypes, fitness)
-        self._errors = np.array(errors, dtype=float).reshape(values.shape)
-        self._again(list(genotypes), values)
+        lost = np.full((len(failed), self.objectives), -np.inf)
+        self._errors = np.vstack([np.array(errors, dtype=float).reshape(values.shape), np.full(lost.shape, ERROR)])
+        self._again([*genotypes, *failed], np.vstack([values, lost]))
 
     def _checked(
         self, genotypes: Float[np.ndarray, "merges genes"], fitness: Sequence[Fitness]
@@ -372,6 +379,7 @@ class Como(Search):
     """
 
     drifts = False  # and what was asked has to be told
+    elitist = True
 
     def __init__(
         self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int, objectives: int = 2
@@ -595,6 +603,7 @@ class Pymoo(Search):
 
     method = "GA"
     drifts = False
+    elitist = True
 
     def __init__(
         self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int, objectives: int = 1

@@ -78,6 +78,13 @@ class Genome:
             for knot in range(self.knots)
         ]
 
+    @property
+    def start(self) -> Float[np.ndarray, " genes"]:
+        """Where a search begins: all experts alike, their weights adding up to 1, a little off the cube's sides."""
+        alike = self.encode(dict.fromkeys(self.experts, 1 / len(self.experts)), 1.0)
+        off: Float[np.ndarray, " genes"] = np.clip(alike, 0.05, 0.95)
+        return off
+
     def decode(self, genotype: Float[np.ndarray, " genes"]) -> Recipe:
         """The recipe of a genotype, its coefficients snapped to `RESOLUTION`.
 

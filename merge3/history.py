@@ -1,8 +1,9 @@
 """The history of a search: what every candidate was, what its answers told, and which of the leaders wins.
 
 Both the stage `evolve` and `merge3 run` search so: generations are asked and told, the leaders are asked fresh items,
-and the winner is the one that does best on what search and fresh items say together. The standard merges are asked,
-too: a search that finds nothing better than what is made by hand is to say so. Writes nothing.
+and the winner is the one that does best on what search and fresh items say together, or on all items, where leaders
+answered all on the way. The standard merges are asked, too: a search that finds nothing better than what is made by
+hand is to say so. Writes nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from jaxtyping import Float
 
 from merge3 import surface
 from merge3.estimate import CONTINUOUS, Calibration, Known
-from merge3.evolve import Search
+from merge3.evolve import ERROR, Search
 from merge3.extract import METHODS, margins
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import knee, nondominated, spread
-from merge3.genome import Genome
+from merge3.genome import Genome, snap
 from merge3.ledger import Cost
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
@@ -83,31 +84,39 @@ class Joining:
 class History:
     """A row a candidate, and what this run spent."""
 
-    def __init__(self, fitness: Fitness, tokens: int, genome: Genome, do: Do = plainly) -> None:
-        """`tokens` is what a candidate costs that was not asked before in this search; `do` does each evaluation."""
+    def __init__(self, fitness: Fitness, genome: Genome, do: Do = plainly) -> None:
+        """`do` does each evaluation."""
         self.do = do
         self.fitness = fitness
-        self.tokens = tokens
         self.genome = genome
         self.rows: list[dict[str, Any]] = []
-        self.told: dict[str, Told] = {}  # of distinct whole models, by phenotype
-        self.answered: dict[str, tuple[Fitness, Evaluation]] = {}  # what each of them was asked, and what it answered
         self.known: list[Told] = []  # of merges answered in full before the search
+        self.told: dict[str, Told] = {}  # of distinct whole candidates, by phenotype
+        self.proven: dict[str, Told] = {}  # of leaders that answered all items and were no candidates before
+        self.answered: dict[
+            str, tuple[Fitness, Evaluation]
+        ] = {}  # what each of these and the broken was asked, and said
+        self.failed: list[np.ndarray] = []  # genotypes of broken candidates
         self.groups: list[str] = []  # that are objectives of a front
         if fitness.objective and fitness.objective.front:
             self.groups = list(fitness.objective.weights)
-        standard = standard_merges(
-            genome.experts
-        ).items()  # by phenotype, but for the average: every search begins there
-        self.standard = {self.phenotype(recipe): (name, recipe) for name, recipe in standard if name != AVERAGE}
+        self.average = average(genome)
+        made_by_hand = standard_merges(genome.experts) | {AVERAGE: self.average}
+        self.standard = {self.phenotype(recipe): (name, recipe) for name, recipe in made_by_hand.items()}
         self.joined: set[str] = set()  # leaders that were asked all items on the way
+        self.exact: dict[str, Evaluation] = {}  # of those that left none without a score
         self.relatives_tokens = 0  # of them
         self.finalists: list[dict[str, Any]] = []
         self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
-        self.distinct = 0  # of the search: finalists may be others
-        self.tokens_spent = 0
-        self.cost = Cost()
+        self.seen: set[str] = set()  # phenotypes of the candidates
+        self.spent = Cost()  # what they take that were not asked before in this search
+        self.cost = Cost()  # of this run
+
+    @property
+    def one(self) -> Cost:
+        """What a candidate takes that was not asked before in this search."""
+        return self.fitness.asker.cost(self.fitness.questions)
 
     def phenotype(self, recipe: Recipe) -> str:
         """What names the model that a recipe makes."""
@@ -131,27 +140,37 @@ class History:
     def evaluate(self, genotype: np.ndarray, recipe: Recipe, place: dict[str, int]) -> Evaluation:
         """Ask a candidate, and write a row of the history for it."""
         name = self.phenotype(recipe)
-        new = name not in self.recipes
-        evaluation = self._again(name) if name in self.told else self.fitness(recipe)
-        tokens = self.tokens if new else 0
-        genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
-        told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": tokens}
-        by_group = {f"estimate {group}": evaluation.groups[group].score for group in self.groups if evaluation.groups}
-        self.recipes.setdefault(name, recipe)
-        self.rows.append({**place, "phenotype": name, **_scores(evaluation), **by_group, **told, **genes})
-        self.distinct = len(self.recipes)
-        self.tokens_spent += tokens
-        self.cost += evaluation.cost
-        if evaluation.estimate and new:
-            self.told[name] = self._told(genotype, evaluation)
+        new = name not in self.answered
+        evaluation = self.fitness(recipe) if new else self._again(name)
+        if new:
             self.answered[name] = self.fitness, evaluation
+        one = self.one if new else Cost()
+        genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
+        told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": one.tokens}
+        self.recipes.setdefault(name, recipe)
+        self.seen.add(name)
+        self.rows.append({**place, "phenotype": name, **self._estimates(name), **told, **genes})
+        self.spent += one
+        if new:
+            self.cost += evaluation.cost
+            if evaluation.estimate:
+                self.told[name] = self._told(genotype, evaluation)
+            else:
+                self.failed.append(genotype)
         return evaluation
 
+    def _estimates(self, name: str) -> dict[str, Any]:
+        """What a row says of a candidate by all that is known now: of how many items, its estimate, also by group."""
+        fitness, _ = self.answered[name]
+        evaluation = self._again(name)
+        by_group = {f"estimate {group}": evaluation.groups[group].score for group in self.groups if evaluation.groups}
+        return {"items": len(fitness.questions), **_scores(evaluation), **by_group}
+
     def _again(self, name: str) -> Evaluation:
-        """What a candidate is worth that was told before, by its answers then and what is known now."""
+        """What a candidate is worth that answered before, by its answers then and what is known now."""
         fitness, answers = self.answered[name]
-        assert answers.correct is not None
-        assert answers.margins is not None
+        if answers.estimate is None or answers.correct is None or answers.margins is None:
+            return replace(answers, cost=Cost())
         return fitness.judge(answers.correct, answers.margins)
 
     def _exact(self, genotype: np.ndarray, evaluation: Evaluation) -> Told:
@@ -184,7 +203,7 @@ class History:
         everything = joining.everything
         leaders: dict[str, tuple[np.ndarray, Recipe]] = {}
         pooled = self.surface()
-        for genotype in [surface.best(pooled, search.seed), *self.asked[self._order(pooled)]]:
+        for genotype in [self._highest(pooled, search.seed), *self.asked[self._order(pooled)]]:
             recipe = self.genome.decode(genotype)
             if len(leaders) < joining.count and self.phenotype(recipe) not in self.joined:
                 leaders.setdefault(self.phenotype(recipe), (genotype, recipe))
@@ -199,31 +218,42 @@ class History:
             if evaluation.estimate is None or evaluation.margins is None or np.isnan(evaluation.margins).any():
                 continue
             taught.append(evaluation.margins)
-            if name in self.told:
-                self.answered[name] = everything, evaluation
-            else:
-                self.known.append(self._exact(genotype, evaluation))
+            self.recipes.setdefault(name, recipe)
+            self.answered[name], self.exact[name] = (everything, evaluation), evaluation
+            if name not in self.told:
+                self.proven[name] = self._exact(genotype, evaluation)
         known = self.fitness.known
         if not taught or known.relatives is None:
             return
         relatives = np.vstack([known.relatives, *taught])
         subset, weights = joining.choose(relatives) if joining.choose else (known.subset, known.weights)
         self.fitness = joining.fitness_of(replace(known, relatives=relatives, subset=subset, weights=weights))
-        self.tokens = self.fitness.asker.cost(self.fitness.questions).tokens
         anew: dict[int, Fitness] = {id(everything): everything}
         for name, (asked, answers) in self.answered.items():
             if id(asked) not in anew:
                 anew[id(asked)] = joining.fitness_of(replace(asked.known, relatives=relatives))
             self.answered[name] = anew[id(asked)], answers
-            tell = self._exact if asked is everything else self._told
-            self.told[name] = tell(self.told[name].genotype, self._again(name))
-        both = [*self.known, *self.told.values()]
+            if name in self.told:
+                tell = self._exact if asked is everything else self._told
+                self.told[name] = tell(self.told[name].genotype, self._again(name))
+        for row in self.rows:
+            row |= self._estimates(row["phenotype"])
+        genes, both = self._all()
         values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
-        search.retell(np.array([one.genotype for one in both]), values, errors)
+        search.retell(genes, values, errors, self.failed)
 
     def _order(self, pooled: surface.Surface) -> list[int]:
         """The places of the candidates that were told, by their posterior mean, the highest first."""
         return [int(place) for place in np.argsort(-pooled.predict(self.asked)[0], kind="stable")]
+
+    def _highest(self, pooled: surface.Surface, seed: int) -> Float[np.ndarray, " genes"]:
+        """Where the surface is highest."""
+        return self._placed(surface.best(pooled, seed))
+
+    def _placed(self, genotype: Float[np.ndarray, " genes"]) -> Float[np.ndarray, " genes"]:
+        """The genotype; where methods are searched, in the middle of its method's part."""
+        placed = self.genome.place(self.genome.decode(genotype)) if len(self.genome.methods) > 1 else None
+        return genotype if placed is None else placed
 
     def surface(self) -> surface.Surface:
         """The surface through all that is known and was told.
@@ -232,43 +262,50 @@ class History:
             ValueError: every candidate is broken.
         """
         genes, both = self._all()
-        return surface.fit(genes, np.array([one.score for one in both]), np.array([one.error for one in both]))
+        scores, errors = np.array([one.score for one in both]), np.array([one.error for one in both])
+        if self.failed:  # as the worst: where a broken one lies is no place to go
+            genes = np.vstack([genes, *self.failed])
+            scores = np.append(scores, np.full(len(self.failed), scores.min()))
+            errors = np.append(errors, np.full(len(self.failed), ERROR))
+        return surface.fit(genes, scores, errors)
 
     def _all(self) -> tuple[Float[np.ndarray, "merges genes"], list[Told]]:
-        """The genotypes of all merges of which something is known or was told, and what.
+        """The genotypes of all whole merges of which something is known or was told, and what.
 
         Raises:
             ValueError: every candidate is broken.
         """
         if not self.told:
             raise ValueError(BROKEN)
-        both = [*self.known, *self.told.values()]
+        both = [*self.known, *self.proven.values(), *self.told.values()]
         return np.array([one.genotype for one in both]), both
 
     @property
     def asked(self) -> Float[np.ndarray, "candidates genes"]:
-        """The genotypes of the candidates that were told."""
+        """The genotypes of the whole candidates."""
         return np.array([one.genotype for one in self.told.values()])
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the asked candidate whose posterior is the highest.
+        """The phenotype and the estimate of the candidate or leader whose posterior is the highest.
 
         Raises:
             ValueError: every candidate so far is broken.
         """
-        top = list(self.told)[self._order(self.surface())[0]]
-        return next(row for row in self.rows if row["phenotype"] == top)
+        pooled, found = self.surface(), self.told | self.proven
+        heights = pooled.predict(np.array([one.genotype for one in found.values()]))[0]
+        top = list(found)[int(heights.argmax())]
+        return {"phenotype": top, **_scores(self._again(top))}
 
     def leaders(self, count: int, search: Search) -> dict[str, Leader]:
         """Up to `count` candidates with the mean and deviation of their posterior.
 
         First where the surface is highest, the candidate of the highest posterior mean, where the search would go on
         and where it began, asked before or not; then the other standard merges, of which the surface knows nothing;
-        then the other distinct candidates, the highest first.
+        then the other distinct candidates, the highest first. Leaders that answered all items are none of them.
         """
         pooled = self.surface()
-        genotypes = contenders(pooled, search, self.asked)
+        genotypes = np.array([self._placed(one) for one in contenders(pooled, search, self.asked)])
         known = [
             (self.genome.decode(genotype), float(mean), float(deviation))
             for genotype, mean, deviation in zip(genotypes, *pooled.predict(genotypes), strict=True)
@@ -276,8 +313,9 @@ class History:
         unknown = [(recipe, np.nan, np.nan) for _, recipe in self.standard.values()]
         found: dict[str, Leader] = {}
         for leader in [*known[:4], *unknown, *known[4:]]:
-            if len(found) < count:
-                found.setdefault(self.phenotype(leader[0]), leader)
+            name = self.phenotype(leader[0])
+            if len(found) < count and name not in self.exact:
+                found.setdefault(name, leader)
         return found
 
     def front(self, count: int) -> dict[str, FrontLeader]:
@@ -287,7 +325,8 @@ class History:
             ValueError: every candidate is broken.
         """
         all_genes, both = self._all()
-        genes, scores = self.asked, np.array([one.groups for one in both])
+        genes = np.array([one.genotype for one in (self.told | self.proven).values()])
+        scores = np.array([one.groups for one in both])
         errors = np.array([one.group_errors for one in both])
         fitted = [surface.fit(all_genes, scores[:, k], errors[:, k]) for k in range(len(self.groups))]
         means, deviations = np.stack([one.predict(genes) for one in fitted], axis=2)
@@ -341,6 +380,7 @@ class History:
         leaders: dict[str, Leader],
         rounds: list[Fitness],
         advance: Callable[[int], None],
+        everything: Fitness | None = None,
     ) -> dict[str, Any]:
         """Ask the leaders fresh items, half of them twice as many, and so on; the row of the best.
 
@@ -350,32 +390,55 @@ class History:
         items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing. A
         leader of which the surface knows nothing stands by its fresh items alone.
 
+        Where leaders answered all items on the way, the `JOINING` best and the uniform average are asked `everything`,
+        too, and the best of all that answered it wins: else one of which less is known would seem better.
+
         Raises:
             ValueError: every leader is broken.
         """
         alive, made, items, paid = list(leaders), dict[str, Evaluation](), dict[str, int](), dict[str, int]()
+
+        def ask(name: str, recipe: Recipe, fitness: Fitness, number: int) -> None:
+            made[name] = self.do(f"finalist {number}-{name[:8]}", partial(fitness, recipe))
+            tokens = fitness.asker.cost(fitness.questions).tokens
+            self.finalists_tokens += tokens - paid.get(name, 0)
+            self.cost += made[name].cost
+            advance(len(fitness.questions) - items.get(name, 0))
+            paid[name], items[name] = tokens, len(fitness.questions)
+            self.recipes.setdefault(name, recipe)
+
         for number, fitness in enumerate(rounds):
             fitness.expect([leaders[name][0] for name in alive])
             for name in alive:
-                evaluation = self.do(f"finalist {number}-{name[:8]}", partial(fitness, leaders[name][0]))
-                self.finalists_tokens += fitness.asker.cost(fitness.questions).tokens - paid.get(name, 0)
-                paid[name] = fitness.asker.cost(fitness.questions).tokens
-                self.cost += evaluation.cost
-                advance(len(fitness.questions) - items.get(name, 0))
-                made[name], items[name] = evaluation, len(fitness.questions)
+                ask(name, leaders[name][0], fitness, number)
             whole = [name for name in alive if made[name].estimate]
-            if not whole:
+            if not whole and not self.exact:
                 raise ValueError(BROKEN)
+            if not whole:
+                break
             means, deviations = np.array([leaders[name][1:] for name in whole]).T
             found = np.array([made[name].value for name in whole])
             own = own_variance([made[name] for name in whole], fitness)
             alive = [whole[i] for i in np.argsort(-combined(means, deviations, found, own), kind="stable")]
             if fitness is not rounds[-1]:
                 alive = alive[: (len(alive) + 1) // 2]
+        best = alive[0] if alive else ""
+        if everything is not None:
+            average = self.phenotype(self.average)
+            self.recipes.setdefault(average, self.average)
+            last = {average: self.average} | {name: leaders[name][0] for name in alive[:JOINING]}
+            missing = {name: recipe for name, recipe in last.items() if name not in self.exact}
+            everything.expect(list(missing.values()))
+            for name, recipe in missing.items():
+                ask(name, recipe, everything, len(rounds))
+                if made[name].estimate:
+                    self.exact[name] = made[name]
+            made |= self.exact
+            items |= dict.fromkeys(self.exact, len(everything.questions))
+            order = sorted(self.exact, key=lambda name: (-self.exact[name].value, name != average))
+            best = order[0] if order else best
         self.finalists = [self._finalist(name, made[name], items[name]) for name in made]
-        for name, (recipe, _, _) in leaders.items():
-            self.recipes.setdefault(name, recipe)
-        return next(row for row in self.finalists if row["phenotype"] == alive[0])
+        return next(row for row in self.finalists if row["phenotype"] == best)
 
     def _finalist(self, name: str, evaluation: Evaluation, items: int) -> dict[str, Any]:
         """A row of the finalists."""
@@ -464,13 +527,14 @@ def generation(
     """
     number = search.generation
     due = joining if joining and history.told and joining.due(number) else None
-    needed = search.population * history.tokens + (due.tokens if due else 0)
-    if search.converged or (number and left < needed):
+    if due:
+        left -= due.tokens
+    if search.converged or (number and left < search.population * history.one.tokens):
         return False
     if due:
         history.join(search, due, advance)
     asked = [(genotype, history.genome.decode(genotype)) for genotype in search.ask()]
-    if not asked:
+    if not asked or (number and left < len(asked) * history.one.tokens):  # some generations are larger
         return False
     history.fitness.expect([recipe for _, recipe in asked if history.phenotype(recipe) not in history.recipes])
     told = []
@@ -486,15 +550,30 @@ def generation(
     return True
 
 
-def halves(known: Known) -> list[Known]:
-    """The subset by a quarter, a half, and whole: each within the next; the whole alone where it is all items."""
+def halves(known: Known, groups: Sequence[str]) -> list[Known]:
+    """The subset by a quarter, a half, and whole of each group, its first item always: each part within the next.
+
+    The whole alone where it is all items.
+    """
     if len(known.unasked) == 0:
         return [known]
+    labels = np.array([groups[i] for i in known.subset])
+    place = np.array([(labels[:n] == label).sum() for n, label in enumerate(labels)])  # within its group
     parts = []
     for step in HALVES:
-        weights = known.weights[::step]
-        parts.append(replace(known, subset=known.subset[::step], weights=weights / weights.sum()))
+        kept = place % step == 0
+        weights = known.weights[kept]
+        parts.append(replace(known, subset=known.subset[kept], weights=weights / weights.sum()))
     return parts
+
+
+def average(genome: Genome) -> Recipe:
+    """The uniform average: where a search begins, if its first method makes that there; else of its own."""
+    start, share = genome.decode(genome.start), snap(1 / len(genome.experts))
+    weights = {value for by_group in start.weights.values() for knots in by_group.values() for value in knots}
+    if start.method == "task_arithmetic" and weights == {share}:
+        return start
+    return standard_merges(genome.experts)[AVERAGE]
 
 
 def finals(leaders: int, sizes: Sequence[int]) -> int:

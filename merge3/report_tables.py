@@ -26,6 +26,7 @@ PLACE = (
     "generation",
     "candidate",
     "phenotype",
+    "items",
     "estimate",
     "low",
     "high",

@@ -228,8 +228,10 @@ class _Run:
         """How many answers the run takes at most."""
         asked = min(ASKED, len(self.search))
         others = min(FRESH, len(self.search) - asked)
-        last = finals(FINALISTS, [-(-others // step) for step in HALVES])
+        groups = len({item.group for item in self.search})  # of each at least one
+        parts = [min(others, others // step + groups) for step in HALVES] if others else [asked]
         joined = JOINING * joins(JOIN, self.generations) if others else 0
+        last = finals(FINALISTS, [*parts, len(self.search)]) + len(self.search) if joined else finals(FINALISTS, parts)
         in_full = (len(self.parents) + POPULATION + joined) * len(self.search)
         searched = in_full + self.generations * GENERATION * asked + last
         return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
@@ -273,6 +275,7 @@ class _Run:
             ValueError: a parent is broken, or too few merges can be scored.
         """
         table = self.answer("parents", self.parents, self.search)
+        self.tokens["preparation"] = len(self.parents) * self.asker.cost(self.search).tokens
         if broken := table.index[table.isna().all(axis=1)].tolist():
             raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged")
         whole = table.notna().all(axis=0).to_numpy()
@@ -294,7 +297,7 @@ class _Run:
         relatives = np.stack([self.margins(drawn[name]) for name in merges.index])
         choose = partial(told_best, count=min(ASKED, len(labels)), groups=labels, seed=seed)
         known = Known(parameters, *choose(relatives), experts, relatives=relatives)
-        self.tokens["preparation"] = (len(self.parents) + POPULATION) * self.asker.cost(self.search).tokens
+        self.tokens["preparation"] += POPULATION * self.asker.cost(self.search).tokens
         calibrated = calibrate(ESTIMATOR, merges.to_numpy(), known, choose)
         return calibrated, [drawn[name] for name in merges.index], merges.to_numpy()
 
@@ -314,9 +317,8 @@ class _Run:
         self.stage, self.prepared = "search", self.cost
         fitness_of = partial(Fitness, self.asker, self.search, ESTIMATORS[ESTIMATOR])
         fitness = fitness_of(known)
-        start = np.clip(genome.encode(dict.fromkeys(genome.experts, 1 / len(genome.experts)), 1.0), 0.05, 0.95)
-        search = SEARCHES[STRATEGY](Genes(start.size), start, SIGMA, GENERATION, seed)
-        history = self.history = History(fitness, self.asker.cost(fitness.questions).tokens, genome)
+        search = SEARCHES[STRATEGY](Genes(genome.start.size), genome.start, SIGMA, GENERATION, seed)
+        history = self.history = History(fitness, genome)
         everything = Fitness(self.asker, self.search, ESTIMATORS["weighted_mean"], whole(known))
         assert known.relatives is not None
         history.know(search, merges, [everything.judge(*row) for row in zip(answers, known.relatives, strict=True)])
@@ -327,12 +329,8 @@ class _Run:
             if not generation(search, history, partial(self.follow, history), joining):
                 break
             self.keep()
-        in_full = history.distinct * self.asker.cost(self.search).tokens
-        self.tokens |= {
-            "search": history.tokens_spent,
-            "leaders": history.relatives_tokens,
-            "all_items": in_full,
-        }
+        in_full = len(history.seen) * self.asker.cost(self.search).tokens
+        self.tokens |= {"search": history.spent.tokens, "leaders": history.relatives_tokens, "all_items": in_full}
         return history, search
 
     def keep(self) -> None:
@@ -360,8 +358,10 @@ class _Run:
         """The best of the leaders by search and fresh items together, and its estimate from the fresh ones."""
         self.stage = "finalists"
         fair = ESTIMATORS["weighted_mean"]  # a fair sample needs no model
-        rounds = [Fitness(self.asker, self.search, fair, part) for part in halves(others)]
-        row = history.verify(history.leaders(FINALISTS, search), rounds, partial(self.follow, history))
+        asked = partial(Fitness, self.asker, self.search, fair)
+        rounds = [asked(part) for part in halves(others, [item.group for item in self.search])]
+        everything = asked(whole(others)) if history.exact else None
+        row = history.verify(history.leaders(FINALISTS, search), rounds, partial(self.follow, history), everything)
         self.tokens["finalists"] = history.finalists_tokens
         return history.recipes[row["phenotype"]], estimate_of(row)
 
@@ -387,7 +387,8 @@ class _Run:
         scored = compare.scores(table.loc[:, whole], tests, EVOLVED, seed)
         kinds = {EVOLVED: "winner", "base": "base"} | dict.fromkeys(self.names, "expert")
         scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])
-        self.tokens["test"] = len(recipes) * self.asker.cost(self.test).tokens
+        distinct = {recipe.phenotype(self.asker.merger.fingerprints) for recipe in recipes.values()}
+        self.tokens["test"] = len(distinct) * self.asker.cost(self.test).tokens
         return scored
 
 

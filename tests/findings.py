@@ -172,7 +172,7 @@ def history_of(genes: Sequence[str], generations: int = 16, population: int = 12
     for generation in range(generations):
         for candidate in range(population):
             estimate = 0.3 + 0.28 * (1 - np.exp(-generation / 4)) + rng.normal(0, 0.05)
-            row = {"generation": generation, "candidate": candidate}
+            row: dict[str, Any] = {"generation": generation, "candidate": candidate, "items": 20}
             row["phenotype"] = f"{generation:03d}{candidate:03d}".ljust(64, "e")
             row |= {"estimate": estimate, "low": estimate - 0.06, "high": estimate + 0.06, "margin": 0.5}
             rows.append(row | {"failed": 0, "tokens": 1620} | dict(zip(genes, rng.beta(2, 2, len(genes)), strict=True)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cmaes import CMA, SepCMA, get_warm_start_mgd
 
-from merge3.evolve import FRONTS, KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, warm_start
+from merge3.evolve import ERROR, FRONTS, KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, warm_start
 from merge3.front import hypervolume, nondominated
 
 HAS_PYMOO = importlib.util.find_spec("pymoo") is not None
@@ -242,6 +242,16 @@ def test_told_again_a_front_knows_each_objective() -> None:
     assert [set(surface.errors) for surface in search.surfaces] == [{0.01}, {0.02}]
 
 
+def test_told_again_what_failed_counts_as_the_worst_of_all() -> None:
+    search, known = make("pooled"), np.random.default_rng(1).random((24, 5))
+    far = np.full(5, 0.99)
+    search.retell(known, [sphere(x) for x in known], [0.01] * 24, [far])
+    surface = search.surfaces[0]
+    np.testing.assert_array_equal(surface.genes, [*known, far])
+    np.testing.assert_array_equal(surface.scores, [*(found := [sphere(x) for x in known]), min(found)])
+    assert surface.errors[-1] == ERROR
+
+
 def test_told_again_cma_goes_on_as_it_was() -> None:
     one, other = make("cma"), make("cma")
     for search in (one, other):
@@ -459,5 +469,5 @@ def test_genes_that_make_no_sense_are_refused(settings: dict[str, Any], message:
 
 @pytest.mark.skipif(HAS_PYMOO, reason="pymoo is installed")
 def test_without_pymoo_its_methods_say_what_to_install() -> None:
-    with pytest.raises(ValueError, match="pip install merge3-pipeline"):
+    with pytest.raises(ValueError, match="pip install pymoo"):
         make("genetic")

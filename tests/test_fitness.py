@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +12,18 @@ from transformers import PreTrainedTokenizerBase
 
 from merge3 import answering
 from merge3.asker import Asker
-from merge3.estimate import ESTIMATORS, Known
+from merge3.estimate import ESTIMATORS, Estimate, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes
 from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
-from merge3.history import History, Joining, generation, own_variance, paired, whole
+from merge3.history import History, Joining, finals, generation, own_variance, paired, whole
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
 from merge3.merging import LiveMerger
 from merge3.models import weights_of
-from merge3.recipe import constant
+from merge3.recipe import AVERAGE, Recipe, constant
 from merge3.store import Store
 from merge3.surface import best as highest
 
@@ -199,14 +200,14 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
     merges = [genome.draw((0.5, 1.5), generator) for _ in range(6)]
     far = replace(merges[0], method="ties")  # no merge of this search
     evaluations = [fitness_of(whole(known))(recipe) for recipe in [*merges, far]]
-    few = History(fitness_of(known), 1, genome)
+    few = History(fitness_of(known), genome)
     few.know(search, [*merges, far], evaluations)
     assert not few.known  # its candidates' estimates are at another level
-    history = History(fitness_of(whole(known)), 1, genome)
+    history = History(fitness_of(whole(known)), genome)
     history.know(search, [*merges, far], evaluations)
     truths = [it.correct(questions, it.ask(recipe, questions).answers or []).mean() for recipe in merges]
     assert [one.score for one in history.known] == pytest.approx(truths)
-    assert len(history.rows) == history.tokens_spent == 0  # they are none of its candidates
+    assert len(history.rows) == history.spent.tokens == 0  # they are none of its candidates
     generation(search, history, lambda count: None)
     assert len(history.surface().scores) == 6 + len(history.told)
     if wanted:
@@ -217,32 +218,41 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
         assert {history.phenotype(recipe) for recipe in merges}.isdisjoint(history.leaders(20, search))
 
 
-@pytest.mark.parametrize("wanted", [None, "worst", "pareto"])
-def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
-    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, wanted: str | None
-) -> None:
+GENOME = Genome(("task_arithmetic",), ("a", "b"), ("attention", "mlp"), 1, (0.0, 1.0), (0.2, 1.0), 0)
+
+
+def family(it: Asker, wanted: str | None) -> tuple[list[Recipe], Known, Callable[..., Fitness]]:
+    """Six merges, what is known by their margins, and the fitness by what is known, by margins or in full."""
     questions = [replace(item, group="xy"[n % 2]) for n, item in enumerate(ITEMS)]
-    items, it = ItemParameters(np.ones((8, 1)), np.zeros(8)), asker(merger, tokenizer, tmp_path)
-    genome = Genome(("task_arithmetic",), ("a", "b"), ("attention", "mlp"), 1, (0.0, 1.0), (0.2, 1.0), 0)
     generator = np.random.default_rng(0)
-    merges = [genome.draw((0.5, 1.5), generator) for _ in range(6)]
+    merges = [GENOME.draw((0.5, 1.5), generator) for _ in range(6)]
     relatives = np.stack([it.margins(questions, it.ask(recipe, questions).answers or []) for recipe in merges])
+    items = ItemParameters(np.ones((8, 1)), np.zeros(8))
     known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.ones((1, 8)), relatives=relatives)
 
     def fitness_of(part: Known, estimator: str = "margin_irt") -> Fitness:
         chosen, labels = ESTIMATORS[estimator], [item.group for item in questions]
         return Fitness(it, questions, chosen, part, Objective(wanted, chosen, part, labels) if wanted else None)
 
+    return merges, known, fitness_of
+
+
+@pytest.mark.parametrize("wanted", [None, "worst", "pareto"])
+def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, wanted: str | None
+) -> None:
+    it = asker(merger, tokenizer, tmp_path)
+    merges, known, fitness_of = family(it, wanted)
     everything = fitness_of(whole(known), "weighted_mean")
-    genes = Genes(len(genome.names))
+    genes = Genes(len(GENOME.names))
     start = np.full(genes.count, 0.5)
     front = wanted == "pareto"
     search = FRONTS["pooled"](genes, start, 0.2, 4, 0, 2) if front else SEARCHES["pooled"](genes, start, 0.2, 4, 0)
-    history = History(fitness_of(known), 3, genome)
+    history = History(fitness_of(known), GENOME)
     history.know(search, merges, [everything(recipe) for recipe in merges])
     generation(search, history, lambda count: None)
     before, leader = dict(history.told), history.best["phenotype"]
-    top = genome.decode(highest(history.surface(), search.seed))  # where the surface is highest, which was not asked
+    top = GENOME.decode(highest(history.surface(), search.seed))  # where the surface is highest, which was not asked
     assert history.phenotype(top) not in history.told
 
     def choose(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,12 +261,14 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
     history.join(search, Joining(1, everything, fitness_of, choose), lambda count: None)
     joined = history.fitness.known
     assert joined.relatives is not None
-    answered = [it.ask(recipe, questions).answers or [] for recipe in (top, history.recipes[leader])]
-    np.testing.assert_array_equal(joined.relatives, [*relatives, *(it.margins(questions, own) for own in answered)])
+    assert known.relatives is not None
+    answered = [it.ask(recipe, ITEMS).answers or [] for recipe in (top, history.recipes[leader])]
+    np.testing.assert_array_equal(joined.relatives, [*known.relatives, *(it.margins(ITEMS, own) for own in answered)])
     assert joined.subset.tolist() == [0, 3, 5]
-    assert history.relatives_tokens == 2 * it.cost(questions).tokens
-    known_top = history.known[-1]
-    assert (known_top.score, known_top.error) == (everything(top).value, 0.0)
+    assert history.relatives_tokens == 2 * it.cost(ITEMS).tokens
+    assert list(history.proven) == [history.phenotype(top)]
+    proven = history.proven[history.phenotype(top)]
+    assert (proven.score, proven.error) == (everything(top).value, 0.0)
     exact = history.told[leader]
     assert (exact.score, exact.error) == (everything(history.recipes[leader]).value, 0.0)
     then = fitness_of(replace(known, relatives=joined.relatives))  # of those that were asked the first items
@@ -264,19 +276,56 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
         assert (told.genotype == before[name].genotype).all()
         if name != leader:
             assert told.score == then(history.recipes[name]).fitness
-    both = [*history.known, *history.told.values()]
+    now = {name: then(history.recipes[name]).estimate for name in history.told} | {
+        leader: everything(history.recipes[leader]).estimate
+    }
+    for row in history.rows:
+        estimate = now[row["phenotype"]]
+        assert (row["estimate"], row["low"], row["high"]) == (estimate.score, estimate.low, estimate.high)
+        assert row["items"] == (8 if row["phenotype"] == leader else 3)
+    both = [*history.known, *history.proven.values(), *history.told.values()]
     scores = np.array([one.groups or (one.score,) for one in both])
     np.testing.assert_array_equal([surface.scores for surface in search.surfaces], scores.T)
     name, told = next(iter(history.told.items()))
     again = history.evaluate(told.genotype, history.recipes[name], {})
     assert again.cost == Cost()  # not asked the new items
     assert again.value == told.score
+    met = history.evaluate(proven.genotype, top, {})  # a candidate that was proven before
+    assert (met.cost, met.value, history.rows[-1]["tokens"]) == (Cost(), proven.score, 0)
     generation(search, history, lambda count: None)
     for _ in range(2):  # each candidate once, and then no more
         history.join(search, Joining(1, everything, fitness_of, choose, 99), lambda count: None)
     assert {one.error for one in history.told.values()} == {0.0}
-    assert history.relatives_tokens == len(history.joined) * it.cost(questions).tokens
+    assert history.relatives_tokens == len(history.joined) * it.cost(ITEMS).tokens
     assert len(history.joined) <= len(history.told) + 3  # and where the surface was highest, each time
+
+
+@pytest.mark.parametrize("wanted", [None, "worst"])
+def test_the_best_of_all_that_answered_everything_wins(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, wanted: str | None
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), wanted)
+    everything = fitness_of(whole(known), "weighted_mean")
+    search = SEARCHES["pooled"](Genes(len(GENOME.names)), GENOME.start, 0.2, 4, 0)
+    history = History(fitness_of(known), GENOME)
+    generation(search, history, lambda count: None)
+    history.join(search, Joining(1, everything, fitness_of, None), lambda count: None)
+    leaders = history.leaders(5, search)
+    assert set(leaders).isdisjoint(history.exact)  # what they are worth is known
+    part = replace(known, subset=np.array([0, 3]), weights=np.full(2, 0.5))
+    fair = [fitness_of(part, "weighted_mean")]
+    told = list[int]()
+    winner = history.verify(leaders, fair, told.append, everything)
+    assert set(history.exact) == {*history.joined, *list(history.exact)[-3:]}  # the two best, the uniform average
+    truths = {name: everything(history.recipes[name]).value for name in history.exact}
+    assert truths[winner["phenotype"]] == max(truths.values())
+    rows = {row["phenotype"]: row for row in history.finalists}
+    assert {rows[name]["items"] for name in history.exact} == {8}
+    assert rows[history.phenotype(history.average)]["merge"] == AVERAGE
+    assert sum(told) <= finals(5, [2]) + 3 * 8
+    lost = next(name for name in truths if name != winner["phenotype"])
+    history.exact[lost] = replace(history.exact[lost], estimate=Estimate(2.0, 2.0, 2.0, 0.0), objective=2.0)
+    assert history.verify(leaders, fair, told.append, everything)["phenotype"] == lost  # whether asked before or not
 
 
 def test_leaders_are_weighed_by_the_variance_of_what_is_searched_for(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from conftest import CONFIGS, build
 from flows.pipeline import pipeline
 from flows.stage import SHARED, STOPPED
 from merge3 import front, items, mergefile, responses
-from merge3.recipe import Recipe
+from merge3.recipe import Recipe, standard_merges
 from merge3.store import DamagedAnswers
 
 ROOT = Path(__file__).parents[1]
@@ -183,9 +184,9 @@ def test_a_stopped_search_has_a_best_so_far_and_goes_on(here: Path, saved: dict[
             assert "Traceback" not in said
             best = mergefile.read(here / "data/evolve/best.yaml").recipe.to_dict()
             assert best in json.loads((here / "data/evolve/recipes.json").read_text()).values()
-            asked = (here / "data/evolve/history.csv").read_text()
-            assert whole["history.csv"].decode().startswith(asked)
-            assert 4 <= len(asked.splitlines()) - 1 <= 32
+            asked = pd.read_csv(here / "data/evolve/history.csv")
+            assert 4 <= len(asked) <= 32
+            same_candidates(asked, pd.read_csv(BytesIO(whole["history.csv"])).head(len(asked)))
             assert not list(here.glob("data/evolve/*.tmp"))
         subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
         for name in ("history.csv", "winner.json", "finalists.csv"):
@@ -212,11 +213,17 @@ def test_two_seeds_ask_other_candidates(here: Path, saved: dict[str, Path]) -> N
     assert not set(pd.read_csv("data/evolve/history.csv")["phenotype"]) & set(before["phenotype"])
 
 
+def same_candidates(history: pd.DataFrame, other: pd.DataFrame) -> None:
+    """What is known of them may differ: leaders that join later teach more of all."""
+    known = ["items", "estimate", "low", "high"]
+    pd.testing.assert_frame_equal(history.drop(columns=known), other.drop(columns=known))
+
+
 def test_a_larger_budget_repeats_nothing(here: Path, saved: dict[str, Path]) -> None:
     before = pd.read_csv("data/evolve/history.csv")
     world.run(change(world.params(saved), "evolve", generations=5), "evolve")
     after = pd.read_csv("data/evolve/history.csv")
-    pd.testing.assert_frame_equal(after.head(len(before)), before)
+    same_candidates(after.head(len(before)), before)
     ledger = json.loads(Path("data/evolve/ledger.json").read_text())
     new = after["tokens"].sum() - before["tokens"].sum()
     assert ledger["this_run"]["tokens"] <= new + ledger["relatives_tokens"] + ledger["finalists_tokens"]
@@ -229,7 +236,7 @@ def test_a_budget_of_tokens_is_kept(here: Path, saved: dict[str, Path]) -> None:
         world.run(change(world.params(saved), "evolve", tokens=int(budget)), "evolve")
         history = pd.read_csv("data/evolve/history.csv")
         assert history["generation"].nunique() == generations
-        pd.testing.assert_frame_equal(history, before.head(len(history)))
+        same_candidates(history, before.head(len(history)))
         winner = json.loads(Path("data/evolve/winner.json").read_text())["phenotype"]
         assert winner in pd.read_csv("data/evolve/finalists.csv")["phenotype"].tolist()
 
@@ -267,7 +274,10 @@ def test_a_search_in_which_every_candidate_is_broken_says_so(here: Path, saved: 
 def test_the_standard_merges_are_among_the_finalists(here: Path, saved: dict[str, Path]) -> None:
     world.run(change(world.params(saved), "evolve", finalists=6), "evolve", "evaluate", "report")
     found = pd.read_csv("data/evolve/finalists.csv").set_index("phenotype")
-    assert sorted(found["merge"]) == ["evolved"] * 4 + ["plain TIES", "task arithmetic"]
+    assert found["merge"].value_counts().drop("evolved").to_dict() == dict.fromkeys(
+        standard_merges(["first", "second"]), 1
+    )
+    assert found.index.is_unique
     winner = json.loads(Path("data/evolve/winner.json").read_text())
     assert winner["merge"] == found.loc[winner["phenotype"], "merge"]
     scores = pd.read_csv("data/evaluate/scores.csv").set_index("model")
@@ -310,8 +320,11 @@ def test_a_weighted_sum_of_groups_can_be_searched_for(here: Path, saved: dict[st
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "slerp", "breadcrumbs", "della"])
 def test_every_merge_method_can_be_searched(here: Path, saved: dict[str, Path], method: str) -> None:
     world.run(change(world.params(saved), "evolve", method=method, generations=1), "evolve", "evaluate", "report")
-    recipe = Recipe.from_dict(json.loads(Path("data/evolve/winner.json").read_text())["recipe"])
-    assert recipe.method == method
+    made = json.loads(Path("data/evolve/recipes.json").read_text())
+    assert {made[name]["method"] for name in pd.read_csv("data/evolve/history.csv")["phenotype"]} == {method}
+    winner = json.loads(Path("data/evolve/winner.json").read_text())
+    recipe = Recipe.from_dict(winner["recipe"])
+    assert recipe.method == method or winner["merge"] in standard_merges(recipe.experts)
     merge = mergefile.read(Path("data/evolve/winner.yaml"))
     assert merge.recipe == recipe
     assert Path(merge.base, "config.json").exists()

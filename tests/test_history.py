@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from merge3.history import combined, paired
+from merge3.estimate import Known
+from merge3.genome import Genome
+from merge3.history import average, combined, fresh, halves, paired, told_apart
+from merge3.irt import ItemParameters
+from merge3.recipe import AVERAGE, standard_merges
 
 
 def test_the_paired_variance_is_that_of_the_differences_of_means_by_half() -> None:
@@ -55,3 +61,39 @@ def test_a_leader_that_the_surface_does_not_know_stands_by_its_fresh_items() -> 
     alone = combined(means[[0, 2]], deviations[[0, 2]], found[[0, 2]], 0.002)
     np.testing.assert_allclose(scores, [alone[0], found[1], alone[1]])
     np.testing.assert_allclose(combined(means[[1]], deviations[[1]], found[[1]], 0.002), found[[1]])
+
+
+def test_every_part_of_the_fresh_items_has_all_groups_and_lies_within_the_next() -> None:
+    groups = [f"g{n % 57}" for n in range(57 * 9)]
+    items = ItemParameters(np.ones((len(groups), 1)), np.zeros(len(groups)))
+    known = Known(items, np.arange(57), np.full(57, 1 / 57), np.ones((1, len(groups))))
+    others = fresh(known, groups, 57 * 5, 0)
+    parts = halves(others, groups)
+    for part, asked in zip(parts, (2, 3, 5), strict=True):
+        assert sorted(groups[i] for i in part.subset) == sorted(f"g{n}" for n in range(57) for _ in range(asked))
+        assert part.weights.sum() == pytest.approx(1)
+    for part, larger in itertools.pairwise(parts):
+        assert set(part.subset) < set(larger.subset)
+
+
+def test_what_candidates_are_asked_anew_is_kept_from_the_finalists_items() -> None:
+    groups = ["xy"[n % 2] for n in range(60)]
+    items = ItemParameters(np.ones((60, 1)), np.zeros(60))
+    known = Known(items, np.arange(6), np.full(6, 1 / 6), np.ones((1, 60)))
+    others = fresh(known, groups, 20, 0)
+    margins = np.random.default_rng(0).normal(size=(8, 60))
+    subset, weights = told_apart(known, others, groups, 0)(margins)
+    assert len(subset) == len(set(subset)) == 6
+    assert set(subset).isdisjoint(others.subset)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_the_uniform_average_is_where_a_search_begins_if_its_method_makes_it() -> None:
+    def genome(*methods: str) -> Genome:
+        return Genome(methods, ("a", "b", "c"), ("mlp",), 2, (0.0, 1.2), (0.2, 1.0), 0)
+
+    made = average(genome("task_arithmetic"))
+    assert made == genome("task_arithmetic").decode(genome("task_arithmetic").start)
+    assert set(made.weights["a"]["mlp"]) == {0.33}
+    for methods in (("ties",), ("ties", "task_arithmetic")):
+        assert average(genome(*methods)) == standard_merges(["a", "b", "c"])[AVERAGE]
