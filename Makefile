@@ -38,7 +38,7 @@ docs: $(READY)  ## the documentation into .site, to be opened from there
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 	@echo "file://$(CURDIR)/.site/index.html"
 
-bench: $(READY)  ## every benchmark, its table and its JSON
+bench: $(READY)  ## answering, merging, candidate and evolution: their tables and JSON
 	@for name in answering merging candidate evolution; do python benchmarks/$$name.py || exit 1; done
 
 clean:  ## the environment; answers and models stay

@@ -241,6 +241,18 @@ def test_a_budget_of_tokens_is_kept(here: Path, saved: dict[str, Path]) -> None:
         assert winner in pd.read_csv("data/evolve/finalists.csv")["phenotype"].tolist()
 
 
+def test_a_budget_of_tokens_is_kept_where_generations_differ_in_size(here: Path, saved: dict[str, Path]) -> None:
+    values = change(world.params(saved), "evolve", strategy="como", objective="pareto")
+    world.run(values, "evolve")
+    before = pd.read_csv("data/evolve/history.csv")
+    assert before.groupby("generation").size().nunique() > 1
+    first = before.groupby("generation")["tokens"].sum().iloc[:3].sum()
+    world.run(change(values, "evolve", tokens=int(first) - 1), "evolve")
+    history = pd.read_csv("data/evolve/history.csv")
+    assert history["tokens"].sum() < first
+    same_candidates(history, before.head(len(history)))
+
+
 @pytest.mark.parametrize("strategy", ["cma", "bipop", "sep", "mixed", "random", "grid", "average"])
 def test_every_strategy_can_search(here: Path, saved: dict[str, Path], strategy: str) -> None:
     world.run(change(world.params(saved), "evolve", strategy=strategy, generations=2, objective="worst"), "evolve")
@@ -293,6 +305,8 @@ def test_the_standard_merges_are_among_the_finalists(here: Path, saved: dict[str
 def test_a_front_has_its_hypervolume_and_its_knee_wins(here: Path, saved: dict[str, Path], strategy: str) -> None:
     values = change(world.params(saved), "evolve", strategy=strategy, objective="pareto", finalists=5)
     world.run(values, "evolve", "evaluate", "report")
+    joined = json.loads(Path("data/evolve/ledger.json").read_text())["relatives_tokens"]
+    assert (joined > 0) == (strategy == "pooled")  # como holds candidates against what it was told of others before
     history, found = pd.read_csv("data/evolve/history.csv"), pd.read_csv("data/evolve/front.csv")
     winner = json.loads(Path("data/evolve/winner.json").read_text())
     assert history[["estimate x", "estimate y"]].notna().all(axis=None)
