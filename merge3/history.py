@@ -93,9 +93,7 @@ class History:
         self.known: list[Told] = []  # of merges answered in full before the search
         self.told: dict[str, Told] = {}  # of distinct whole candidates, by phenotype
         self.proven: dict[str, Told] = {}  # of leaders that answered all items and were no candidates before
-        self.answered: dict[
-            str, tuple[Fitness, Evaluation]
-        ] = {}  # what each of these and the broken was asked, and said
+        self.answered: dict[str, tuple[Fitness, Evaluation]] = {}  # what these and the broken were asked, and said
         self.failed: list[np.ndarray] = []  # genotypes of broken candidates
         self.groups: list[str] = []  # that are objectives of a front
         if fitness.objective and fitness.objective.front:

@@ -56,7 +56,10 @@ def page(results: Results) -> str:
         goal=goal(results),
         thinned=len(results.history) > report_plots.POINTS,
         front=front(results),
-        finalists=results.finalists.sort_values("estimate", ascending=False, kind="stable").to_dict("records"),
+        finalists=results.finalists.sort_values(["items", "estimate"], ascending=False, kind="stable").to_dict(
+            "records"
+        ),
+        proven=bool(results.winner["items"] == len(results.search)),
         estimators=results.estimators.sort_values("mean_absolute_error", kind="stable").to_dict("records"),
         asked=items.dropna(subset="weight").sort_values("information", ascending=False).to_dict("records"),
         duels=duels(results),

@@ -85,7 +85,7 @@ class Results:
             ("scores", {"model", "kind", "accuracy", "low", "high"} | leads),
             ("sample", {"phenotype", "estimate", "low", "high", "truth"}),
             ("history", set(PLACE)),
-            ("finalists", {"phenotype", "merge", "estimate", "low", "high"}),
+            ("finalists", {"phenotype", "merge", "items", "estimate", "low", "high"}),
             ("subset", {"id", "group", "weight"}),
         ]
         if self.front is not None:
@@ -343,7 +343,7 @@ def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         ("evolve", "the search", search["search_tokens"], search["this_run"], True),
         ("evolve", "where it begins, on all items", search["start_tokens"], None, True),
         ("evolve", "leaders on all items on the way", search["relatives_tokens"], None, True),
-        ("evolve", "finalists on fresh items", search["finalists_tokens"], None, True),
+        ("evolve", "finalists in the end", search["finalists_tokens"], None, True),
         ("population", "merges that calibrate the items", *_asked(ledgers["population"]), True),
         ("respond", "base and experts, search items", *_asked(respond["search"]), True),
         ("respond", "base and experts, test items", *_asked(respond["test"]), False),

@@ -29,7 +29,9 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
     sample = sample.reset_index(drop=True)
     sample["truth"] = sample["estimate"] + rng.normal(0, 0.03, len(sample))
     scores = scores_of()
-    finalists = history.sort_values("estimate", ascending=False)[["phenotype", "estimate", "low", "high"]].head(5)
+    finalists = history.sort_values("estimate", ascending=False)[
+        ["phenotype", "items", "estimate", "low", "high"]
+    ].head(5)
     finalists.insert(1, "merge", ["evolved", "evolved", "plain TIES", "evolved", "task arithmetic"])
     fields = ["lead", "lead_low", "lead_high", "mcnemar_p"]
     by_model = scores.set_index("model")
@@ -126,7 +128,7 @@ def with_front(results: Results, groups: Sequence[str] = GROUPS) -> Results:
         table[f"score {group}"] = scores[:, place]
         middle = scores[:, place] + rng.normal(0, 0.01, 9)
         table[f"low {group}"], table[f"high {group}"] = middle - 0.04, middle + 0.04
-    finalists = leaders[["phenotype", "estimate", "low", "high"]].assign(merge="evolved")
+    finalists = leaders[["phenotype", "items", "estimate", "low", "high"]].assign(merge="evolved")
     winner = {"study": results.study, **finalists.iloc[bend].to_dict(), "hypervolume": hypervolume(scores)}
     winner["recipe"] = results.recipes[names[bend]]
     return replace(results, finalists=finalists, front=table, winner=winner)

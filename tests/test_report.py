@@ -274,6 +274,19 @@ def test_what_was_searched_for_is_said(results, html, objective, told):
     assert "what the search was for" not in html
 
 
+def test_where_leaders_answered_every_item_the_best_of_these_wins(results, html):
+    everything = len(results.search)
+    finalists = results.finalists.copy()
+    score = finalists["estimate"].iloc[0]
+    finalists.loc[finalists.index[0], ["items", "low", "high"]] = [everything, score, score]
+    won = results.winner | {"items": everything, "objective": "worst"}
+    text = Reader(page(replace(results, winner=won, finalists=finalists))).text
+    assert f"answered all {everything} search questions; the winner (marked) is the best of these by the score" in text
+    assert f"{finalists['phenotype'].iloc[0][:12]} {everything} {100 * won['estimate']:.1f}% exact" in text
+    assert f"The winner has {100 * won['estimate']:.1f}% of all search items" in text
+    assert "best by the search and the fresh questions together" in Reader(html).text
+
+
 def test_a_front_of_one_leader_is_shown(results):
     ours = findings.with_front(results, ["fr", "es"])
     made = page(replace(ours, front=ours.front[ours.front["knee"]]))

@@ -48,8 +48,9 @@ def run(options: argparse.Namespace) -> None:
     table(("model", "accuracy", "95 % interval", "winner's lead", "its interval", "p"), rows, first_bold=True)
     estimate, tokens = found.estimate, found.tokens
     print(f"\n{found.verdict[0].upper()}{found.verdict[1:]}.")
+    span = "" if estimate.low == estimate.high else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
     print(
-        f"Estimated beforehand: {percent(estimate.score)} [{percent(estimate.low)}, {percent(estimate.high)}], from "
+        f"{'On fresh search items' if span else 'On all search items'}: {percent(estimate.score)}{span}. It took "
         f"{tokens['search'] + tokens['finalists']:,} tokens of search and finalists, and {tokens['leaders']:,} of "
         f"leaders on all items; the search on all items: {tokens['all_items']:,}. Parents and population: "
         f"{tokens['preparation']:,}, the test: {tokens['test']:,}."
