@@ -80,10 +80,11 @@ def families(name: str) -> list[tuple[pd.DataFrame, list[str], str]]:
         made = []
         for pair in itertools.combinations(range(tiny.LANGUAGES), 2):
             parents = [f"expert {n}" for n in pair]
-            near = [
+            near = [  # relatives by half are no strangers
                 other
-                for other in itertools.combinations(range(tiny.LANGUAGES), 2)
-                if len(set(pair) & set(other)) == 1  # relatives by half are no strangers
+                for size in range(2, tiny.LANGUAGES + 1)
+                for other in itertools.combinations(range(tiny.LANGUAGES), size)
+                if other != pair and set(pair) & set(other)
             ]
             mine = everybody.index[[not any(row.startswith(f"{other} ") for other in near) for row in everybody.index]]
             made.append((everybody.loc[mine], parents, f"{pair} *"))
@@ -94,6 +95,7 @@ def families(name: str) -> list[tuple[pd.DataFrame, list[str], str]]:
         pd.read_parquet(file).astype(float) for file in ("data/respond/search.parquet", RESULTS / "families.parquet")
     )
     items = [item for item in population.columns if item.split("-")[0] in chosen["groups"]]
+    population = population[population.index.str.startswith(f"{study_name}-")]  # the other's are relatives by half
     return [(pd.concat([own[items], population[items]]), chosen["experts"], f"{study_name}-*")]
 
 
@@ -165,9 +167,8 @@ def figures_of(kind: str, name: str, found: pd.DataFrame, chosen: tuple[str, str
             continue
         rows.append(Figure(f"{label}: error, 5 %", float(row["low"]), "points"))
         rows.append(Figure(f"{label}: error, 95 %", float(row["high"]), "points"))
-        rows.append(Figure(f"{label}: coverage", float(row["coverage"]), "share", 0.85))
-        rows.append(Figure(f"{label}: coverage, at most", float(row["coverage"]), "share", 0.95, below=True))
-        rows.append(Figure(f"{label}: coverage, uncalibrated", float(row["raw_coverage"]), "share"))
+        rows.append(Figure(f"{label}: coverage of intervals as they come", float(row["coverage"]), "share", 0.85))
+        rows.append(Figure(f"{label}: the same, at most", float(row["coverage"]), "share", 0.95, below=True))
         if kind != "leaderboard":
             more = float(row["error"] - pairs.loc[("none", "parents"), "error"])
             rows.append(Figure(f"{label}: error less that of the parents' mean", more, "points", 0.0, True))

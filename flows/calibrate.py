@@ -28,6 +28,7 @@ def calibrate(seed: int, engine: str, dimensions: int) -> None:
     fitted = population.loc[members["model"][~members["held_out"]]]
     experts = responses.columns(responses.read(RESPOND / "search.parquet"), list(population.columns))
     table = pd.concat([fitted, experts])
+    table = table.loc[:, table.notna().any(axis=0)]  # what nobody's answer could be scored on is no item of the study
     say(f"fitting {table.shape[1]} items on {table.shape[0]} models with {engine}")
     if engine not in irt.ENGINES:
         raise ValueError(f"calibrate.engine must be one of {sorted(irt.ENGINES)}, got {engine!r}")

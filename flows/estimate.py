@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,11 @@ from prefect import flow
 
 from flows.known import expert_answers, extracted_by, margins, parameters, relatives, study_items, study_of, subset
 from flows.stage import DATA, main, say, write_json
-from merge3.estimate import ANSWERED, ESTIMATORS, Known, learn_inheritance
+from merge3.estimate import ANSWERED, CONTINUOUS, ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
 from merge3.extract import MARGINS
 from merge3.extract import margins as told_best
+from merge3.margins import FEWEST
 
 OUT = DATA / "estimate"
 STUDIED = {"ridge"}  # needs a population of many models like the candidates: see `merge3 study`
@@ -41,8 +42,15 @@ def estimate(seed: int, study: str, studies: dict[str, Any], method: str) -> Non
     asked = Known(parameters(found), chosen, weights, expert_answers(experts, found), relatives=moved)
     known = learn_inheritance(fitted, asked)
     choose = partial(told_best, count=len(chosen), groups=[item.group for item in found], seed=seed)
-    by = choose if extracted_by() == MARGINS else None
-    calibrated = {name: calibrate_estimator(name, truths, known, by).calibration for name in offered}
+    by, fair = None, known
+    if extracted_by() == MARGINS:  # held-out merges have no say in which items they are asked
+        by, others = choose, margins(found, fitted=True)
+        if others is not None and len(others) >= FEWEST:
+            fair = replace(known, **dict(zip(("subset", "weights"), choose(others), strict=True)))
+    calibrated = {
+        name: calibrate_estimator(name, truths, known if ESTIMATORS[name] in CONTINUOUS else fair, by).calibration
+        for name in offered
+    }
     OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / "calibration.json", asdict(calibrated[method]))
     pd.DataFrame([asdict(c) for c in calibrated.values()])[

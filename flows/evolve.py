@@ -103,7 +103,7 @@ def evolve(
     interruption it finds its questions answered and goes the same way. It ends after `generations`, before the
     generation that may exceed `tokens`, after the one in which this run has taken `hours`, or where it has converged;
     best.yaml is the best so far at any time, by all candidates together. The winner is the leader that does best on
-    what the search and fresh items say together.
+    what the search and fresh items say together, or on all items where leaders joined.
 
     Raises:
         ValueError: a parameter is out of its range.

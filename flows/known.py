@@ -90,12 +90,15 @@ def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
     return table[merges & ~held_out].to_numpy(), table[held_out].to_numpy()
 
 
-def margins(found: list[Item]) -> np.ndarray | None:
+def margins(found: list[Item], fitted: bool = False) -> np.ndarray | None:
     """The margins of the population's merges, in nats, models x items; None where it was imported.
 
-    Merges with an answer missing are left out.
+    Merges with an answer missing are left out, and where only the `fitted` are wanted those held out from the item fit.
     """
     table = _margins(found)
+    if fitted:
+        members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False, dtype={"model": str}, index_col="model")
+        table = table[~members["held_out"].loc[table.index].to_numpy(dtype=bool)]
     return None if table.empty else table.to_numpy(dtype=float)
 
 

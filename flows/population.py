@@ -47,7 +47,7 @@ def population(
     _, labels = study_of(study, studies)
     found = items_of(labels, "search")
     if responses is not None:
-        table, members, ledger = _imported(Path(responses), found)
+        table, members, ledger = _imported(Path(responses), found, seed)
         margins, recipes = None, dict[str, Recipe]()
     else:
         ranges = bounds("population.weights", weights), bounds("population.totals", totals)
@@ -74,9 +74,10 @@ def _write(table: pd.DataFrame, margins: pd.DataFrame | None, members: pd.DataFr
     members.to_csv(OUT / "models.csv", index=False)
 
 
-def _imported(path: Path, found: list[items.Item]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """The columns of a table that are search items, without duplicated rows."""
+def _imported(path: Path, found: list[items.Item], seed: int) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    """The columns of a table that are search items, its distinct rows in random order."""
     table = responses.columns(imports.matrix(path), [item.id for item in found], str(path)).drop_duplicates()
+    table = table.sample(frac=1, random_state=seed)  # the last are held out, and a leaderboard is sorted
     say(f"{path}: {len(table)} distinct models")
     return table, pd.DataFrame({"model": table.index, "study": ""}), {"tokens": 0, "this_run": Cost().to_dict()}
 

@@ -25,6 +25,7 @@ subset:
 Knows the items' parameters and the parents' answers; knows neither models nor merges.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -47,6 +48,7 @@ from merge3.irt import (
 )
 
 Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
+RIDGED = 3  # models answered in full that ridge learns from, at least
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
 INHERITED = (
     0.08,
@@ -208,8 +210,8 @@ class Known:
         Raises:
             ValueError: there is no population of at least three models.
         """
-        if self.population is None or len(self.population) < 3:
-            raise ValueError("ridge needs a population of three or more models answered in full: give Known one")
+        if self.population is None or len(self.population) < RIDGED:
+            raise ValueError(f"ridge needs a population of {RIDGED} or more models answered in full: give Known one")
         X, y = self.population[:, self.subset], self.population.mean(axis=1)
         U, S, Vt = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
         along = U.T @ (y - y.mean())
@@ -284,6 +286,8 @@ def post_stratified(answers: Float[np.ndarray, " asked"], known: Known) -> Estim
     the chance of the unasked answers.
     """
     _check(answers, known)
+    if not len(known.parents):
+        raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
     N = len(known.items)
     stratum = known.parents.sum(axis=0).astype(int)
     score = variance = 0.0
@@ -401,8 +405,10 @@ def calibrate(
 
     c is the least-squares mixture of the mean and the model, clipped to [0, 1]: unlike tinyBenchmarks' b² /
     (b² + v / 4n) it sees that the mean of a fisher subset is biased. The widening is the conformal 90 %
-    quantile of |error| over its standard error. The figures are leave-one-out: each model is estimated with what
-    the others taught. They speak of models like the given ones: for parent_aware, give merges of the parents.
+    quantile of |error| over its standard error (Vovk et al. 2005): of n models, the next one's interval holds with
+    probability .9 or, with fewer than nine, n / (n + 1). The figures are leave-one-out: each model is estimated with
+    what the others taught; coverage is that of the intervals before they are widened. They speak of models like the
+    given ones: for parent_aware, give merges of the parents.
 
     Args:
         estimator: a key of `ESTIMATORS`.
@@ -417,6 +423,12 @@ def calibrate(
     Raises:
         ValueError: no models, or missing answers.
     """
+    parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
+    in_turn = parts[0] in CONTINUOUS and known.relatives is not None
+    if in_turn and known.relatives is not None and len(known.relatives) <= margins.FEWEST:
+        raise ValueError(
+            f"expected {margins.FEWEST + 1} relatives or more, as each is left out in turn, got {len(known.relatives)}"
+        )
     if len(responses) == 0 or np.isnan(responses).any():
         raise ValueError(
             f"expected models answered in full, got {len(responses)} models, "
@@ -427,16 +439,15 @@ def calibrate(
             f"expected answers to all {len(known.items)} items, got {responses.shape[1]}: align them by id"
         )
     plain = replace(known, calibration=replace(known.calibration, widening=1.0))
-    parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
     rows = [(row, plain) for row in responses]
-    if parts[0] in CONTINUOUS and known.relatives is not None:
+    if in_turn and known.relatives is not None:
         rows = [(row, _without(plain, k, choose)) for k, row in enumerate(known.relatives)]
     truths = np.array([(row > 0).mean() for row, _ in rows])
     made = [[part(row[before.subset], before) for row, before in rows] for part in parts]
     scores, errors = (
         np.array([[getattr(e, name) for e in row] for row in made]) for name in ("score", "standard_error")
     )
-    estimates, held, _ = cross_calibrate(scores, errors, truths)
+    estimates, held = cross_calibrate(scores, errors, truths)
     shares, widening = _fit(scores, errors, truths)
     figures = replace(
         known.calibration,
@@ -467,21 +478,23 @@ def cross_calibrate(
     scores: Float[np.ndarray, "parts models"],
     errors: Float[np.ndarray, "parts models"],
     truths: Float[np.ndarray, " models"],
-) -> tuple[Float[np.ndarray, " models"], Bool[np.ndarray, " models"], Bool[np.ndarray, " models"]]:
+) -> tuple[Float[np.ndarray, " models"], Bool[np.ndarray, " models"]]:
     """Each model's estimate by the mixture that the others teach, and whether its interval holds the truth.
 
-    The second answer is of the interval widened by what the others teach, the third of the interval as it comes. Two
-    parts are the weighted mean and a model, to be mixed; one stands alone.
+    The interval is as it comes: of one widened by what the others teach, how often it holds follows from their number
+    alone. Two parts are the weighted mean and a model, to be mixed (evenly where there are no others); one stands
+    alone.
     """
     count = len(truths)
-    estimates, held, raw = np.zeros(count), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    estimates, held = np.zeros(count), np.zeros(count, dtype=bool)
     for i in range(count):
-        others = np.delete(np.arange(count), i) if count > 1 else np.array([0])
-        shares, widening = _fit(scores[:, others], errors[:, others], truths[others])
+        others = np.delete(np.arange(count), i)
+        shares = np.full(len(scores), 1 / len(scores))
+        if len(others):
+            shares, _ = _fit(scores[:, others], errors[:, others], truths[others])
         estimates[i] = shares @ scores[:, i]
-        miss, reach = abs(estimates[i] - truths[i]), Z90 * (shares @ errors[:, i])
-        held[i], raw[i] = miss <= widening * reach + 1e-9, miss <= reach + 1e-9
-    return estimates, held, raw
+        held[i] = abs(estimates[i] - truths[i]) <= Z90 * (shares @ errors[:, i]) + 1e-9
+    return estimates, held
 
 
 def prior_of(known: Known) -> Predictor:
@@ -507,8 +520,8 @@ def _fit(
     if not spread.any():  # everything was asked
         return shares, 1.0
     misses = np.abs(shares @ scores - truths) / (Z90 * np.maximum(spread, 1e-9))
-    level = min(1.0, 0.9 * (len(truths) + 1) / len(truths))
-    return shares, float(np.quantile(misses, level, method="higher"))
+    rank = min(len(truths), math.ceil(0.9 * (len(truths) + 1) - 1e-9))
+    return shares, float(np.sort(misses)[rank - 1])
 
 
 def learn_inheritance(merges: Float[np.ndarray, "merges items"], known: Known) -> Known:
@@ -556,7 +569,9 @@ def update(known: Known, answers: Float[np.ndarray, "candidates asked"]) -> Know
         before, weight = centre, descent.KEPT + len(x)
         centre = (descent.KEPT * first + x.sum(axis=0)) / weight
         within = np.diagonal(C, axis1=1, axis2=2)
-        spread = np.sqrt((descent.KEPT * scale**2 + ((x - centre) ** 2 + within).sum(axis=0)) / weight)
+        spread = np.sqrt(
+            (descent.KEPT * (scale**2 + (centre - first) ** 2) + ((x - centre) ** 2 + within).sum(axis=0)) / weight
+        )
         if np.abs(centre - before).max() < 1e-4:
             break
     return replace(known, calibration=_moved(known, centre - first, spread))

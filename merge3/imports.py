@@ -43,7 +43,7 @@ def matrix(path: Path) -> pd.DataFrame:
         table = text.replace(dict.fromkeys(MISSING))
     elif path.suffix == ".parquet":
         table = pd.read_parquet(path)
-        if table.columns[0] == "model":
+        if len(table.columns) and table.columns[0] == "model":
             table = table.set_index("model")
     else:
         raise ValueError(f"{path}: expected a .csv or .parquet file")
@@ -65,7 +65,7 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
     Raises:
         FileNotFoundError: there are no samples.
         ValueError: a line is no sample, a score is not 0 or 1, the metric is missing, a task has several filters and
-            none is named, or two models were asked another text under one id.
+            none is named, or two models were asked another text under one id or scored in another way.
     """
     files: dict[tuple[str, str], Path] = {}
     found = (path for pattern in SAMPLES for path in folder.rglob(pattern))
@@ -80,6 +80,7 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
             f"no {', '.join(SAMPLES)} under {folder}: run lm_eval with --log_samples --output_path {folder}"
         )
     texts: dict[str, Any] = {}
+    ways: dict[str, tuple[str, str]] = {}
     rows: dict[str, dict[str, float]] = {}
     for (model, task), path in files.items():
         row = rows.setdefault(model if model != "." else folder.name, {})
@@ -91,6 +92,12 @@ def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = Non
                     f"{path}: item {item!r} is another text than for the models before: another version of the task"
                 )
             row[item] = score_of(sample, metric, path)
+            way = str(sample.get("filter", "none")), metric or next(name for name in METRICS if name in sample)
+            if ways.setdefault(task, way) != way:
+                raise ValueError(
+                    f"{path}: its samples are scored by filter {way[0]!r} and metric {way[1]!r}, those of the models "
+                    f"before by {ways[task]}: name the filter and the metric"
+                )
     return responses.check(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model"), str(folder))
 
 

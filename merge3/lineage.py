@@ -119,10 +119,13 @@ def learnt(
     scale: Float[np.ndarray, " unknowns"],
     found: Float[np.ndarray, "models unknowns"],
 ) -> tuple[Float[np.ndarray, " unknowns"], Float[np.ndarray, " unknowns"]]:
-    """The shift of a prior's centre, and its scale, after models were found at `found`; the prior counts as `KEPT`."""
+    """The shift of a prior's centre, and its scale, after models were found at `found`; the prior counts as `KEPT`.
+
+    As if `KEPT` models of the prior's mean and variance were there, too.
+    """
     away = found - centre
     shift = away.sum(axis=0) / (KEPT + len(found))
-    variance = (KEPT * scale**2 + ((away - shift) ** 2).sum(axis=0)) / (KEPT + len(found))
+    variance = (KEPT * (scale**2 + shift**2) + ((away - shift) ** 2).sum(axis=0)) / (KEPT + len(found))
     return shift, np.sqrt(variance)
 
 

@@ -84,7 +84,7 @@ class Result:
 
     Attributes:
         merge: the winner's recipe, with its sources.
-        estimate: its score on the search items, estimated from fresh ones, with a 90 % interval.
+        estimate: its score on the search items: exact where it answered all, else by fresh ones, with 90 % interval.
         scores: a row a model on the held-out items: accuracy and 95 % interval, the winner's lead over it, paired, with
             interval and tests. The winner is the first.
         history: a row a candidate of the search.
@@ -355,7 +355,7 @@ class _Run:
         return f"{asked}{best}; started again, the run goes on where it is"
 
     def verify(self, history: History, search: Search, others: Known) -> tuple[Recipe, Estimate]:
-        """The best of the leaders by search and fresh items together, and its estimate from the fresh ones."""
+        """The best of the leaders, see `History.verify`, and what it is worth."""
         self.stage = "finalists"
         fair = ESTIMATORS["weighted_mean"]  # a fair sample needs no model
         asked = partial(Fitness, self.asker, self.search, fair)

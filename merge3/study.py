@@ -23,6 +23,7 @@ from merge3.estimate import (
     ESTIMATORS,
     MIXED,
     PARENTLESS,
+    RIDGED,
     Estimate,
     Estimator,
     Known,
@@ -62,7 +63,6 @@ class Tally:
     spearman: list[float] = field(default_factory=list)
     regret: list[float] = field(default_factory=list)
     coverage: list[float] = field(default_factory=list)
-    raw: list[float] = field(default_factory=list)
 
 
 Draw = Callable[[int], list[Case]]
@@ -77,9 +77,13 @@ def family(table: pd.DataFrame, parents: Sequence[str], merges: str = "*", relat
         ValueError: a parent is not in the table, fewer than three candidates are left, or too few others are known.
     """
     _present(table, parents)
+    if relatives < 0:
+        raise ValueError(f"expected 0 relatives or more, got {relatives}")
     rest = table.drop(index=list(parents))
     ours = np.array([fnmatch(name, merges) for name in rest.index])
-    members, others = rest[ours].to_numpy(), rest[~ours].drop_duplicates().to_numpy()
+    distinct = pd.concat([rest[ours], rest[~ours]]).drop_duplicates()  # a clone of a merge is no stranger
+    mine = distinct.index.isin(rest.index[ours])
+    members, others = distinct[mine].to_numpy(), distinct[~mine].to_numpy()
     if len(members) - relatives < 3:
         raise ValueError(f"expected three candidates or more, got {len(members)} merges of which {relatives} relatives")
     known = table.loc[list(parents)].to_numpy()
@@ -109,6 +113,8 @@ def triplets(table: pd.DataFrame, merges: pd.DataFrame) -> Draw:
     columns = ["merge", "parent_a", "parent_b"]
     if missing := [name for name in columns if name not in merges.columns]:
         raise ValueError(f"expected the columns {columns}, got none called {missing[0]!r}")
+    if merges.empty:
+        raise ValueError("expected one merge or more with its parents, got none")
     names = merges[columns].to_numpy()
     _present(table, names.ravel().tolist())
     others = table.drop(index=list(set(names.ravel()))).drop_duplicates().to_numpy()
@@ -128,6 +134,7 @@ def leaderboard(table: pd.DataFrame) -> Draw:
     Raises:
         ValueError: there are too few.
     """
+    _present(table, [])
     distinct = table.drop_duplicates().to_numpy()
     if len(distinct) < FEWEST:
         raise ValueError(
@@ -158,10 +165,17 @@ def study(
 
     Errors and regrets are in points of accuracy. Columns: method, estimator, items, answers (what a candidate costs,
     relatives shared among the candidates), error with low and high (5 and 95 % of the draws), spearman, regret (true
-    score of the best less that of the one with the highest estimate), coverage (of 90 % intervals widened by what the
-    other candidates teach, as `calibrate` does) and raw_coverage (of the intervals as they come). The pair "parents",
-    items 0 is the mean of the parents' scores.
+    score of the best less that of the one with the highest estimate) and coverage (of 90 % intervals as they come;
+    `calibrate` widens them). The pair "parents", items 0 is the mean of the parents' scores.
+
+    Raises:
+        ValueError: no draw, or a count that is not among the items.
     """
+    total = draw(seed)[0].candidates.shape[1]
+    if draws < 1 or not all(1 <= count <= total for count in counts):
+        raise ValueError(
+            f"expected a draw or more, and counts between 1 and the {total} items, got {draws} draws of {list(counts)}"
+        )
     tallies: dict[tuple[str, str, int], Tally] = {}
     cost = 0.0
     for number in range(draws):
@@ -177,17 +191,16 @@ def study(
             for count in counts:
                 asked = [_knowns(case, known, method, count, groups, seed + number) for case, known in worlds]
                 for estimator in estimators:
-                    if not _fits(method, estimator, bool(len(cases[0].parents))):
+                    if not _fits(method, estimator, cases[0]):
                         continue
                     parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
                     made = [_made(part, asked) for part in parts]
                     scores = np.array([[e.score for e in row] for row in made])
                     errors = np.array([[e.standard_error for e in row] for row in made])
-                    estimates, held, raw = cross_calibrate(scores, errors, truths)
+                    estimates, held = cross_calibrate(scores, errors, truths)
                     tally = tallies.setdefault((method, estimator, count), Tally())
                     _count(tally, estimates, truths)
                     tally.coverage.append(float(held.mean()))
-                    tally.raw.append(float(raw.mean()))
         advance(1)
     return pd.DataFrame([_row(key, tally, cost) for key, tally in tallies.items()])
 
@@ -245,12 +258,12 @@ def _made(part: Estimator, asked: Sequence[tuple[list[Known], np.ndarray]]) -> l
     return [part(row[k.subset], k) for knowns, rows in asked for k, row in zip(knowns, rows, strict=True)]
 
 
-def _fits(method: str, estimator: str, parents: bool) -> bool:
+def _fits(method: str, estimator: str, case: Case) -> bool:
     """Whether a method's items may be scored by an estimator, and it has what it needs."""
-    if not parents and estimator not in PARENTLESS:
+    if not len(case.parents) and estimator not in PARENTLESS:
         return False
-    if estimator == "ridge":
-        return method != ADAPTIVE  # a regression for each candidate's own items
+    if estimator == "ridge":  # not a regression for each candidate's own items
+        return method != ADAPTIVE and len(case.strangers) + len(case.parents) + len(case.relatives) >= RIDGED
     if estimator in ("mean", "post_stratified"):
         return method in ("uniform", "stratified")
     return estimator not in FAIR or method in SAMPLES
@@ -278,7 +291,6 @@ def _row(key: tuple[str, str, int], tally: Tally, cost: float) -> dict[str, obje
         "spearman": float(np.mean(tally.spearman)),
         "regret": float(np.mean(tally.regret)),
         "coverage": float(np.mean(tally.coverage)) if tally.coverage else None,
-        "raw_coverage": float(np.mean(tally.raw)) if tally.raw else None,
     }
 
 
@@ -289,5 +301,9 @@ def _some(rows: Float[np.ndarray, "rows items"], rng: np.random.Generator) -> Fl
 def _present(table: pd.DataFrame, names: Sequence[str]) -> None:
     if missing := [name for name in names if name not in table.index]:
         raise ValueError(f"{missing[0]!r} is not in the table of {len(table)} models, as {len(missing)} of the names")
-    if int(table.isna().to_numpy().sum()):
-        raise ValueError("the study needs models answered in full: drop those with missing answers")
+    lacking = table.index[table.isna().any(axis=1)]
+    if len(lacking):
+        raise ValueError(
+            f"expected models answered in full, got {len(lacking)} of {len(table)} with missing answers (the first: "
+            f"{lacking[0]!r}): leave out these models, or the items"
+        )

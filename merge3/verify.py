@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from merge3.estimate import ANSWERED, ESTIMATORS, PARENTLESS, Known
+from merge3.estimate import ANSWERED, ESTIMATORS, PARENTLESS, RIDGED, Known
 from merge3.extract import METHODS
 from merge3.irt import ItemParameters, fit_logistic, probability
 
@@ -126,7 +126,7 @@ def on_answers(
 ) -> list[Check]:
     """The checks on a table: exactness, and eps-stability of every estimator on a random subset of `known`'s size."""
     names = sorted(ANSWERED) if len(known.parents) else sorted(PARENTLESS)
-    if known.population is None:
+    if known.population is None or len(known.population) < RIDGED:
         names = [name for name in names if name != "ridge"]
     abilities = known.parent_abilities if len(known.parents) else np.empty((0, known.items.dimensions))
     subset, weights = METHODS["uniform"](known.items, abilities, len(known.subset), groups, seed)

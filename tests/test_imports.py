@@ -51,6 +51,20 @@ def test_strict_and_flexible_scores_are_never_mixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"exact_match": 0.0, "filter": "strict-match"}, {"exact_match": 1.0, "filter": "flexible-extract"}),
+        ({"acc": 1.0, "acc_norm": 0.0}, {"acc": 1.0}),
+    ],
+)
+def test_models_scored_in_two_ways_are_not_put_into_one_table(tmp_path: Path, one: dict, other: dict) -> None:
+    write(tmp_path, "a", "t", [sample(0, **one)])
+    write(tmp_path, "b", "t", [sample(0, **other)])
+    with pytest.raises(ValueError, match="those of the models before by"):
+        imports.lm_eval(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("samples", "metric", "message"),
     [
         ([sample(0, acc=0.5)], None, "acc of document 0 is 0.5; expected 0 or 1"),

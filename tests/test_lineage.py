@@ -139,7 +139,7 @@ def test_without_relatives_the_parents_say_all():
 def test_a_prior_counts_as_four_models_when_it_learns_from_others():
     shift, scale = lineage.learnt(np.array([1.0]), np.array([2.0]), np.array([[2.0], [4.0]]))
     assert shift == pytest.approx((1 + 3) / 6)
-    assert scale**2 == pytest.approx((4 * 4 + (1 - 2 / 3) ** 2 + (3 - 2 / 3) ** 2) / 6)
+    assert scale**2 == pytest.approx((4 * (4 + (2 / 3) ** 2) + (1 - 2 / 3) ** 2 + (3 - 2 / 3) ** 2) / 6)
     shift, scale = lineage.learnt(np.array([1.0]), np.array([2.0]), np.empty((0, 1)))
     assert (shift, scale) == (0.0, 2.0)
 

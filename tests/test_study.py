@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,54 @@ def test_the_commands_print_write_and_plot(tmp_path, capsys):
     assert "eps-stability of lineage" in printed
     assert cli.main(["verify", *case, "--count", "5", "--json"]) == 0
     assert all(check["holds"] for check in json.loads(capsys.readouterr().out))
+
+
+def test_clones_are_neither_two_merges_nor_strangers() -> None:
+    table = world()
+    clones = pd.concat(
+        [table, table.iloc[2:8].rename("again-{}".format), table.iloc[3:5].rename("merge-twin-{}".format)]
+    )
+    (case,) = study.family(clones, ["a", "b"], "merge-*", relatives=4)(0)
+    rows = np.vstack([case.strangers, case.relatives, case.candidates])
+    assert len(rows) == len(np.unique(rows, axis=0)) == 20 + 12
+
+
+def test_what_a_study_cannot_use_is_said() -> None:
+    table, broken = world(), world()
+    broken.iloc[3, 5] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 34 with missing answers \(the first: 'merge-1'\): leave out"):
+        study.leaderboard(broken)
+    draw = study.family(table, ["a", "b"], "merge-*")
+    for draws, counts in ((0, (10,)), (1, (10, 41)), (1, (0,))):
+        with pytest.raises(ValueError, match="counts between 1 and the 40 items"):
+            study.study(draw, ["x"] * 40, counts, draws)
+    with pytest.raises(ValueError, match="0 relatives or more, got -2"):
+        study.family(table, ["a", "b"], "merge-*", relatives=-2)
+    columns = {"merge": [], "parent_a": [], "parent_b": []}
+    with pytest.raises(ValueError, match="one merge or more"):
+        study.triplets(table, pd.DataFrame(columns))
+
+
+def test_ridge_is_left_out_where_it_has_nobody_to_learn_from() -> None:
+    listed = pd.DataFrame({"merge": ["merge-0"], "parent_a": ["a"], "parent_b": ["b"]})
+    draw = study.triplets(world(merges=1, strangers=0), listed)
+    table = study.study(draw, ["x"] * 40, (10,), 1)
+    assert {"mean", "mp_irt", "lineage"} <= set(table["estimator"])
+    assert "ridge" not in set(table["estimator"])
+
+
+def test_names_that_look_like_numbers_and_ids_without_a_group(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = world()
+    table.index = [str(n) for n in range(len(table))]
+    responses.write(tmp_path / "table.parquet", table)
+    (tmp_path / "merges.csv").write_text("merge,parent_a,parent_b\n2,0,1\n3,0,1\n4,0,1\n")
+    case = ["study", str(tmp_path / "table.parquet"), "--triplets", str(tmp_path / "merges.csv"), "--draws", "1"]
+    assert cli.main([*case, "--counts", "5", "--json"]) == 0
+    assert {row["items"] for row in json.loads(capsys.readouterr().out)} == {0, 5}
+    assert cli.main([*case, "--counts", "5", "--groups", ":"]) == 1
+    assert "--groups ':': 40 of 40 item ids do not have it" in capsys.readouterr().err
+    assert cli.main(["verify", str(tmp_path / "table.parquet"), "--count", "0"]) == 1
+    assert "--count must be between 1 and the 40 items, got 0" in capsys.readouterr().err
 
 
 def test_a_study_of_too_few_models_says_how_many_it_needs() -> None:

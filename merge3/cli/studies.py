@@ -20,9 +20,10 @@ def study(options: argparse.Namespace) -> None:
     draw, groups = read_case(options)
     with progress("study", options.draws) as advance:
         found = studies.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
-    studies.plot(found, options.plot or options.responses.with_suffix(".study.png"))
+    picture = options.plot or options.responses.with_suffix(".study.png")
     if options.json:
         as_json(found.to_dict("records"))
+        studies.plot(found, picture)
         return
     shown = found.sort_values(["items", "error"])
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
@@ -31,6 +32,7 @@ def study(options: argparse.Namespace) -> None:
             f"{row['items']} items: ask {row['method']} items, estimate by {row['estimator']} "
             f"(error {row['error']:.1f} points, Spearman {row['spearman']:.2f}, regret {row['regret']:.1f})"
         )
+    studies.plot(found, picture)
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -46,6 +48,8 @@ def verify(options: argparse.Namespace) -> None:
             fitted = lineage.fit(case.strangers, case.parents, case.relatives)
             near = np.vstack([case.strangers, case.parents, case.relatives])
             count = options.count
+            if not 1 <= count <= len(fitted):
+                raise ValueError(f"--count must be between 1 and the {len(fitted)} items, got {count}")
             known = Known(fitted, np.arange(count), np.full(count, 1 / count), case.parents, population=near)
             checks += guarantees.on_answers(known, case.candidates, groups, options.seed)
     if options.json:
@@ -58,11 +62,21 @@ def verify(options: argparse.Namespace) -> None:
 
 
 def read_case(options: argparse.Namespace) -> tuple[studies.Draw, list[str]]:
-    """The draws of a study from its table, and the groups of the items."""
+    """The draws of a study from its table, and the groups of the items.
+
+    Raises:
+        ValueError: an item's id has no group in it where groups are wanted.
+    """
     table = imports.matrix(options.responses)
+    without = [name for name in table.columns if options.groups and options.groups not in str(name)]
+    if without:
+        raise ValueError(
+            f"--groups {options.groups!r}: {len(without)} of {table.shape[1]} item ids do not have it (the first: "
+            f"{without[0]!r}); an item's group is its id before the last of these"
+        )
     groups = [str(name).rsplit(options.groups, 1)[0] if options.groups else "all" for name in table.columns]
     if options.parents:
         return studies.family(table, options.parents, options.merges, options.relatives), groups
     if options.triplets:
-        return studies.triplets(table, pd.read_csv(options.triplets)), groups
+        return studies.triplets(table, pd.read_csv(options.triplets, dtype=str, keep_default_na=False)), groups
     return studies.leaderboard(table), groups
