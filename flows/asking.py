@@ -17,11 +17,12 @@ from merge3.asker import Asker
 from merge3.grading import failures
 from merge3.items import Item
 from merge3.ledger import Cost
+from merge3.live import Watched
 from merge3.merging import LiveMerger
 from merge3.plan import resolve_batch_tokens
 from merge3.recipe import Recipe, constant
 from merge3.shared import Shared
-from merge3.store import Answer, Store
+from merge3.store import Store
 
 MANIFEST = DATA / "experts" / "manifest.json"
 PLACE = "MERGE3_SHARED"  # where answers lie beside the local store, for several machines: a URL of fsspec
@@ -44,7 +45,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     dtype = models.resolve_dtype(runtime["dtype"], device)
     folders = {expert.name: models.weights_folder(expert.source) for expert in (base, *(by_name[n] for n in names))}
     url = os.environ.get(PLACE)
-    kept = Watched(Shared(store, url) if url else Store(store), folders)
+    kept = Watched(Shared(store, url) if url else Store(store), folders, "run the experts stage")
     for model in (base, *(by_name[name] for name in names)):
         if models.fingerprint(folders[model.name]) != model.fingerprint:
             raise ValueError(
@@ -65,32 +66,6 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     if not runtime["portable"]:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
     return Asker(merger, tokenizer, kept, identity, batch, runtime["scoring"])
-
-
-class Watched(Store):
-    """A store that takes no answer after a file of the models changed: weights are mapped from their files."""
-
-    def __init__(self, store: Store, sources: Mapping[str, Path]) -> None:
-        """`sources` are folders or files by their name for the reader."""
-        super().__init__(store.root)
-        self.store = store
-        self.sources = dict(sources)
-        self.stamps = {name: models.stamp(source) for name, source in self.sources.items()}
-
-    def get(self, key: Mapping[str, Any]) -> dict[str, Answer]:
-        """What is kept, see `Store.get`."""
-        return self.store.get(key)
-
-    def put(self, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
-        """Keep answers, see `Store.put`.
-
-        Raises:
-            ValueError: a model's files are not those that were loaded.
-        """
-        for name, source in self.sources.items():
-            if models.stamp(source) != self.stamps[name]:
-                raise ValueError(f"the files of {name!r} in {source} changed while it was asked; run the experts stage")
-        self.store.put(key, answers)
 
 
 def single(expert: str) -> Recipe:

@@ -99,6 +99,7 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
     def estimation() -> None:
         from flows.estimate import STUDIED
         from merge3.estimate import ANSWERED, ESTIMATORS
+        from merge3.margins import FEWEST
 
         _among("calibrate.engine", params["calibrate"]["engine"], sorted(irt.ENGINES))
         _among("extract.method", params["extract"]["method"], sorted([MARGINS, *METHODS]))
@@ -108,6 +109,11 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         if params["population"]["responses"] is not None and method not in ANSWERED:
             raise ValueError(
                 f"estimate.method {method} needs a population of merges: with population.responses take another"
+            )
+        if method not in ANSWERED and params["population"]["size"] <= FEWEST:
+            raise ValueError(
+                f"estimate.method {method} is measured with each merge left out, and learns from {FEWEST} or more: "
+                f"population.size must be {FEWEST + 1} or more, got {params['population']['size']}"
             )
         if params["extract"]["method"] not in SAMPLED.get(method, {params["extract"]["method"]}):
             raise ValueError(f"estimate.method {method} needs extract.method {' or '.join(sorted(SAMPLED[method]))}")

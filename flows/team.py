@@ -93,7 +93,9 @@ class Processes:
 
     def __init__(self, count: int, runtime: Mapping[str, Any], store: Path, names: Sequence[str]) -> None:
         device = runtime["device"]
-        devices = [f"{device}:{n % torch.cuda.device_count()}" if device == "cuda" else device for n in range(count)]
+        devices = [device] * count
+        if device == "cuda":  # the first card has the live model of the process that searches
+            devices = [f"{device}:{(n + 1) % torch.cuda.device_count()}" for n in range(count)]
         self.workers = [Process({**runtime, "device": each}, store, tuple(names)) for each in devices]
 
     def ask(self, work: Mapping[str, Work]) -> Iterator[tuple[str, Asked]]:

@@ -42,6 +42,7 @@ PROTOCOL = {
 # Nats by which the difference of two log-likelihoods may move where sums are made in another order: seen were .37 in
 # bfloat16 and 1e-4 in float32, a sequence an option against packed trees, on the demonstration's base.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+ALIBI = ("bloom", "mpt")  # architectures that tell positions by distance in the row
 SHARED = 24  # tokens from which on a common beginning is worth a pass of its own
 TRIAL, COPIES = (5, 33, 100), 7  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
 HEAD_ROWS = 64  # rows of logits normalised at once, so that they stay in the processor's cache
@@ -139,6 +140,9 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of a text; a beginning-of-text token that it has already, from a chat template, is not put there again."""
     begins = tokenizer.bos_token
     tokens: list[int] = tokenizer.encode(text, add_special_tokens=not (begins and text.startswith(begins)))
+    ends = tokenizer.eos_token
+    if tokens and ends and tokens[-1] == tokenizer.eos_token_id and not text.endswith(str(ends)):
+        tokens.pop()  # put there by the tokenizer: nothing would be read after it
     return tokens
 
 
@@ -328,11 +332,12 @@ def context_length(model: PreTrainedModel) -> float:
 
 
 def window(model: PreTrainedModel) -> float:
-    """Tokens that a layer looks back at; infinite where no layer has a sliding window."""
+    """Tokens that a layer looks back at; infinite where no layer has a window."""
     config = model.config.get_text_config()
-    if getattr(config, "use_sliding_window", True) is False:
-        return np.inf
-    return float(getattr(config, "sliding_window", None) or np.inf)
+    names = ["attention_chunk_size"] + ["window_size"] * (config.model_type == "gpt_neo")
+    if getattr(config, "use_sliding_window", True) is not False:
+        names.append("sliding_window")
+    return float(min((getattr(config, name, None) or np.inf for name in names), default=np.inf))
 
 
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
@@ -429,14 +434,26 @@ def near_tie(values: Sequence[float], spans: Sequence[Sequence[int]], tolerance:
 
 
 def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, item: Item) -> bool:
-    """Whether an option's likelihood does not depend on its siblings in the tree, as it does in recurrent layers.
+    """Whether options may be asked as one tree: attention that heeds a mask and tells positions by their numbers.
 
-    The tokens that only other options use are replaced: attention that heeds the mask gives the last option the same
-    likelihood, to a tenth of a nat. (Nothing can be told by an item whose options have a token each.)
+    Not so recurrent layers, nor positions told by distance in the row (ALiBi). Options have the likelihoods that they
+    have apart; and the tokens that only other options use are replaced: the last option's stays, to a tenth of a nat.
+    (Nothing can be told by an item whose options have a token each.)
     """
+    config = model.config.get_text_config()
+    if getattr(config, "alibi", False) or config.model_type in ALIBI:
+        return False
     tree = tokenize(item, tokenizer)
-    if isinstance(tree, Failure) or len(tree.tokens) > window(model):
+    if isinstance(tree, Failure) or len(tree.tokens) > min(window(model), context_length(model)):
         return not isinstance(tree, Tree)
+    try:
+        packed = score(model, tokenizer, [tree], 1).values[0]
+    except (ValueError, TypeError, RuntimeError):  # it takes no mask of a tree
+        return False
+    apart = score(model, tokenizer, [tree], 1, packed=False).values[0]
+    moved = [abs(one - other) for one, other in zip(packed or (), apart or (), strict=True)]
+    if max(moved, default=0.0) > TOLERANCE.get(model.dtype, 0.5):
+        return False
     own = {position for position, _ in tree.reads[-1]}
     tokens = tuple(
         token if at < tree.prompt or at in own else (token + 1) % len(tokenizer) for at, token in enumerate(tree.tokens)

@@ -114,7 +114,7 @@ class Asker:
         if phenotype == self._applied:
             return
         self._applied = None  # until it is whole
-        if phenotype in self._expected:
+        if phenotype in self._expected and self.merger.together > 1:
             waiting = [phenotype, *(name for name in self._expected if name != phenotype)][: self.merger.together]
             made = self.merger.make([self._expected.pop(name) for name in waiting])
             self._made = dict(zip(waiting, made, strict=True))

@@ -83,18 +83,29 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
     if path.suffix in FILES:
         if not path.is_file():
             raise FileNotFoundError(f"no benchmark at {source}")
-        options: dict[str, Any] = {"lines": True} if path.suffix == ".jsonl" else {}
-        if path.suffix == ".csv":
-            options = {"dtype": str, "keep_default_na": False}
+        as_it_stands: dict[str, Any] = {"dtype": False}  # else pandas makes numbers of texts
+        options: dict[str, Any] = {
+            ".csv": {"dtype": str, "keep_default_na": False},
+            ".json": as_it_stands,
+            ".jsonl": {"lines": True, **as_it_stands},
+        }.get(path.suffix, {})
         try:
             found: list[dict[str, Any]] = FILES[path.suffix](path, **options).to_dict("records")
         except ValueError as error:
             raise ValueError(f"{source} cannot be read as {path.suffix}: {error}") from error
+        found = [{name: _listed(value) for name, value in row.items()} for row in found]
     else:
         found = _dataset(source, name, split)
     if not found:
         raise ValueError(f"{source}: expected at least one row, found none")
     return found
+
+
+def _listed(value: Any) -> Any:
+    """A value of a Parquet row with its arrays as lists, which can be compared."""
+    if isinstance(value, np.ndarray):
+        return [_listed(one) for one in value]
+    return {name: _listed(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _dataset(source: str, name: str | None, split: str | None) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from merge3 import licences, models
 from merge3.items import Item
@@ -26,7 +26,7 @@ from merge3.plan import GIGABYTE, Machine, memory, plan, resolve_batch_tokens, t
 from merge3.store import digest
 
 OK, RISK, WRONG = "ok", "risk", "wrong"
-SMALL = ["*.json", "*.txt", "*.model", "README.md", models.ADAPTER_WEIGHTS]  # of a model on the hub
+SMALL = [*models.SMALL, "README.md", models.ADAPTER_WEIGHTS]  # of a model on the hub
 NAME = re.compile(r"\w[\w.-]*")  # of an expert: of folders and rows of tables, too
 FEW = 50  # items, below which hardly any difference between models can be shown
 LONGEST = 20  # prompts, by characters, whose tokens are counted
@@ -77,7 +77,7 @@ def parents(base: str, experts: Mapping[str, str]) -> list[Finding]:
     found: list[Finding] = []
     try:
         folder = small(base)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = models.config_of(folder)
         tokenizer = models.load_tokenizer(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -152,7 +152,7 @@ def room(
     have = float(psutil.virtual_memory().available) if cpu else memory(device)
     machine = Machine(have, 1.0, 1.0)
     bare = plan(folder, folders, method, machine, tokens=1, batch_tokens=0, dtype=resolved)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = models.config_of(folder)
     batch = resolve_batch_tokens(batch_tokens, config, resolved, device, bare.resident)
     needs = replace(bare, answering=batch * token_bytes(config, resolved))
     where = "memory that is free" if cpu else f"{device}'s memory"
@@ -175,7 +175,7 @@ def room(
 
 def context(source: str | Path) -> float:
     """Tokens that a model's positions reach, by its config; infinite where it does not say."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+    config = models.config_of(source).get_text_config()
     return float(getattr(config, "max_position_embeddings", None) or math.inf)
 
 

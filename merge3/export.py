@@ -97,8 +97,9 @@ def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, devic
         if layers.last > depths[layers.expert]:
             raise ValueError(f"{layers.expert!r} has {depths[layers.expert]} layers, the stack asks for {layers.last}")
     config.num_hidden_layers = sum(layers.last - layers.first for layers in merge.stack)
-    if kinds := getattr(config, "layer_types", None):
-        config.layer_types = [kind for layers in merge.stack for kind in kinds[layers.first : layers.last]]
+    for field, kinds in list(vars(config).items()):  # layer_types, and what else has an entry a layer
+        if isinstance(kinds, list) and len(kinds) == first.config.num_hidden_layers:
+            setattr(config, field, [kind for layers in merge.stack for kind in kinds[layers.first : layers.last]])
     live: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     weights = {name: models.weights_of(model) for name, model in parts.items()}
     lowest = weights[merge.stack[0].expert]

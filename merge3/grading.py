@@ -6,6 +6,7 @@ by other rules, without asking.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -23,14 +24,20 @@ TRUNCATED = "truncated"
 BROKEN_REASON = "likelihoods are not finite"
 WRITTEN = 20  # letters from which on a text's language can be told
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)|\d+)(?:[.,]\d+)?")
+THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
+OWN = "MERGE3_MATCHES"  # packages whose functions an item may name, with commas between
 
 
 def _number(text: str) -> float | None:
-    """The value of a text that is one number, thousands grouped or not; None where it is none."""
-    plain = re.sub(r"[,\u00a0\u202f $€£%]", "", text.strip()).rstrip(".")
+    """The value of a text that is one number, thousands grouped or not; None where it is none.
+
+    A comma is one of decimals where no three digits follow.
+    """
+    plain = re.sub(r"[\u00a0\u202f $€£%]", "", text.strip()).rstrip(".,")
+    plain = THOUSANDS.sub("", plain)
     try:
-        value = float(plain)
+        value = float(plain if "." in plain else plain.replace(",", ".", 1))
     except ValueError:
         return None
     return value if np.isfinite(value) else None
@@ -107,6 +114,11 @@ def _match(name: str) -> Callable[[str, str], bool]:
     if name in MATCHES:
         return MATCHES[name]
     module, _, function = name.partition(":")
+    if function and module.split(".")[0] not in os.environ.get(OWN, "").split(","):
+        raise ValueError(
+            f"match {name!r} is code, and items may come from others: set {OWN}={module.split('.')[0]} to allow that "
+            f"package, or take one of {sorted(MATCHES)}"
+        )
     try:
         found: Callable[[str, str], bool] = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

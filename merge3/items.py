@@ -86,6 +86,9 @@ class Item:
         asked: Any = list(self.options)
         if self.free is not None:
             asked = {"stop": list(self.free.stop), "max_tokens": self.free.max_tokens}
+            early = self.free.extract  # a reply ends where more of it cannot change what these find
+            if early == "first_number" or (early == "first_line" and "\n" not in self.free.stop):
+                asked["until"] = early
         text = json.dumps([self.prompt, asked], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -213,6 +216,7 @@ def _json_lines(path: Path) -> pd.DataFrame:
     lines = [(number, line) for number, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} has no line: write one an item, a JSON object with {list(COLUMNS)}")
+    rows = []
     for number, line in lines:
         try:
             row = json.loads(line)
@@ -220,7 +224,8 @@ def _json_lines(path: Path) -> pd.DataFrame:
             raise ValueError(f"{path}, line {number} is no JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]}")
-    return pd.read_json(path, lines=True, dtype={"id": str})
+        rows.append(row | {"id": str(row["id"])} if isinstance(row.get("id"), int) else row)
+    return pd.DataFrame(rows, dtype=object)  # as it stands there: pandas would make numbers of texts
 
 
 def write(path: Path, items: Sequence[Item]) -> None:

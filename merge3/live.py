@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from merge3 import models
 from merge3.asker import Asker
 from merge3.merging import LiveMerger
 from merge3.plan import resolve_batch_tokens
-from merge3.store import Store
+from merge3.store import Answer, Store
+
+
+class Watched(Store):
+    """A store that takes no answer after a file of the models changed: weights are mapped from their files."""
+
+    def __init__(self, store: Store, sources: Mapping[str, Path], mend: str) -> None:
+        """`sources` are folders or files by their name for the reader; `mend` says what to do where one changed."""
+        super().__init__(store.root)
+        self.store = store
+        self.sources, self.mend = dict(sources), mend
+        self.stamps = {name: models.stamp(source) for name, source in self.sources.items()}
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Answer]:
+        """What is kept, see `Store.get`."""
+        return self.store.get(key)
+
+    def put(self, key: Mapping[str, Any], answers: Mapping[str, Answer]) -> None:
+        """Keep answers, see `Store.put`.
+
+        Raises:
+            ValueError: a model's files are not those that were loaded.
+        """
+        for name, source in self.sources.items():
+            if models.stamp(source) != self.stamps[name]:
+                raise ValueError(f"the files of {name!r} in {source} changed while it was asked; {self.mend}")
+        self.store.put(key, answers)
 
 
 def open_asker(
@@ -32,6 +59,9 @@ def open_asker(
     kind = models.resolve_dtype(dtype, device)
     folder = models.weights_folder(base)
     folders = {name: models.weights_folder(source) for name, source in experts.items()}
+    watched = Watched(Store(store), {"base": folder, **folders}, "start again")
+    prints = {name: models.fingerprint(expert) for name, expert in folders.items()}
+    identity = {"base": models.fingerprint(folder), "dtype": str(kind).removeprefix("torch.")}
     live, tokenizer = models.load(folder, kind, device), models.load_tokenizer(folder)
     for expert in folders.values():
         models.check_vocabulary(expert, tokenizer)
@@ -41,10 +71,5 @@ def open_asker(
     changes = {name: models.changes(expert, stored, live.config) for name, expert in folders.items()}
     held = needed + live.num_parameters() * kind.itemsize
     batch = resolve_batch_tokens(batch_tokens, live.config, kind, device, held)
-    prints = {name: models.fingerprint(expert) for name, expert in folders.items()}
-    identity = {
-        "base": models.fingerprint(folder),
-        "dtype": str(kind).removeprefix("torch."),
-        "runtime": f"{models.runtime_name(device)}, batches of {batch} tokens",
-    }
-    return Asker(LiveMerger(live, changes, prints, stored), tokenizer, Store(store), identity, batch, scoring)
+    identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
+    return Asker(LiveMerger(live, changes, prints, stored), tokenizer, watched, identity, batch, scoring)

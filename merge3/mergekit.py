@@ -17,7 +17,11 @@ FIXED: Mapping[str, bool] = {"nuslerp_flatten": True, "nuslerp_row_wise": False,
 THEIRS = {("multislerp", "normalize"): "normalize_weights"}  # mergekit's name of an option, where ours is another
 AROUND = "around_base"  # ours alone: mergekit tells it by whether there is a base
 BASELESS = ("linear", "karcher", "passthrough")  # in which mergekit's base is one of the models
-FILTERS = {"attention": ("attn.",), "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe."), "rest": (ANY,)}
+FILTERS = {
+    "attention": ("attn.", ".attention.", ".self_attention."),
+    "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe."),
+    "rest": (ANY,),
+}
 
 
 def read(values: Mapping[str, Any]) -> Merge:
@@ -32,6 +36,9 @@ def read(values: Mapping[str, Any]) -> Merge:
     if unknown := sorted(set(values) - FIELDS):
         raise ValueError(f"mergekit's {unknown[0]!r} is not supported; supported are {sorted(FIELDS)}")
     base = _source(values["base_model"]) if values.get("base_model") else None
+    sources = [source for part in values.get("slices") or () for source in part.get("sources") or ()]
+    for entry in [*(values.get("models") or ()), *sources]:
+        _adapted(entry, base)
     if base is None and method not in (*BASELESS, "nuslerp", "multislerp"):
         raise ValueError(f"{method} needs a base_model")
     shared = dict(values.get("parameters") or {})
@@ -213,6 +220,22 @@ def _source(model: Any) -> str:
     return model.split("+")[-1]
 
 
+def _adapted(entry: Any, base: str | None) -> None:
+    """Refuse an entry whose model is none, or an adapter of another model than the base.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not isinstance(entry, Mapping) or "model" not in entry:
+        raise ValueError(f"each of models, and of a slice's sources, names a model: got {entry!r}")
+    *of, adapter = str(entry["model"]).split("+")
+    if of and of != [base]:
+        raise ValueError(
+            f"{entry['model']!r} is an adapter of {of[0]!r}, and the base_model is {base!r}: merge {adapter!r} into "
+            "its own model first"
+        )
+
+
 def _names(sources: Sequence[str]) -> list[str]:
     """Short names: the last part of each source, numbered where two are alike."""
     names: list[str] = []
@@ -223,7 +246,15 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def _setting(parts: Parts, default: float) -> Any:
-    """Parts as mergekit's setting: a value, or filters of which the last holds everywhere."""
+    """Parts as mergekit's setting: a value, or filters of which the last holds everywhere.
+
+    Raises:
+        ValueError: a part within `rest` differs from it: mergekit has no filter for the rest.
+    """
+    if "rest" in parts and ANY not in parts:
+        if inside := [part for part in parts if part not in GROUPS]:
+            raise ValueError(f"mergekit cannot tell {inside[0]!r} from 'rest': give both one value")
+        parts = {**parts, **{group: (default,) for group in GROUPS if group not in parts}}
     rules: list[dict[str, Any]] = []
     for part, knots in sorted(parts.items(), key=lambda item: item[0] == "rest"):
         value: Any = knots[0] if len(knots) == 1 else list(knots)

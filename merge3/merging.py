@@ -25,6 +25,7 @@ from merge3.models import Changes, weights_of
 from merge3.recipe import Recipe, check, layer_of
 
 PIECE = 2**21  # elements that a thread merges at a time
+LARGE = 2**24  # off the CPU, where one thread merges; a vote holds a dozen copies of them in float32
 SPARE = 0.5  # of the free memory, at most, for merges that are made together
 
 Weights = dict[str, Tensor]  # parameter name -> values
@@ -154,14 +155,19 @@ class LiveMerger:
 
 
 def _merge(experts: tuple[str, ...], tasks: Sequence[Task]) -> None:
-    """Follow the instructions, in pieces of rows that threads share; on another device than the CPU all at once."""
-    pieces = []
+    """Follow the instructions, in pieces of rows that threads share; off the CPU in larger ones, one by one."""
+    pieces, near = [], True
     for instructions, parameter, outs in tasks:
         rows, columns = matrix(outs[0]).shape
-        step = max(1, PIECE // columns) if outs[0].device.type == "cpu" else rows
+        near = near and outs[0].device.type == "cpu"
+        step = max(1, (PIECE if near else LARGE) // columns)
         for start in range(0, rows, step):
             pieces.append((instructions, parameter, experts, outs, start, min(start + step, rows)))
-    in_threads(lambda piece: kernels.apply(*piece), pieces)
+    if near:
+        in_threads(lambda piece: kernels.apply(*piece), pieces)
+        return
+    for piece in pieces:
+        kernels.apply(*piece)
 
 
 def finite(tensor: Tensor) -> bool:

@@ -146,6 +146,8 @@ def multislerp(parameter: Ingredients, experts: Experts, coefficients: Coefficie
         return Combination(0.0, (1.0,))
     gram = (parameter.gram(experts) if around else _models(parameter.gram(experts)))[1:, 1:]
     weights = np.array(coefficients.weights)
+    if not weights.any():
+        return Combination(1.0, (0.0,) * len(experts))
     if coefficients.options["normalize"] and abs(weights.sum()) > TINY:
         weights = weights / weights.sum()
     alone = np.count_nonzero(weights) == 1

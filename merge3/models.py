@@ -35,6 +35,7 @@ from merge3.ingredients import LowRank, Source
 Changes = dict[str, Source]  # parameter name -> what an expert has there; absent where it is the base
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja")  # of a model on the hub, beside its weights
 NAMED = ("config.json", ADAPTER_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
 SAME = (  # fields of a config that all experts share with the base
     *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -68,7 +69,11 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
         return names[dtype]
     if dtype != "auto":
         raise ValueError(f"dtype must be one of {['auto', *names]}, got {dtype!r}")
-    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _bfloat16_unit() is not None
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = _bfloat16_unit() is not None
     return torch.bfloat16 if native else torch.float32
 
 
@@ -103,6 +108,16 @@ def is_gguf(source: str | Path) -> bool:
 def _located(source: str | Path) -> tuple[str | Path, dict[str, str]]:
     """Where transformers finds a model, and which file if it is a GGUF file."""
     return (Path(source).parent, {"gguf_file": Path(source).name}) if is_gguf(source) else (source, {})
+
+
+def config_of(source: str | Path) -> Any:
+    """The transformers config of a folder, GGUF file or hub id.
+
+    Raises:
+        OSError: there is none.
+    """
+    place, file = _located(source)
+    return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
 
 
 def fingerprint(folder: Path) -> str:
@@ -143,7 +158,7 @@ def weights_folder(source: str) -> Path:
     if Path(source).is_dir() or (is_gguf(source) and Path(source).is_file()):
         return Path(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", *SMALL]))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no model at {source!r}: expected a folder, or a hub id that can be reached from here"
@@ -249,6 +264,7 @@ def stored_dtype(source: str | Path) -> torch.dtype:
     for path in folder.glob("*.safetensors"):
         with _opened(path) as file:
             found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+    found.discard("BOOL")  # masks that transformers makes anew
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     if not found:
         raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
@@ -277,8 +293,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _check_config(source: str | Path, base: Any) -> None:
     try:
-        place, file = _located(source)
-        expert = AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
+        expert = config_of(source)
     except OSError as error:
         raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
     for field in SAME:
@@ -297,7 +312,7 @@ def check_vocabulary(source: Path, base: PreTrainedTokenizerBase) -> None:
     Raises:
         IncompatibleModels: the vocabularies differ; the message names a token.
     """
-    if not list(source.glob("tokenizer*")):
+    if not is_gguf(source) and not list(source.glob("tokenizer*")):
         return
     ours, theirs = base.get_vocab(), load_tokenizer(source).get_vocab()
     if different := sorted({token for token, number in (ours.items() ^ theirs.items())}):
@@ -350,13 +365,16 @@ def _check_shape(source: str | Path, name: str, shape: tuple[int, ...], base: Te
 def _adapter(folder: Path, base: Mapping[str, Tensor]) -> Changes:
     """LoRA (arXiv 2106.09685): difference = alpha / rank * B A; rank-stabilised: alpha / sqrt(rank)."""
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if config.get("peft_type", "LORA") != "LORA":
+        raise IncompatibleModels(f"adapter {folder}: peft_type is {config['peft_type']!r}; only LoRA can be merged")
     plain = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None, "lora_bias": False}
+    plain |= {"alora_invocation_tokens": None, "layer_replication": None}
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
         raise IncompatibleModels(
             f"adapter {folder}: init_lora_weights {config['init_lora_weights']!r} changes the base"
         )
     for field, expected in plain.items():
-        if config.get(field, expected) not in (expected, None):
+        if config.get(field, expected) not in (expected, None, []):
             raise IncompatibleModels(
                 f"adapter {folder}: {field} is {config[field]!r}; only plain LoRA ({expected!r}) can be merged; "
                 "merge the adapter into its base first"

@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from merge3.models import ADAPTER_CONFIG, is_adapter
+from merge3.models import ADAPTER_CONFIG, config_of, is_adapter
 from merge3.recipe import TRAITS
 
 GIGABYTE = 1e9
@@ -86,7 +86,7 @@ def plan(
     if method not in TRAITS:
         raise ValueError(f"merge method must be one of {sorted(TRAITS)}, got {method!r}")
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        config = config_of(base)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"no config of a model at {str(base)!r}: {str(error).splitlines()[0]}") from error
     with torch.device("meta"):

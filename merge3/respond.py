@@ -53,8 +53,9 @@ def respond(
 
 
 def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> bool:
-    """Whether the model is all attention, by the first prompt with two options; see `answering.packable`."""
-    return answering.packable(model, tokenizer, Item("probe", items[0].prompt, (" yes it is", " no it is"), 0))
+    """Whether the model is all attention, by the shortest prompt with two options; see `answering.packable`."""
+    prompt = min((item.prompt for item in items), key=len)
+    return answering.packable(model, tokenizer, Item("probe", prompt, (" yes it is", " no it is"), 0))
 
 
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:

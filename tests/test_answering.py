@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from random import Random
 
@@ -10,10 +11,14 @@ from conftest import CONFIGS, SIZES, build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
+from tokenizers.processors import TemplateProcessing
 from transformers import (
+    BloomConfig,
     Gemma3TextConfig,
     Lfm2Config,
     MistralConfig,
+    MptConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -117,6 +122,32 @@ def test_models_whose_layers_are_not_attention_are_asked_an_option_a_sequence(
     answers, _ = loglikelihoods(convolutional, tokenizer, ITEMS, 300, packed=False)
     for item, answer in zip(ITEMS, answers, strict=True):
         np.testing.assert_allclose(answer, slow(convolutional, tokenizer, item), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=259, max_seq_len=512),
+        BloomConfig(hidden_size=32, n_head=4, n_layer=2, vocab_size=259),
+    ],
+)
+def test_positions_told_by_distance_in_the_row_are_asked_an_option_a_sequence(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    made = build(config, 1, 0.3)
+    assert not answering.packable(made, tokenizer, ITEMS[0])
+    answers, _ = loglikelihoods(made, tokenizer, ITEMS, 300, packed=False)
+    for item, answer in zip(ITEMS, answers, strict=True):
+        np.testing.assert_allclose(answer, slow(made, tokenizer, item), rtol=0, atol=2e-4)
+
+
+def test_an_end_that_the_tokenizer_puts_there_is_not_read(tokenizer: PreTrainedTokenizerBase) -> None:
+    ending = copy.deepcopy(tokenizer)
+    ends = (str(ending.eos_token), ending.eos_token_id)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(f"$A {ends[0]}", special_tokens=[ends])
+    assert ending.encode("2+2=")[-1] == ending.eos_token_id
+    assert answering.encode("2+2=", ending) == tokenizer.encode("2+2=")
+    assert answering.encode(f"a{ending.eos_token}", ending)[-1] == ending.eos_token_id
 
 
 def test_models_of_attention_are_asked_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

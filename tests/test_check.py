@@ -85,6 +85,7 @@ def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) ->
         ("population", {"held_out": 7}, "population.held_out must be 1 or more"),
         ("population", {"responses": "none.csv"}, "there is no none.csv"),
         ("population", {"totals": [1.8, 0.6]}, "population.totals must be two numbers of 0 or more"),
+        ("population", {"size": 3, "held_out": 1}, "population.size must be 4 or more, got 3"),
         ("evaluate", {"sample": 1}, "evaluate.sample must be 2 or more"),
         ("runtime", {"device": "quantum"}, "device 'quantum' cannot be used here"),
         ("runtime", {"dtype": "int3"}, "dtype must be one of"),

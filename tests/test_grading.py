@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,11 +51,17 @@ def test_answers_are_extracted(how: str, text: str, found: str | None) -> None:
         ("numeric", "17.0", "17", True),
         ("numeric", "$1,234", "1234.", True),
         ("numeric", "seventeen", "17", False),
+        ("numeric", "3,5", "3.5", True),
+        ("numeric", "3,5", "35", False),
+        ("numeric", "1,234,567.5", "1234567.5", True),
         ("test_grading:no_vowel", "xyz", "17", True),
         ("test_grading:no_vowel", "abc", "17", False),
     ],
 )
-def test_answers_are_matched(match: str, answer: str, expected: str, right: bool) -> None:
+def test_answers_are_matched(
+    match: str, answer: str, expected: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(grading.OWN, "mine,test_grading")
     score, reason = grade(item(expected, extract="text", match=match), Reply(answer, "stop", 1), ())
     assert (score, reason) == (float(right), "" if right else "another answer")
 
@@ -88,8 +96,23 @@ def test_what_follows_an_end_cannot_change_the_answer(text: str, more: str) -> N
             assert extract(text, how) == extract(text + more, how)
 
 
+def test_items_run_no_code_that_was_not_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'os:popen' is code, and items may come from others: set MERGE3_MATCHES=os"):
+        grade(item("r", extract="text", match="os:popen"), Reply(f"touch {tmp_path}/ran", "stop", 1), ())
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv(grading.OWN, "other")
+    with pytest.raises(ValueError, match="to allow that package"):
+        grading.check(FreeText(match="os.path:exists"))
+
+
+def test_a_decimal_comma_is_of_the_number() -> None:
+    assert extract("Das sind 3,5 Liter", "last_number") == "3,5"
+    assert extract("1,234.5 and 7", "first_number") == "1,234.5"
+
+
 @pytest.mark.parametrize(("how", "value"), [("extract", "("), ("match", "nearly"), ("match", "no.such:thing")])
-def test_settings_that_cannot_grade_are_refused(how: str, value: str) -> None:
+def test_settings_that_cannot_grade_are_refused(how: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(grading.OWN, "no")
     with pytest.raises(ValueError, match=f"{how} must be one of"):
         grading.check(FreeText(**{how: value}))
 

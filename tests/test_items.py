@@ -83,9 +83,30 @@ def test_free_text_items_are_read_and_named(tmp_path: Path) -> None:
     assert items.read(tmp_path / "x.parquet") == found
     hashes = {item.content_hash for item in found}
     assert len(hashes) == 3
-    graded = replace(found[1], free=replace(own, match="exact", extract="text", language="fr"), expected=("z",))
+    graded = replace(found[1], free=replace(own, match="exact", language="fr"), expected=("z",))
     assert graded.content_hash == found[1].content_hash  # it is asked the same
+    until = {
+        how: replace(found[1], free=replace(own, extract=how)).content_hash
+        for how in ("text", "last_number", "first_number", "first_line")
+    }
+    assert until["text"] == until["last_number"]
+    assert len(set(until.values())) == 3  # the others end a reply where they have found
+    lines = [replace(found[0], free=FreeText(extract=how)).content_hash for how in ("text", "first_line")]
+    assert lines[0] == lines[1]  # a line's end is where it stops anyway
     assert replace(found[1], free=replace(own, max_tokens=5)).content_hash not in hashes
+
+
+def test_texts_that_look_like_numbers_or_dates_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"id": 7, "prompt": "007", "expected": "17", "group": "01"},
+        {"id": "b", "prompt": "2024-01-02", "expected": ["3.50", "0042"]},
+        {"id": "c", "prompt": "12", "options": ["1.0", "2"], "answer": 1},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two, three = items.read(tmp_path / "x.jsonl")
+    assert (one.id, one.prompt, one.expected, one.group) == ("7", "007", ("17",), "01")
+    assert (two.prompt, two.expected, two.group) == ("2024-01-02", ("3.50", "0042"), "")
+    assert (three.prompt, three.options, three.answer) == ("12", ("1.0", "2"), 1)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,28 @@ def test_an_adapter_on_a_model_is_the_adapter() -> None:
     }
 
 
+def test_an_adapter_of_another_model_is_refused() -> None:
+    model = {"model": "org/tuned+me/lora", "parameters": {"weight": 1}}
+    with pytest.raises(ValueError, match=r"'org/tuned\+me/lora' is an adapter of 'org/tuned', and the base_model is"):
+        mergekit.read(THEIRS | {"models": [model]})
+    with pytest.raises(ValueError, match=r"names a model: got \{'parameters'"):
+        mergekit.read(THEIRS | {"models": [{"parameters": {"weight": 1}}]})
+
+
+@pytest.mark.parametrize("weights", [{"attention": (1.0,), "rest": (0.5,)}, {"rest": (0.5,)}, {"attention": (1.0,)}])
+def test_what_has_no_weight_has_none_in_mergekits_form(tmp_path: Path, weights: dict[str, Any]) -> None:
+    recipe = Recipe("task_arithmetic", ("a",), {"a": weights})
+    again = mergefile.read(written(tmp_path, mergefile.to_mergekit(Merge(recipe, "base", {"a": "./a"})))).recipe
+    for name in (
+        *("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"),
+        *("gpt_neox.layers.0.attention.dense.weight", "transformer.h.0.self_attention.dense.weight"),
+    ):
+        assert again.at(name, 2) == recipe.at(name, 2), name
+    odd = Recipe("task_arithmetic", ("a",), {"a": {"rest": (0.5,), "norm": (0.1,)}})
+    with pytest.raises(ValueError, match="mergekit cannot tell 'norm' from 'rest'"):
+        mergefile.to_mergekit(Merge(odd, "base", {"a": "./a"}))
+
+
 def changed(**values: Any) -> dict[str, Any]:
     return THEIRS | values
 

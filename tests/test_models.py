@@ -125,7 +125,16 @@ def test_experts_that_do_not_fit_are_refused_by_name(
         models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
-@pytest.mark.parametrize("change", [{"bias": "all"}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": "all"},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {"alora_invocation_tokens": [1, 2]},
+        {"peft_type": "IA3"},
+    ],
+)
 def test_adapters_beyond_plain_lora_are_refused(
     llama: PreTrainedModel, tmp_path: Path, change: dict[str, object]
 ) -> None:

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from merge3 import cli, compare, items, mergefile, run
 from merge3.extract import MARGINS
 from merge3.items import Item
-from merge3.recipe import standard_merges
+from merge3.live import open_asker
+from merge3.recipe import constant, standard_merges
 
 NAMES = ("first", "second")
 BUDGET = (run.JOIN + 1) * run.GENERATION  # leaders join before the last generation
@@ -196,6 +197,18 @@ def test_a_folder_that_holds_something_is_left_alone(
     (tmp_path / "note").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):
         run.run(saved["base"], experts(saved), questions, tmp_path)
+
+
+def test_an_expert_that_changes_while_it_is_asked_is_noticed(
+    saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    shutil.copytree(saved["second"], tmp_path / "second")
+    asker = open_asker(str(saved["base"]), {"a": str(saved["first"]), "b": str(tmp_path / "second")}, tmp_path / "kept")
+    asker.ask(constant("linear", {"a": 1.0, "b": 1.0}), questions[:2])
+    weights = tmp_path / "second" / "model.safetensors"
+    weights.write_bytes((saved["first"] / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"the files of 'b' in .* changed while it was asked; start again"):
+        asker.ask(constant("linear", {"a": 1.0, "b": 1.0}), questions[2:4])
 
 
 def test_the_settings_are_the_pipelines() -> None:

@@ -118,7 +118,9 @@ def respond_tasks(options: argparse.Namespace, names: Sequence[str], dtype: torc
     rows, said = {}, []
     for name, source in zip(names, options.model, strict=True):
         folder = weights_folder(source)
-        answerer = Answerer(load(folder, dtype, options.device), load_tokenizer(folder), options.batch_tokens)
+        model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
+        packed = packable(model, tokenizer, [items.Item("probe", "The answer is", (" yes", " no"), 0)])
+        answerer = Answerer(model, tokenizer, options.batch_tokens, packed)
         begin = perf_counter()
         rows[name] = evaluate(answerer, options.task, options.include_path, options.metric, options.filter)
         seconds, scores = perf_counter() - begin, np.array(list(rows[name].values()))
