@@ -18,6 +18,7 @@ from flows.pipeline import run
 from flows.stage import DATA, do, main, say
 from merge3.store import Store
 
+OURS = Path(".dvc", "tmp", "ours")  # our answers, while a pull puts the upstream's in their place
 STORES = (DATA / "evolve" / "answers", DATA / "evaluate" / "answers")
 TRIES, PAUSE = 3, 10  # of what goes over a network, and seconds between them
 DRIVERS = {  # how .gitattributes has both sides' results merged: dvc repro makes them anew from the united answers
@@ -47,6 +48,7 @@ def take() -> None:
     Raises:
         ValueError: there is no upstream, or sources conflict.
     """
+    restore()
     persist("git", "fetch")
     try:
         upstream = told("git", "rev-parse", "--abbrev-ref", "@{upstream}")
@@ -58,7 +60,7 @@ def take() -> None:
     with tempfile.TemporaryDirectory() as folder:
         both = [store for store in STORES if store.exists()]  # what is not here comes with the pull, whole
         for store in both:
-            shutil.copytree(store, Path(folder, "ours", store))
+            shutil.copytree(store, OURS / store)
             persist("dvc", "get", ".", str(store), "--rev", upstream, "--out", str(Path(folder, "theirs", store)))
         drivers = [part for name, line in DRIVERS.items() for part in ("-c", f"merge.{name}.driver={line}")]
         try:
@@ -67,11 +69,21 @@ def take() -> None:
             run("git", "merge", "--abort")
             raise ValueError(f"{upstream} conflicts with this branch: git merge {upstream}, and share again") from error
         persist("dvc", "pull", "--force")
-        for store, whose in product(both, ("ours", "theirs")):
-            added, differ = Store(store).take(Store(Path(folder, whose, store)))
+        for store, (whose, place) in product(both, {"ours": OURS, "theirs": Path(folder, "theirs")}.items()):
+            added, differ = Store(store).take(Store(place / store))
             say(f"{store}: {added} answers added from {whose}")
             if differ:
                 say(f"{differ} of {whose} are others than those kept here: one was not made as its key says")
+    shutil.rmtree(OURS, ignore_errors=True)
+
+
+def restore() -> None:
+    """Put answers back that a take set aside which was stopped before it had united them."""
+    for store in STORES:
+        if (OURS / store).exists():
+            added, _ = Store(store).take(Store(OURS / store))
+            say(f"{store}: {added} answers back from a take that was stopped")
+    shutil.rmtree(OURS, ignore_errors=True)
 
 
 def give() -> None:

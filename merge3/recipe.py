@@ -158,11 +158,12 @@ class Recipe:
                 entry["weights"] = _used(self.weights.get(expert, {}))
             if traits.densities:
                 densities = self.densities.get(expert, {})
-                ones = dict.fromkeys(entry["weights"], (1.0,)) if set(densities) <= set(GROUPS) else {}
+                groups = {*densities, *entry["weights"]} <= set(GROUPS)
+                ones = dict.fromkeys(entry["weights"], (1.0,)) if groups else {}
                 entry["densities"] = {
                     part: _constant(knots)
                     for part, knots in _ordered(ones | dict(densities)).items()
-                    if part in entry["weights"] or not ones
+                    if part in entry["weights"] or not groups
                 }
             entries.append(entry)
         options = dict(sorted(self.all_options.items()))
@@ -376,5 +377,7 @@ def _normalise(entries: list[dict[str, Any]]) -> None:
         members = [entry["weights"][group] for entry in entries if group in entry["weights"]]
         if all(len(weights) == 1 for weights in members):
             total = sum(abs(weights[0]) for weights in members)
+            if abs(sum(weights[0] for weights in members)) < 1e-8 * total:  # what no merge divides by
+                continue
             for weights in members:
                 weights[0] = round(weights[0] / total, 9)

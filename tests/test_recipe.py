@@ -59,6 +59,16 @@ def test_density_counts_only_where_there_is_a_weight_and_a_mask_seed_only_where_
     )
 
 
+def test_a_density_of_a_group_counts_for_a_weight_of_a_piece() -> None:
+    piece = Recipe("ties", ("a",), {"a": {"q_proj": (0.5,)}}, {"a": {"attention": (0.3,)}})
+    assert not same(piece, dataclasses.replace(piece, densities={"a": {"attention": (0.9,)}}))
+
+
+def test_weights_that_add_up_to_nothing_are_not_normalised() -> None:
+    one, other = (constant("dare_linear", {"a": w, "b": -w}, options={"normalize": 1.0}) for w in (1.0, 2.0))
+    assert not same(one, other)
+
+
 def test_only_ratios_matter_where_weights_are_normalised() -> None:
     assert same(constant("linear", {"a": 1.0, "b": 3.0}), constant("linear", {"a": 0.25, "b": 0.75}))
     assert same(constant("ties", {"a": 0.5, "b": 0.5}), constant("ties", {"a": 1.0, "b": 1.0}))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.share import STORES, share
+from flows.share import OURS, STORES, share
 from merge3.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -103,9 +103,12 @@ def test_the_answers_of_two_who_worked_at_once_are_united(
     git("checkout", "-q", "search.py")
     evolve(1, 2)
     share.fn()
+    shutil.copytree(STORES[0], OURS / STORES[0])  # as a take leaves it that is stopped in the pull
+    shutil.rmtree(STORES[0])
     for clone in (b, a):
         monkeypatch.chdir(clone)
         share.fn()
+        assert not OURS.exists()
         assert set(Store(STORES[0]).get({})) == {"1", "2", "4", "5"}
         assert "up to date" in dvc("repro")
     assert not (b / "asked").read_text()
