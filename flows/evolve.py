@@ -154,12 +154,12 @@ def evolve(
         generations * population,
         finals(finalists, [asker.cost(part.questions).tokens for part in in_the_end]),
     )
-    standing = everything.tokens if joining and not front and not begun else 0  # the uniform average's
+    average_too = bool(joining and not front and not begun)  # answers all items in the end
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
         f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
         f"{relatives} leaders on all items on the way: at most {relatives * everything.tokens:,} more; "
-        f"{finalists} finalists: at most {last + standing:,} more"
+        f"{finalists} finalists: at most {last + average_too * everything.tokens:,} more"
     )
     history = History(fitness, genome, partial(do, kept=was_kept))
     history.cost += start_cost
@@ -186,7 +186,8 @@ def evolve(
                     break
         (OUT / "front.csv").unlink(missing_ok=True)
         with progress(
-            "evolve: answers of finalists", finals(finalists, [len(part.questions) for part in in_the_end])
+            "evolve: answers of finalists",
+            finals(finalists, [len(part.questions) for part in in_the_end]) + average_too * len(found),
         ) as advance:
             if front:
                 winner = verified_front(history, finalists, rounds[0], advance)
