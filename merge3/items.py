@@ -32,7 +32,8 @@ class FreeText:
         extract: the answer within the reply: `text`, `first_line`, `first_number`, `last_number`, or a regular
             expression whose first group (or whole match) of the first match it is.
         match: how the answer is compared with what is expected: `exact`, `numeric`, `contains`, or
-            `package.module:function`, a function of yours of (answer, expected) that says whether it is right.
+            `package.module:function`, a function of yours of (answer, expected) that says whether it is right; its
+            package has to be named in the environment, `MERGE3_MATCHES=package`.
         language: code of the language that the reply must be in to be right (ISO 639-1, `fr`); any where empty.
     """
 
