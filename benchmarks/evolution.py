@@ -49,7 +49,7 @@ from merge3.irt import fit_items
 
 RESPONSES = Path("data/respond/search.parquet")
 SEEDS = 20
-REPLAYS, SEARCHED = 60, 0.6  # seeds of the replay, and the share of its items that are searched
+REPLAYS, SEARCHED = 120, 0.6  # seeds of the replay, and the share of its items that are searched
 POPULATION, HELD_OUT, TOTALS = 24, 6, (0.6, 1.8)
 GENERATION, SIGMA, ASKED = 12, 0.2, 20
 LEADERS, FRESH = 9, 300  # the pipeline's finalists, and their items
