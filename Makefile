@@ -49,5 +49,6 @@ $(READY): requirements.lock pyproject.toml
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@pip install --quiet --disable-pip-version-check --constraint requirements.lock torch  # and the libraries that its build wants
 	@pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
