@@ -143,17 +143,15 @@ def evolve(
     others = fresh(known, labels, finalist_items, seed)
     parts = [others] if front else halves(others, labels)
     rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
-    one, everything = asker.cost(fitness.questions), asker.cost(found)
     exact, joining = fitness_of(whole(known), "weighted_mean"), None
     if join and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked) and not search.elitist:
         again = told_apart(known, others, labels, seed) if extracted_by() == MARGINS else None
         joining = Joining(join, exact, partial(fitness_of, estimator=estimator), again)
+    one, everything = fitness.cost, exact.cost
     relatives = joining.count * joins(join, generations) if joining else 0
     in_the_end = [*rounds, exact] if joining and not front else rounds
-    count, last = (
-        generations * population,
-        finals(finalists, [asker.cost(part.questions).tokens for part in in_the_end]),
-    )
+    count = generations * population
+    last = finals(finalists, [part.cost.tokens for part in in_the_end])
     average_too = bool(joining and not front and not begun)  # answers all items in the end
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "

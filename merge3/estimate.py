@@ -424,10 +424,10 @@ def calibrate(
         ValueError: no models, or missing answers.
     """
     parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
-    in_turn = parts[0] in CONTINUOUS and known.relatives is not None
-    if in_turn and known.relatives is not None and len(known.relatives) <= margins.FEWEST:
+    in_turn = known.relatives if parts[0] in CONTINUOUS else None
+    if in_turn is not None and len(in_turn) <= margins.FEWEST:
         raise ValueError(
-            f"expected {margins.FEWEST + 1} relatives or more, as each is left out in turn, got {len(known.relatives)}"
+            f"expected {margins.FEWEST + 1} relatives or more, as each is left out in turn, got {len(in_turn)}"
         )
     if len(responses) == 0 or np.isnan(responses).any():
         raise ValueError(
@@ -440,8 +440,8 @@ def calibrate(
         )
     plain = replace(known, calibration=replace(known.calibration, widening=1.0))
     rows = [(row, plain) for row in responses]
-    if in_turn and known.relatives is not None:
-        rows = [(row, _without(plain, k, choose)) for k, row in enumerate(known.relatives)]
+    if in_turn is not None:
+        rows = [(row, _without(plain, k, choose)) for k, row in enumerate(in_turn)]
     truths = np.array([(row > 0).mean() for row, _ in rows])
     made = [[part(row[before.subset], before) for row, before in rows] for part in parts]
     scores, errors = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -90,6 +91,11 @@ class Fitness:
         self.estimator = estimator
         self.known = known
         self.objective = objective
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What a model's answers to the questions take, if none is kept."""
+        return self.asker.cost(self.questions)
 
     def expect(self, recipes: Sequence[Recipe]) -> None:
         """Say which recipes come next: they are merged together, see `Asker.expect`."""

@@ -74,7 +74,7 @@ class Joining:
     @property
     def tokens(self) -> int:
         """What leaders that join at once are asked."""
-        return self.count * self.everything.asker.cost(self.everything.questions).tokens
+        return self.count * self.everything.cost.tokens
 
     def due(self, generation: int) -> bool:
         """Whether leaders join before a generation, counted from 0."""
@@ -114,7 +114,7 @@ class History:
     @property
     def one(self) -> Cost:
         """What a candidate takes that was not asked before in this search."""
-        return self.fitness.asker.cost(self.fitness.questions)
+        return self.fitness.cost
 
     def phenotype(self, recipe: Recipe) -> str:
         """What names the model that a recipe makes."""
@@ -147,7 +147,7 @@ class History:
         told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": one.tokens}
         self.recipes.setdefault(name, recipe)
         self.seen.add(name)
-        self.rows.append({**place, "phenotype": name, **self._estimates(name), **told, **genes})
+        self.rows.append({**place, "phenotype": name, **self._estimates(name, evaluation), **told, **genes})
         self.spent += one
         if new:
             self.cost += evaluation.cost
@@ -157,10 +157,9 @@ class History:
                 self.failed.append(genotype)
         return evaluation
 
-    def _estimates(self, name: str) -> dict[str, Any]:
-        """What a row says of a candidate by all that is known now: of how many items, its estimate, also by group."""
+    def _estimates(self, name: str, evaluation: Evaluation) -> dict[str, Any]:
+        """What a row says of a candidate's evaluation: of how many items, its estimate, also by group."""
         fitness, _ = self.answered[name]
-        evaluation = self._again(name)
         by_group = {f"estimate {group}": evaluation.groups[group].score for group in self.groups if evaluation.groups}
         return {"items": len(fitness.questions), **_scores(evaluation), **by_group}
 
@@ -210,7 +209,7 @@ class History:
         for name, (genotype, recipe) in leaders.items():
             self.joined.add(name)
             evaluation = self.do(f"relative {name[:8]}", partial(everything, recipe))
-            self.relatives_tokens += everything.asker.cost(everything.questions).tokens
+            self.relatives_tokens += everything.cost.tokens
             self.cost += evaluation.cost
             advance(len(everything.questions))
             if evaluation.estimate is None or evaluation.margins is None or np.isnan(evaluation.margins).any():
@@ -235,7 +234,7 @@ class History:
                 tell = self._exact if asked is everything else self._told
                 self.told[name] = tell(self.told[name].genotype, self._again(name))
         for row in self.rows:
-            row |= self._estimates(row["phenotype"])
+            row |= self._estimates(row["phenotype"], self._again(row["phenotype"]))
         genes, both = self._all()
         values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
         search.retell(genes, values, errors, self.failed)
@@ -350,7 +349,7 @@ class History:
         for name, (recipe, _, _) in leaders.items():
             self.recipes.setdefault(name, recipe)
             made[name] = self.do(f"finalist {name[:8]}", partial(fitness, recipe))
-            self.finalists_tokens += fitness.asker.cost(fitness.questions).tokens
+            self.finalists_tokens += fitness.cost.tokens
             self.cost += made[name].cost
             advance(len(fitness.questions))
         whole = [name for name in made if made[name].estimate]
@@ -398,7 +397,7 @@ class History:
 
         def ask(name: str, recipe: Recipe, fitness: Fitness, number: int) -> None:
             made[name] = self.do(f"finalist {number}-{name[:8]}", partial(fitness, recipe))
-            tokens = fitness.asker.cost(fitness.questions).tokens
+            tokens = fitness.cost.tokens
             self.finalists_tokens += tokens - paid.get(name, 0)
             self.cost += made[name].cost
             advance(len(fitness.questions) - items.get(name, 0))
