@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from merge3.items import Item
 
 RESAMPLES = 10_000
+DRAWS = 1_000_000  # of items at once: 16 MB
 LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
 
 
@@ -30,7 +31,10 @@ def interval(
     totals = np.zeros(RESAMPLES)
     for group in sorted(set(groups)):
         members = values[labels == group]
-        totals += members[generator.integers(0, len(members), (RESAMPLES, len(members)))].sum(1)
+        rows = max(1, DRAWS // len(members))
+        for first in range(0, RESAMPLES, rows):
+            block = min(rows, RESAMPLES - first), len(members)
+            totals[first : first + rows] += members[generator.integers(0, len(members), block)].sum(1)
     low, high = np.quantile(totals / len(values), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

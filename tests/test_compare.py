@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, norm
 
+from merge3 import compare
 from merge3.compare import holm, interval, leads, mcnemar
 from merge3.items import Item
 
@@ -33,6 +34,16 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 def test_one_seed_one_interval() -> None:
     values = np.random.default_rng(1).random(50)
     assert interval(values, ["x"] * 50, seed=1) == interval(values, ["x"] * 50, seed=1)
+
+
+def test_blocks_of_resamples_draw_what_all_at_once_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, groups = np.random.default_rng(1).random(257), ["x"] * 157 + ["y"] * 100
+    monkeypatch.setattr(compare, "RESAMPLES", 1001)
+    found = []
+    for draws in (10**9, 10_000, 1):
+        monkeypatch.setattr(compare, "DRAWS", draws)
+        found.append(interval(values, groups, seed=1))
+    assert found[0] == found[1] == found[2]
 
 
 def test_mcnemar_is_the_sign_test_of_the_disagreements() -> None:
