@@ -21,7 +21,7 @@ from merge3 import kernels
 from merge3.ingredients import Ingredients, LowRank, matrix
 from merge3.kernels import Instruction
 from merge3.methods import METHODS
-from merge3.models import Changes, weights_of
+from merge3.models import Changes, tensors_of, weights_of
 from merge3.recipe import Recipe, check, layer_of
 
 PIECE = 2**21  # elements that a thread merges at a time
@@ -59,7 +59,7 @@ class LiveMerger:
         self.model = model
         self.experts = experts
         self.fingerprints = fingerprints
-        self._parameters = dict(model.named_parameters())
+        self._parameters = tensors_of(model)
         self._own = weights_of(model)  # where single merges are written
         self.layers = 1 + max((layer for layer in map(layer_of, self._own) if layer is not None), default=0)
         self.changed = sorted({name for expert in experts.values() for name in expert})

@@ -100,6 +100,13 @@ def is_adapter(source: str | Path) -> bool:
     return (Path(source) / ADAPTER_CONFIG).exists()
 
 
+def adapted(folder: Path) -> str | None:
+    """The model that an adapter is of, by its config; None for a model that is none."""
+    if not is_adapter(folder):
+        return None
+    return str(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
 def is_gguf(source: str | Path) -> bool:
     """Whether a model is named as one GGUF file."""
     return str(source).endswith(".gguf")
@@ -217,9 +224,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a merge changes, by name: parameters, tied ones once, and buffers that files hold.
+
+    Such a buffer is the e_score_correction_bias by which DeepSeek-V3 chooses experts.
+    """
+    stored = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored and buffer.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
+
+
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The parameters by name; tied ones occur once."""
-    return {name: parameter.data for name, parameter in model.named_parameters()}
+    """The values of `tensors_of`."""
+    return {name: tensor.data for name, tensor in tensors_of(model).items()}
 
 
 def changes(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Changes:

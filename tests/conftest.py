@@ -46,11 +46,13 @@ def build(config: PretrainedConfig, seed: int, spread: float = 0.3) -> PreTraine
 
 
 def fine_tune(model: PreTrainedModel, seed: int, spread: float = 0.1) -> PreTrainedModel:
-    """A copy with every parameter moved a little."""
+    """A copy with every tensor that a merge changes moved a little."""
+    from merge3.models import tensors_of  # not above: what is imported before pytest starts is not type-checked
+
     copy = build(model.config, 0)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for ours, theirs in zip(copy.parameters(), model.parameters(), strict=True):
+        for ours, theirs in zip(tensors_of(copy).values(), tensors_of(model).values(), strict=True):
             ours.copy_(theirs + spread * torch.randn(theirs.shape, generator=generator))
     return copy
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merge3 import answering, cli, items, mergefile, responses, run
+from merge3 import answering, cli, items, mergefile, models, responses, run
 from merge3.cli import main, making, searching
 from merge3.items import FreeText, Item
 from merge3.models import fingerprint
@@ -115,6 +116,26 @@ def test_models_answer_items(saved: dict[str, Path], tmp_path: Path, capsys: pyt
     assert [(did["model"], did["accuracy"]) for did in said] == list(table.mean(axis=1).items())
     assert main(["respond", *chosen[:2], *chosen[:2], *files]) == 1
     assert "which must differ" in capsys.readouterr().err
+
+
+def test_an_adapters_answers_are_asked_anew_where_its_base_changed(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(saved["base"], base)
+    get_peft_model(models.load(base, torch.float32), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        adapter
+    )
+    models.save_tokenizer(models.load_tokenizer(base), adapter)
+    items.write(tmp_path / "items.parquet", [Item("right", "1 + 1 = ", ("2", "3"), 0)])
+    respond = ["respond", "--model", str(adapter), "--items", str(tmp_path / "items.parquet")]
+    respond += ["--store", str(tmp_path / "store"), "--dtype", "float32", "--out", str(tmp_path / "t.parquet")]
+    for kept in (False, True):
+        assert main(respond) == 0
+        assert ("all of them kept" in capsys.readouterr().out) == kept
+    shutil.copy(saved["first"] / "model.safetensors", base)
+    assert main(respond) == 0
+    assert "all of them kept" not in capsys.readouterr().out
 
 
 def test_every_raw_answer_can_be_read(

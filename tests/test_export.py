@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DeepseekV3Config,
     Gemma3TextConfig,
     MistralConfig,
     MixtralConfig,
@@ -33,6 +34,21 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {  # a vocabulary padded beyond the
     "gemma3": Gemma3TextConfig(**SIZES, **MORE, head_dim=8),
     "phi3": Phi3Config(**SIZES, **MORE),
     "mixtral": MixtralConfig(**SIZES, **MORE, num_local_experts=2),
+    "deepseek_v3": DeepseekV3Config(  # its e_score_correction_bias is a buffer
+        **SIZES,
+        **MORE | {"num_key_value_heads": 4},
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+    ),
 }
 BLEND = {"a": 0.5, "b": 0.3}
 

@@ -16,7 +16,16 @@ import torch
 from merge3 import answering, grading, imports, items
 from merge3 import responses as tables
 from merge3.cli.show import as_json, as_line, progress, quiet
-from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, runtime_name, weights_folder
+from merge3.models import (
+    adapted,
+    check_device,
+    fingerprint,
+    load,
+    load_tokenizer,
+    resolve_dtype,
+    runtime_name,
+    weights_folder,
+)
 from merge3.respond import packable
 from merge3.respond import respond as ask
 from merge3.store import Answer, Reply, Store, digest
@@ -49,6 +58,8 @@ def respond(options: argparse.Namespace) -> None:
             **{"model": name, "weights": fingerprint(folder), "dtype": str(dtype), "protocol": answering.PROTOCOL},
             "runtime": f"{runtime_name(options.device)}, batches of {options.batch_tokens} tokens",
         }
+        if base := adapted(folder):  # an adapter answers by its base, too
+            key["base"] = fingerprint(weights_folder(base))
         kept = store.get(key) if store else {}
         new = [item for item in asked if item.content_hash not in kept]
         begin, work = perf_counter(), answering.Work()
