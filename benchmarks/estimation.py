@@ -167,7 +167,7 @@ def figures_of(kind: str, name: str, found: pd.DataFrame, chosen: tuple[str, str
             continue
         rows.append(Figure(f"{label}: error, 5 %", float(row["low"]), "points"))
         rows.append(Figure(f"{label}: error, 95 %", float(row["high"]), "points"))
-        rows.append(Figure(f"{label}: coverage of intervals as they come", float(row["coverage"]), "share", 0.85))
+        rows.append(Figure(f"{label}: coverage of 90 % intervals", float(row["coverage"]), "share", 0.85))
         rows.append(Figure(f"{label}: the same, at most", float(row["coverage"]), "share", 0.95, below=True))
         if kind != "leaderboard":
             more = float(row["error"] - pairs.loc[("none", "parents"), "error"])

@@ -32,7 +32,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import expit
+from scipy.special import expit, stdtrit
 from scipy.stats import spearmanr
 
 from merge3 import lineage as descent
@@ -49,6 +49,7 @@ from merge3.irt import (
 
 Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
 RIDGED = 3  # models answered in full that ridge learns from, at least
+CONFORMAL = 9  # models of which the largest error is a 90 % bound of the next one's
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
 INHERITED = (
     0.08,
@@ -404,11 +405,9 @@ def calibrate(
     """Choose an estimator's mixing c and widening on models answered in full, and measure it on them.
 
     c is the least-squares mixture of the mean and the model, clipped to [0, 1]: unlike tinyBenchmarks' b² /
-    (b² + v / 4n) it sees that the mean of a fisher subset is biased. The widening is the conformal 90 %
-    quantile of |error| over its standard error (Vovk et al. 2005): of n models, the next one's interval holds with
-    probability .9 or, with fewer than nine, n / (n + 1). The figures are leave-one-out: each model is estimated with
-    what the others taught; coverage is that of the intervals before they are widened. They speak of models like the
-    given ones: for parent_aware, give merges of the parents.
+    (b² + v / 4n) it sees that the mean of a fisher subset is biased. The widening is that of `fit_mixture`. The figures
+    are leave-one-out: each model is estimated with what the others taught; coverage is that of the intervals before
+    they are widened. They speak of models like the given ones: for parent_aware, give merges of the parents.
 
     Args:
         estimator: a key of `ESTIMATORS`.
@@ -447,8 +446,8 @@ def calibrate(
     scores, errors = (
         np.array([[getattr(e, name) for e in row] for row in made]) for name in ("score", "standard_error")
     )
-    estimates, held = cross_calibrate(scores, errors, truths)
-    shares, widening = _fit(scores, errors, truths)
+    estimates, spreads = cross_calibrate(scores, errors, truths)
+    shares, widening = fit_mixture(scores, errors, truths)
     figures = replace(
         known.calibration,
         mixing=float(shares[0]) if estimator in MIXED else known.calibration.mixing,
@@ -459,7 +458,7 @@ def calibrate(
         bias=float((estimates - truths).mean()),
         deviation=float((estimates - truths).std()),
         spearman=float(spearmanr(estimates, truths).statistic) if np.ptp(estimates) > 0 < np.ptp(truths) else None,
-        coverage=float(held.mean()),
+        coverage=float((np.abs(estimates - truths) <= Z90 * spreads + 1e-9).mean()),
     )
     return replace(known, calibration=figures)
 
@@ -478,23 +477,53 @@ def cross_calibrate(
     scores: Float[np.ndarray, "parts models"],
     errors: Float[np.ndarray, "parts models"],
     truths: Float[np.ndarray, " models"],
-) -> tuple[Float[np.ndarray, " models"], Bool[np.ndarray, " models"]]:
-    """Each model's estimate by the mixture that the others teach, and whether its interval holds the truth.
+) -> tuple[Float[np.ndarray, " models"], Float[np.ndarray, " models"]]:
+    """Each model's estimate by the mixture that the others teach (`fit_mixture`), and its standard error.
 
-    The interval is as it comes: of one widened by what the others teach, how often it holds follows from their number
-    alone. Two parts are the weighted mean and a model, to be mixed (evenly where there are no others); one stands
-    alone.
+    The error is as it comes: of one widened by what the others teach, how often its interval holds follows from their
+    number alone.
     """
     count = len(truths)
-    estimates, held = np.zeros(count), np.zeros(count, dtype=bool)
+    estimates, spreads = np.zeros(count), np.zeros(count)
     for i in range(count):
         others = np.delete(np.arange(count), i)
-        shares = np.full(len(scores), 1 / len(scores))
-        if len(others):
-            shares, _ = _fit(scores[:, others], errors[:, others], truths[others])
-        estimates[i] = shares @ scores[:, i]
-        held[i] = abs(estimates[i] - truths[i]) <= Z90 * (shares @ errors[:, i]) + 1e-9
-    return estimates, held
+        shares, _ = fit_mixture(scores[:, others], errors[:, others], truths[others])
+        estimates[i], spreads[i] = shares @ scores[:, i], shares @ errors[:, i]
+    return estimates, spreads
+
+
+def fit_mixture(
+    scores: Float[np.ndarray, "parts models"],
+    errors: Float[np.ndarray, "parts models"],
+    truths: Float[np.ndarray, " models"],
+) -> tuple[Float[np.ndarray, " parts"], float]:
+    """The shares of the parts and the widening of their intervals that suit models of known score.
+
+    Two parts are the weighted mean and a model, mixed by least squares (c, 1 - c), evenly where there are no models;
+    one stands alone. With z the error of each of n models over its standard error, the widening is
+
+        n >= `CONFORMAL`  the ceil(.9 (n + 1))-th of the n |z|, over 1.645: a next model's interval holds with
+                          probability .9 whatever the distribution (split conformal; Vovk et al. 2005)
+        fewer             t sqrt((1 + sum z²) / (n + 1)) / 1.645, t the 95 % point of Student's t of n + 1 degrees of
+                          freedom: the prediction where z ~ N(0, w²), and w² counts as seen once, as 1 (Gelman et al.,
+                          Bayesian Data Analysis, 3.2)
+        0                 1: the intervals as they come
+    """
+    count = len(truths)
+    shares = np.full(len(scores), 1 / len(scores))
+    if not count:
+        return shares, 1.0
+    if len(scores) == 2:
+        gap = scores[0] - scores[1]
+        c = float(np.clip(gap @ (truths - scores[1]) / max(gap @ gap, 1e-12), 0.0, 1.0))
+        shares = np.array([c, 1 - c])
+    spread = shares @ errors
+    if not spread.any():  # everything was asked
+        return shares, 1.0
+    z = np.abs(shares @ scores - truths) / np.maximum(spread, 1e-9)
+    if count < CONFORMAL:
+        return shares, float(stdtrit(count + 1, 0.95) / Z90 * np.sqrt((1 + z @ z) / (count + 1)))
+    return shares, float(np.sort(z)[math.ceil(0.9 * (count + 1) - 1e-9) - 1] / Z90)
 
 
 def prior_of(known: Known) -> Predictor:
@@ -503,25 +532,6 @@ def prior_of(known: Known) -> Predictor:
     if len(known.parents):
         return known.lineage
     return known.predictor(known.items.discrimination, np.zeros(D), np.eye(D))
-
-
-def _fit(
-    scores: Float[np.ndarray, "parts models"],
-    errors: Float[np.ndarray, "parts models"],
-    truths: Float[np.ndarray, " models"],
-) -> tuple[Float[np.ndarray, " parts"], float]:
-    """The shares of the parts (c, 1 - c; or one alone) and the widening that suit the models given."""
-    shares = np.ones(1)
-    if len(scores) == 2:
-        gap = scores[0] - scores[1]
-        c = float(np.clip(gap @ (truths - scores[1]) / max(gap @ gap, 1e-12), 0.0, 1.0))
-        shares = np.array([c, 1 - c])
-    spread = shares @ errors
-    if not spread.any():  # everything was asked
-        return shares, 1.0
-    misses = np.abs(shares @ scores - truths) / (Z90 * np.maximum(spread, 1e-9))
-    rank = min(len(truths), math.ceil(0.9 * (len(truths) + 1) - 1e-9))
-    return shares, float(np.sort(misses)[rank - 1])
 
 
 def learn_inheritance(merges: Float[np.ndarray, "merges items"], known: Known) -> Known:

@@ -24,11 +24,12 @@ from merge3.estimate import (
     MIXED,
     PARENTLESS,
     RIDGED,
-    Estimate,
+    Z90,
     Estimator,
     Known,
     cross_calibrate,
     expected,
+    fit_mixture,
     prior_of,
     weighted_mean,
 )
@@ -165,8 +166,8 @@ def study(
 
     Errors and regrets are in points of accuracy. Columns: method, estimator, items, answers (what a candidate costs,
     relatives shared among the candidates), error with low and high (5 and 95 % of the draws), spearman, regret (true
-    score of the best less that of the one with the highest estimate) and coverage (of 90 % intervals as they come;
-    `calibrate` widens them). The pair "parents", items 0 is the mean of the parents' scores.
+    score of the best less that of the one with the highest estimate) and coverage (of 90 % intervals, widened by what
+    `rehearsals` teach; no candidate's score is used). The pair "parents", items 0 is the mean of the parents' scores.
 
     Raises:
         ValueError: no draw, or a count that is not among the items.
@@ -181,28 +182,48 @@ def study(
     for number in range(draws):
         cases = draw(seed + number)
         cost = sum(c.relatives.size for c in cases) / sum(len(c.candidates) for c in cases)
-        fitted = lineage.fit_each(cases[0].strangers, [(case.parents, case.relatives) for case in cases])
-        worlds = list(zip(cases, fitted, strict=True))
+        worlds, known_worlds = _fitted(cases), _fitted(rehearsals(cases[0], seed + number))
         truths = np.concatenate([case.candidates.mean(axis=1) for case in cases])
         if len(cases[0].parents):
             guess = np.concatenate([np.full(len(c.candidates), c.parents.mean()) for c in cases])
             _count(tallies.setdefault(("none", "parents", 0), Tally()), guess, truths)
         for method in methods:
             for count in counts:
-                asked = [_knowns(case, known, method, count, groups, seed + number) for case, known in worlds]
+                asked, tried = (
+                    [(case, *_knowns(case, known, method, count, groups, seed + number)) for case, known in some]
+                    for some in (worlds, known_worlds)
+                )
                 for estimator in estimators:
                     if not _fits(method, estimator, cases[0]):
                         continue
-                    parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
-                    made = [_made(part, asked) for part in parts]
-                    scores = np.array([[e.score for e in row] for row in made])
-                    errors = np.array([[e.standard_error for e in row] for row in made])
-                    estimates, held = cross_calibrate(scores, errors, truths)
+                    estimates, spreads = cross_calibrate(*_made(estimator, asked), truths)
+                    like = [one for one in tried if _fits(method, estimator, one[0])]
+                    likes = np.concatenate([case.candidates.mean(axis=1) for case, *_ in like]) if like else np.empty(0)
+                    _, widening = fit_mixture(*_made(estimator, like), likes)
                     tally = tallies.setdefault((method, estimator, count), Tally())
                     _count(tally, estimates, truths)
+                    held = np.abs(estimates - truths) <= Z90 * widening * spreads + 1e-9
                     tally.coverage.append(float(held.mean()))
         advance(1)
     return pd.DataFrame([_row(key, tally, cost) for key, tally in tallies.items()])
+
+
+def rehearsals(case: Case, seed: int) -> list[Case]:
+    """Cases whose candidates are known before any candidate is asked: on them, intervals learn their width.
+
+    Each relative is left out in turn; without parents a quarter of the strangers is held out, as the candidates were.
+    None where only parents and strangers are known: neither is what a merge is.
+    """
+    if len(case.relatives):
+        return [
+            replace(case, relatives=np.delete(case.relatives, k, axis=0), candidates=case.relatives[k : k + 1])
+            for k in range(len(case.relatives))
+        ]
+    if len(case.parents):
+        return []
+    order = np.random.default_rng([seed, 2]).permutation(len(case.strangers))
+    held = round(len(order) * HELD_OUT)
+    return [replace(case, strangers=case.strangers[order[held:]], candidates=case.strangers[order[:held]])]
 
 
 def recommend(table: pd.DataFrame) -> pd.DataFrame:
@@ -253,9 +274,24 @@ def _knowns(
     return [replace(everything, subset=subset, weights=weights)] * len(case.candidates), case.candidates
 
 
-def _made(part: Estimator, asked: Sequence[tuple[list[Known], np.ndarray]]) -> list[Estimate]:
-    """The estimates of all candidates of all cases."""
-    return [part(row[k.subset], k) for knowns, rows in asked for k, row in zip(knowns, rows, strict=True)]
+def _fitted(cases: Sequence[Case]) -> list[tuple[Case, lineage.Family]]:
+    """Cases of the same strangers, and what is known of each family."""
+    if not cases:
+        return []
+    families = lineage.fit_each(cases[0].strangers, [(case.parents, case.relatives) for case in cases])
+    return list(zip(cases, families, strict=True))
+
+
+def _made(
+    estimator: str, asked: Sequence[tuple[Case, list[Known], np.ndarray]]
+) -> tuple[Float[np.ndarray, "parts candidates"], Float[np.ndarray, "parts candidates"]]:
+    """The scores of all candidates of all cases by each part of an estimator, and their standard errors."""
+    parts: list[Estimator] = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
+    pairs = [(row[known.subset], known) for _, knowns, rows in asked for known, row in zip(knowns, rows, strict=True)]
+    made = [[part(*pair) for pair in pairs] for part in parts]
+    scores, errors = ([[getattr(e, name) for e in row] for row in made] for name in ("score", "standard_error"))
+    shape = len(parts), len(pairs)
+    return np.array(scores).reshape(shape), np.array(errors).reshape(shape)
 
 
 def _fits(method: str, estimator: str, case: Case) -> bool:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,33 @@ def test_a_study_of_too_few_models_says_how_many_it_needs() -> None:
     assert len(study.family(world(strangers=0), ["a", "b"], "merge-*", 1)(0)[0].candidates) == 11
     (case,) = study.leaderboard(table)(0)
     assert (len(case.candidates), len(case.strangers)) == (1, 3)
+
+
+def test_intervals_learn_their_width_from_who_is_known_before_the_candidates_are_asked() -> None:
+    case = study.family(world(), ["a", "b"], "merge-*", relatives=3)(0)[0]
+    left_out = study.rehearsals(case, 0)
+    np.testing.assert_array_equal(np.vstack([one.candidates for one in left_out]), case.relatives)
+    for one in left_out:
+        assert len(one.relatives) == 2
+        assert not (one.relatives == one.candidates).all(axis=1).any()
+        np.testing.assert_array_equal(one.parents, case.parents)
+    assert study.rehearsals(study.family(world(), ["a", "b"], "merge-*")(0)[0], 0) == []
+    alone = study.leaderboard(world())(0)[0]
+    (held,) = study.rehearsals(alone, 0)
+    rows = np.vstack([held.strangers, held.candidates])
+    assert len(held.candidates) == round(len(alone.strangers) / 4)
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, alone.strangers))
+
+
+@pytest.mark.parametrize("relatives", [0, 4])
+def test_no_candidate_moves_the_width_of_another(relatives: int) -> None:
+    case = study.family(world(merges=14, count=60), ["a", "b"], "merge-*", relatives=relatives)(0)[0]
+
+    def covered(rows: np.ndarray) -> float:
+        draw = lambda seed: [replace(case, candidates=rows)]  # noqa: E731
+        table = study.study(draw, ["x"] * 60, (10,), 1, methods=("fisher",), estimators=("lineage",))
+        return table["coverage"].iloc[-1]
+
+    together = covered(case.candidates)
+    assert 0 < together < 1
+    assert together == pytest.approx(np.mean([covered(row[None]) for row in case.candidates]))
