@@ -1,8 +1,8 @@
 """A recipe is one merge, said in full: the method, the experts, and their coefficients by part of the model and depth.
 
 What a method takes stands in `TRAITS`. The canonical form is one for recipes that make the same model, as far as the
-coefficients tell: experts that weigh nothing are left out, weights of which only the ratio counts are scaled to sum
-to one, densities and mask seeds count where they are used.
+coefficients tell: experts that weigh nothing are left out (but see `COUNTED`), weights of which only the ratio counts
+are scaled to sum to one, densities and mask seeds count where they are used.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ VERSION = 3  # of the arithmetic in `kernels`; a change that alters weights rais
 GROUPS = ("attention", "mlp", "rest")
 ANY = "*"  # the part of a model that is all of it
 PIECE = "~"  # before a piece of a name that is also the name of a group
+COUNTED = ("passthrough", "nuslerp", "multislerp")  # methods by which an expert without weight counts
 _ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
 _MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe)\.")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
@@ -171,7 +172,9 @@ class Recipe:
         if self.method == "slerp" and len(entries) == 2:  # both ends count, and their order; only t has weight
             entries[0]["weights"] = {}
             return form | {"experts": _listed(entries)}
-        if traits.weights and self.method != "passthrough":
+        if self.method == "multislerp" and len(entries) == 1:  # itself, whatever its weight
+            entries[0]["weights"] = {}
+        if traits.weights and self.method not in COUNTED:
             entries = [entry for entry in entries if entry["weights"]]
             if not entries:  # a merge that moves nothing is the base, whatever its method
                 return {"version": VERSION, "experts": []}

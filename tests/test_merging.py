@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, build, fine_tune
@@ -13,7 +14,7 @@ from merge3.ingredients import Ingredients, LowRank
 from merge3.merging import LiveMerger, finite, in_threads
 from merge3.methods import METHODS
 from merge3.models import weights_of
-from merge3.recipe import TRAITS, Recipe, check, constant
+from merge3.recipe import GROUPS, TRAITS, Recipe, check, constant
 
 PRINTS = {"a": "A", "b": "B", "c": "C"}
 MASKED = sorted(method for method, traits in TRAITS.items() if traits.masks)
@@ -99,6 +100,34 @@ def test_a_live_merge_is_the_model_with_merged_parameters(architecture: str) -> 
     merger.apply(constant("task_arithmetic", {"a": 0.0}))
     torch.testing.assert_close(merger.model(ids).logits, base(ids).logits, rtol=0, atol=0)
     assert not torch.equal(before, base(ids).logits)
+
+
+def test_recipes_of_one_phenotype_make_one_model() -> None:
+    """Random recipes in which much is zero or not said: the answers of one are kept as the other's."""
+    merger, rng = live("llama")[0], np.random.default_rng(0)
+    made: dict[str, tuple[Recipe, torch.Tensor]] = {}
+    met = 0
+
+    def parts(values: list[float]) -> dict[str, tuple[float, ...]]:
+        chosen = [part for part in (*GROUPS, "*") if rng.random() < 0.4]
+        return {part: tuple(rng.choice(values, rng.integers(1, 3)).tolist()) for part in chosen}
+
+    for method, traits in TRAITS.items():
+        for _ in range(40):
+            experts = tuple(
+                rng.permutation(list("abc"))[: rng.integers(traits.fewest, (traits.most or 3) + 1)].tolist()
+            )
+            weights = {e: parts([0.0, 0.0, 0.5, 1.0]) for e in experts} if traits.weights else {}
+            densities = {e: parts([0.3, 1.0]) for e in experts} if traits.densities else {}
+            flags = [name for name, value in traits.options.items() if value in (0, 1) and name != "select_topk"]
+            options = {name: float(rng.integers(2)) for name in flags}
+            recipe = Recipe(method, experts, weights, densities, options, int(rng.integers(2)))
+            merger.apply(recipe)
+            model = torch.cat([tensor.flatten() for tensor in weights_of(merger.model).values()]).clone()
+            like, other = made.setdefault(recipe.phenotype(PRINTS), (recipe, model))
+            met += like is not recipe
+            torch.testing.assert_close(model, other, rtol=1e-4, atol=1e-5, msg=f"{like} and {recipe}")
+    assert met > 100
 
 
 def test_tied_weights_stay_tied() -> None:
