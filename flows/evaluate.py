@@ -31,7 +31,8 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     the accuracy on test items, an estimate that on search items: the error holds their difference too.
 
     Raises:
-        ValueError: `sample` is below 2, or the search was one of another study.
+        ValueError: `sample` is below 2, the search was one of another study, or the winner, the uniform average or all
+            experts cannot be scored.
     """
     if sample < 2:
         raise ValueError(f"evaluate.sample must be 2 or more, got {sample}")
@@ -47,27 +48,25 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     recipes = named | others
     asker = open_asker(runtime, OUT / "answers", experts)
     answered, ledger = answer_all("evaluate", asker, recipes, tests)
-    if broken := answered.index[answered.isna().all(axis=1)].tolist():
-        raise ValueError(f"{broken[0]!r} has no answer on the test items that could be scored")
     respond = read_json(RESPOND / "ledger.json")["test"]["runtime"]
     if respond != asker.identity:
         say(f"the experts answered the test items elsewhere ({respond}): differences of a few items mean nothing")
     asked_before = responses.columns(responses.read(RESPOND / "test.parquet"), list(answered.columns))
     table = pd.concat([answered.loc[list(named)], asked_before.loc[["base", *experts]]])
-    whole = (table.notna().all(axis=0) & answered.notna().all(axis=0)).to_numpy()
-    if not whole.all():
-        say(f"{(~whole).sum()} of {len(tests)} test items are left out: not every model's answer could be scored")
-        if not whole.any():
-            raise ValueError("no test item was answered by every model: see the reasons above")
-        table, answered = table.loc[:, whole], answered.loc[:, whole]
-        tests = [item for item, kept in zip(tests, whole, strict=True) if kept]
+    table, left = compare.comparable(table, [EVOLVED, AVERAGE])
+    if not set(experts) & set(table.index):
+        raise ValueError(f"no expert can be compared: {left[experts[0]]} of {experts[0]!r}")
+    for model, said in left.items():
+        say(f"{model} is left out of the comparison: {said}")
     OUT.mkdir(parents=True, exist_ok=True)
     responses.write(OUT / "responses.parquet", table)
     scored = compare.scores(table, tests, EVOLVED, seed)
     kinds = dict.fromkeys(experts, "expert") | dict.fromkeys(standard_merges(experts), "standard merge")
     scored.insert(1, "kind", [kinds.get(name, name if name == "base" else "winner") for name in scored["model"]])
     scored.to_csv(OUT / "scores.csv", index=False)
-    candidates["truth"] = answered.loc[list(others)].mean(axis=1).to_numpy()
+    found, _ = compare.comparable(answered.loc[list(others)], [])
+    candidates = candidates[[name in found.index for name in others]].reset_index(drop=True)
+    candidates["truth"] = found.mean(axis=1).to_numpy()
     candidates.to_csv(OUT / "sample.csv", index=False)
     figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
     standard = scored[scored["kind"] == "standard merge"].set_index("model")["accuracy"].idxmax()

@@ -149,9 +149,9 @@ def evolve(
         joining = Joining(join, exact, partial(fitness_of, estimator=estimator), again)
     one, everything = fitness.cost, exact.cost
     relatives = joining.count * joins(join, generations) if joining else 0
-    in_the_end = [*rounds, exact] if joining and not front else rounds
+    in_the_end = exact if joining and not front else None
     count = generations * population
-    last = finals(finalists, [part.cost.tokens for part in in_the_end])
+    last = finals(finalists, [part.cost.tokens for part in rounds], everything.tokens if in_the_end else 0)
     average_too = bool(joining and not front and not begun)  # answers all items in the end
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
@@ -180,17 +180,18 @@ def evolve(
                     break
                 write(history)
                 if hours is not None and monotonic() - begin > 3600 * hours:
-                    say(f"stopped after {hours} h; started again, the search goes on where it is")
+                    say(f"stopped after {hours} h; raise evolve.hours, and it goes on where it is")
                     break
         (OUT / "front.csv").unlink(missing_ok=True)
         with progress(
             "evolve: answers of finalists",
-            finals(finalists, [len(part.questions) for part in in_the_end]) + average_too * len(found),
+            finals(finalists, [len(part.questions) for part in rounds], len(found) if in_the_end else 0)
+            + average_too * len(found),
         ) as advance:
             if front:
                 winner = verified_front(history, finalists, rounds[0], advance)
             else:
-                winner = history.verify(history.leaders(finalists, search), rounds, advance, exact if joining else None)
+                winner = history.verify(history.leaders(finalists, search), rounds, advance, in_the_end)
     except (KeyboardInterrupt, TerminationSignal) as stop:  # the latter is Prefect's, of a run that it follows
         stop.args = (interrupted(history),)
         if served():

@@ -16,6 +16,7 @@ from merge3.items import Item
 
 RESAMPLES = 10_000
 DRAWS = 1_000_000  # of items at once: 16 MB
+LEAST = 0.5  # share of the items that a model has to have scored, to be compared
 LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
 
 
@@ -58,24 +59,45 @@ def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     return corrected
 
 
+def comparable(table: pd.DataFrame, needed: Sequence[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The models of which more than `LEAST` of the answers could be scored; of the others, how many.
+
+    Raises:
+        ValueError: one of the `needed` is among the others.
+    """
+    scored = zip(table.index, table.notna().sum(axis=1), strict=True)
+    few = [(str(model), int(count)) for model, count in scored if count <= LEAST * table.shape[1]]
+    left = {model: f"{count} of {table.shape[1]} held-out items scored" for model, count in few}
+    if missing := [model for model in needed if model in left]:
+        raise ValueError(
+            f"{missing[0]!r} has {left[missing[0]]}, which is too few to compare with: give free-text items more "
+            "max_tokens, or see the reasons above"
+        )
+    return table.drop(index=list(left)), left
+
+
 def scores(table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int) -> pd.DataFrame:
     """A row a model: accuracy with its 95 % interval, by group and form, and the winner's lead over it.
 
-    `table` holds the models' answers to `tests`, none missing. `lead_low` and `lead_high` are the paired interval,
-    `mcnemar_p` is the paired test's, `holm_p` the same corrected for the number of rivals.
+    `table` holds the models' answers to `tests`, NaN where one could not be scored: accuracies are of a model's own
+    scored answers, leads of those items that both have, so that no model moves another's figures. `lead_low` and
+    `lead_high` are the paired interval, `mcnemar_p` is the paired test's, `holm_p` the same corrected for the number of
+    rivals.
     """
-    groups = [item.group for item in tests]
+    groups = np.array([item.group for item in tests])
     best = table.loc[winner].to_numpy()
     rows = []
     for model, answers in zip(table.index, table.to_numpy(), strict=True):
-        low, high = interval(answers, groups, seed)
-        lead_low, lead_high = interval(best - answers, groups, seed)
-        row = {"model": model, "accuracy": answers.mean(), "low": low, "high": high}
-        row |= {"lead": (best - answers).mean(), "lead_low": lead_low, "lead_high": lead_high}
-        row["mcnemar_p"] = 1.0 if model == winner else mcnemar(best, answers)
+        own, both = ~np.isnan(answers), ~np.isnan(answers - best)
+        low, high = interval(answers[own], groups[own].tolist(), seed)
+        lead_low, lead_high = interval((best - answers)[both], groups[both].tolist(), seed)
+        row = {"model": model, "accuracy": answers[own].mean(), "low": low, "high": high}
+        row |= {"lead": (best - answers)[both].mean(), "lead_low": lead_low, "lead_high": lead_high}
+        row["mcnemar_p"] = 1.0 if model == winner else mcnemar(best[both], answers[both])
         for label in ("group", "form"):
             of = np.array([getattr(item, label) for item in tests])
-            row |= {f"{label} {value}": answers[of == value].mean() for value in sorted(set(of))}
+            parts = {f"{label} {value}": answers[own & (of == value)] for value in sorted(set(of))}
+            row |= {name: part.mean() if len(part) else np.nan for name, part in parts.items()}
         rows.append(row)
     scored = pd.DataFrame(rows)
     rivals = (scored["model"] != winner).to_numpy()
@@ -87,9 +109,13 @@ def scores(table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int) -
 def leads(
     table: pd.DataFrame, tests: Sequence[Item], winner: str, rival: str, seed: int
 ) -> dict[str, dict[str, float]]:
-    """The winner's lead over a rival in every group of items, with its paired 95 % interval, for that group alone."""
+    """The winner's lead over a rival in every group of items, with its paired 95 % interval, for that group alone.
+
+    Of the items that both have scored.
+    """
     difference = (table.loc[winner] - table.loc[rival]).to_numpy()
-    groups = np.array([item.group for item in tests])
+    groups = np.array([item.group for item in tests])[~np.isnan(difference)]
+    difference = difference[~np.isnan(difference)]
     found = {}
     for group in sorted(set(groups)):
         own = difference[groups == group]

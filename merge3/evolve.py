@@ -417,8 +417,9 @@ class Pooled(Search):
 
     The first two generations are drawn around the start, where nothing is known before (`know`). A draw is compared at
     `TRIES` points about the `LEADERS` candidates of the highest posterior mean. A failed candidate counts as the worst
-    of its generation. Options of a category are as far apart as the ends of a number are: what one teaches of the other
-    genes, the others learn.
+    of all so far, and after a generation that failed whole the next is drawn around the start, closer each time: where
+    the surface leads nothing may be whole. Options of a category are as far apart as the ends of a number are: what one
+    teaches of the other genes, the others learn.
     """
 
     drifts = False
@@ -428,6 +429,7 @@ class Pooled(Search):
         self._told: list[tuple[Genotype, np.ndarray, np.ndarray]] = []  # with its objectives and their errors
         self.surfaces: list[Surface] = []  # one an objective, once something is told
         self.blind = 2  # generations that are drawn around the start
+        self.lost = 0  # generations that failed whole, one after the other
 
     @property
     def mean(self) -> Genotype:
@@ -439,8 +441,9 @@ class Pooled(Search):
 
     def _propose(self, seed: int) -> list[Any]:
         generator = np.random.default_rng(seed)
-        if not self.surfaces or self.generation < self.blind:
-            around = self.start + self.sigma * generator.standard_normal((self.population, self.genes.count))
+        if not self.surfaces or self.generation < self.blind or self.lost:
+            steps = self.sigma * generator.standard_normal((self.population, self.genes.count))
+            around = self.start + steps / 2**self.lost
             return list(self._placed(around, 1.0, generator))
         return self._drawn(generator)
 
@@ -472,7 +475,9 @@ class Pooled(Search):
 
     def _losses(self, values: Float[np.ndarray, "candidates objectives"]) -> list[Any]:
         whole = values[np.isfinite(values).all(axis=1)]
-        worst = whole.min(axis=0) if len(whole) else np.nan
+        self.lost = 0 if len(whole) else self.lost + 1
+        so_far = [*whole, *(told for _, told, _ in self._told)]
+        worst = np.min(so_far, axis=0) if so_far else np.nan
         return list(-np.where(np.isfinite(values), values, worst))
 
     def _begin(self, known: list[Genotype], values: Float[np.ndarray, "known objectives"]) -> None:

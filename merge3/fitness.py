@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from merge3.asker import Asker
 from merge3.estimate import CONTINUOUS, Estimate, Estimator, Known
@@ -125,3 +125,10 @@ class Fitness:
         margin = float(np.tanh(margins[scored]).mean())
         tie = 0.0 if continuous else TIE * margin
         return Evaluation(estimate, cost, margin, tie, failed, value, groups, correct, margins)
+
+    def anew(self, evaluation: Evaluation, counted: Bool[np.ndarray, " asked"]) -> Evaluation:
+        """The evaluation of a whole model by those answers alone that are `counted`."""
+        assert evaluation.correct is not None
+        assert evaluation.margins is not None
+        correct, margins = (np.where(counted, given, np.nan) for given in (evaluation.correct, evaluation.margins))
+        return self.judge(correct, margins, evaluation.cost)

@@ -41,7 +41,7 @@ class Grouped:
             if len(asked) == 0:
                 raise ValueError(
                     f"none of the {len(known.subset)} items that are asked is of group {group!r}: ask more "
-                    "(extract.items), or search for the mean"
+                    "(extract.items; for finalists evolve.finalist_items), or search for the mean"
                 )
             if estimator in CONTINUOUS:
                 self._parts[group] = (np.arange(len(known.subset)), replace(known, counted=members))

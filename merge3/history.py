@@ -8,7 +8,7 @@ hand is to say so. Writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3 import surface
-from merge3.estimate import CONTINUOUS, Calibration, Known
+from merge3.estimate import CONTINUOUS, Z90, Calibration, Known
 from merge3.evolve import ERROR, Search
 from merge3.extract import METHODS, margins
 from merge3.fitness import Evaluation, Fitness
@@ -34,7 +34,10 @@ FrontLeader = tuple[Recipe, np.ndarray, np.ndarray]  # the same by group
 JOINING = 2  # leaders that join the relatives at once
 HALVES = (4, 2, 1)  # finalists are asked a quarter of the fresh items, the better half of them a half, ...
 EVOLVED = "evolved"  # what a finalist is that is no standard merge
-BROKEN = "no candidate has finite likelihoods: narrow the range of the weights"
+BROKEN = (
+    "no candidate could be scored, for likelihoods that are not finite or replies that are cut off: narrow the range "
+    "of the weights, or give free-text items more max_tokens"
+)
 
 
 @dataclass(frozen=True)
@@ -235,9 +238,9 @@ class History:
                 self.told[name] = tell(self.told[name].genotype, self._again(name))
         for row in self.rows:
             row |= self._estimates(row["phenotype"], self._again(row["phenotype"]))
-        genes, both = self._all()
+        all_genes, both = self._all()
         values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
-        search.retell(genes, values, errors, self.failed)
+        search.retell(all_genes, values, errors, self.failed)
 
     def _order(self, pooled: surface.Surface) -> list[int]:
         """The places of the candidates that were told, by their posterior mean, the highest first."""
@@ -272,15 +275,16 @@ class History:
         Raises:
             ValueError: every candidate is broken.
         """
-        if not self.told:
-            raise ValueError(BROKEN)
         both = [*self.known, *self.proven.values(), *self.told.values()]
+        if not both:
+            raise ValueError(BROKEN)
         return np.array([one.genotype for one in both]), both
 
     @property
     def asked(self) -> Float[np.ndarray, "candidates genes"]:
         """The genotypes of the whole candidates."""
-        return np.array([one.genotype for one in self.told.values()])
+        found = [one.genotype for one in self.told.values()]
+        return np.array(found).reshape(len(found), len(self.genome.names))
 
     @property
     def best(self) -> dict[str, Any]:
@@ -290,6 +294,8 @@ class History:
             ValueError: every candidate so far is broken.
         """
         pooled, found = self.surface(), self.told | self.proven
+        if not found:
+            raise ValueError(BROKEN)
         heights = pooled.predict(np.array([one.genotype for one in found.values()]))[0]
         top = list(found)[int(heights.argmax())]
         return {"phenotype": top, **_scores(self._again(top))}
@@ -338,8 +344,8 @@ class History:
     ) -> list[dict[str, Any]]:
         """Ask the leaders fresh items; a row each: its scores by group, whether it is on the front, and is its knee.
 
-        A group's score is that by the surface and that by the fresh items, each weighed by the other's mean variance;
-        the interval beside it is of the fresh items alone.
+        A group's score is that by the surface, on the level that the fresh items have for all leaders, and that by the
+        fresh items, each weighed by the other's mean variance.
 
         Raises:
             ValueError: every leader is broken.
@@ -352,7 +358,8 @@ class History:
             self.finalists_tokens += fitness.cost.tokens
             self.cost += made[name].cost
             advance(len(fitness.questions))
-        whole = [name for name in made if made[name].estimate]
+        fair = on_common(fitness, made)
+        whole, made = list(fair), made | fair
         if not whole:
             raise ValueError(BROKEN)
         self.finalists = [self._finalist(name, made[name], len(fitness.questions)) for name in made]
@@ -361,14 +368,15 @@ class History:
         own = (np.array([made[name].errors(self.groups) for name in whole]) ** 2).mean(axis=0)
         searched = (np.maximum(deviations, surface.UNSEEN) ** 2).mean(axis=0)
         share = searched / (searched + own)
-        together = (1 - share) * means + share * found
+        together = np.clip((1 - share) * (means + (found - means).mean(axis=0)) + share * found, 0.0, 1.0)
+        half = Z90 * np.sqrt(share * own + own / len(whole))
         on, bend = nondominated(together), knee(together)
         rows = []
         for place, name in enumerate(whole):
             row: dict[str, Any] = {"phenotype": name, "front": bool(on[place]), "knee": place == bend}
-            for group, score in zip(self.groups, together[place].tolist(), strict=True):
-                estimate = made[name].groups[group]
-                row |= {f"score {group}": score, f"low {group}": estimate.low, f"high {group}": estimate.high}
+            for group, score, by in zip(self.groups, together[place].tolist(), half.tolist(), strict=True):
+                row |= {f"score {group}": score, f"low {group}": max(0.0, score - by)}
+                row |= {f"high {group}": min(1.0, score + by)}
             rows.append(row)
         return rows
 
@@ -408,11 +416,16 @@ class History:
             fitness.expect([leaders[name][0] for name in alive])
             for name in alive:
                 ask(name, leaders[name][0], fitness, number)
-            whole = [name for name in alive if made[name].estimate]
+            whole = list(fair := on_common(fitness, {name: made[name] for name in alive}))
+            if not whole and not self.exact and self.told and (name := self.best["phenotype"]) not in made:
+                leaders = leaders | {name: (self.recipes[name], np.nan, np.nan)}  # all are broken that nobody asked
+                ask(name, self.recipes[name], fitness, number)
+                whole = list(fair := on_common(fitness, {name: made[name]}))
             if not whole and not self.exact:
                 raise ValueError(BROKEN)
             if not whole:
                 break
+            made |= fair
             means, deviations = np.array([leaders[name][1:] for name in whole]).T
             found = np.array([made[name].value for name in whole])
             own = own_variance([made[name] for name in whole], fitness)
@@ -430,17 +443,39 @@ class History:
                 ask(name, recipe, everything, len(rounds))
                 if made[name].estimate:
                     self.exact[name] = made[name]
-            made |= self.exact
+            fair = on_common(everything, self.exact)
+            made |= self.exact | fair
             items |= dict.fromkeys(self.exact, len(everything.questions))
-            order = sorted(self.exact, key=lambda name: (-self.exact[name].value, name != average))
+            order = sorted(fair, key=lambda name: (-fair[name].value, name != average))
             best = order[0] if order else best
         self.finalists = [self._finalist(name, made[name], items[name]) for name in made]
         return next(row for row in self.finalists if row["phenotype"] == best)
 
     def _finalist(self, name: str, evaluation: Evaluation, items: int) -> dict[str, Any]:
-        """A row of the finalists."""
+        """A row of the finalists; `items` asked it, of which those count that its estimate is by."""
         merge, _ = self.standard.get(name, (EVOLVED, None))
+        if evaluation.estimate and evaluation.correct is not None:
+            items = int((~np.isnan(evaluation.correct)).sum())
         return {"phenotype": name, "merge": merge, **_scores(evaluation), "items": items}
+
+
+def on_common(fitness: Fitness, made: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """The whole ones' evaluations by those questions alone that all of them had scored.
+
+    By questions of its own, who leaves hard ones unfinished is ahead. While these in common are too few, who left most
+    is out.
+    """
+    found = {name: evaluation for name, evaluation in made.items() if evaluation.estimate}
+    while found:
+        correct = np.array([one.correct for one in found.values() if one.correct is not None])
+        scored = ~np.isnan(correct).any(axis=0)
+        if scored.all():
+            return found
+        anew = {name: fitness.anew(one, scored) for name, one in found.items()}
+        if all(evaluation.estimate for evaluation in anew.values()):
+            return anew
+        del found[max(found, key=lambda name: found[name].failed)]
+    return {}
 
 
 def contenders(
@@ -450,8 +485,11 @@ def contenders(
 
     The others are all that were asked, the highest first.
     """
+    first = surface.best(pooled, search.seed)
+    if not len(asked):
+        return np.vstack([first, search.mean, search.start])
     order = np.argsort(-pooled.predict(asked)[0], kind="stable")
-    return np.vstack([surface.best(pooled, search.seed), asked[order[0]], search.mean, search.start, asked[order[1:]]])
+    return np.vstack([first, asked[order[0]], search.mean, search.start, asked[order[1:]]])
 
 
 def combined(
@@ -559,8 +597,11 @@ def halves(known: Known, groups: Sequence[str]) -> list[Known]:
     parts = []
     for step in HALVES:
         kept = place % step == 0
-        weights = known.weights[kept]
-        parts.append(replace(known, subset=known.subset[kept], weights=weights / weights.sum()))
+        weights = known.weights.copy()
+        for label in set(groups):  # a group weighs what it weighs in all
+            mine = labels == label
+            weights[mine] *= known.weights[mine].sum() / max(known.weights[mine & kept].sum(), 1e-300)
+        parts.append(replace(known, subset=known.subset[kept], weights=weights[kept] / weights[kept].sum()))
     return parts
 
 
@@ -573,12 +614,16 @@ def average(genome: Genome) -> Recipe:
     return standard_merges(genome.experts)[AVERAGE]
 
 
-def finals(leaders: int, sizes: Sequence[int]) -> int:
-    """The answers that leaders give at most: all of them the first round's items, the better half the second's, ..."""
+def finals(leaders: int, rounds: Sequence[int], everything: int = 0) -> int:
+    """What leaders take at most, in answers or tokens: all of them the first round's, the better half the second's, ...
+
+    In the end the `JOINING` best take `everything`.
+    """
     total = before = 0
-    for size in sizes:
-        total, before, leaders = total + leaders * (size - before), size, (leaders + 1) // 2
-    return total
+    for number, size in enumerate(rounds):
+        leaders = (leaders + 1) // 2 if number else leaders
+        total, before = total + leaders * (size - before), size
+    return total + min(JOINING, leaders) * max(0, everything - before)
 
 
 def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:
@@ -596,12 +641,17 @@ def fresh(known: Known, groups: Sequence[str], count: int, seed: int) -> Known:
 
 
 def told_apart(known: Known, others: Known, groups: Sequence[str], seed: int) -> Choose:
-    """Chooses as many items as `known` asks by the relatives' margins, none of those that `others` asks."""
+    """Chooses as many items as `known` asks by the relatives' margins, none of those that `others` asks.
+
+    Where none would be left of a group, its last seats lost to the others', the items of `known` stay.
+    """
     rest = np.setdiff1d(np.arange(len(known.items)), others.subset)
     labels = [groups[i] for i in rest]
 
     def choose(relatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         chosen, weights = margins(relatives[:, rest], len(known.subset), labels, seed)
+        if {groups[i] for i in known.subset} - {labels[i] for i in chosen}:
+            return known.subset, known.weights
         return rest[chosen], weights
 
     return choose

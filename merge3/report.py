@@ -229,7 +229,7 @@ def duels(results: Results) -> list[dict[str, Any]]:
             for ending in ("won", "lost")
         }
         parent = rival["kind"] in ("expert", BASE)
-        made.append({"rival": rival, "counts": counts, "items": len(ours), "shown": shown if parent else {}})
+        made.append({"rival": rival, "counts": counts, "items": sum(counts.values()), "shown": shown if parent else {}})
     return made
 
 

@@ -304,7 +304,7 @@ def duels(results: Results) -> pd.DataFrame:
     rows = []
     for rival in (row["model"] for row in results.rivals):
         theirs = results.responses.loc[rival]
-        for name in results.responses.columns[(ours != theirs).to_numpy()]:
+        for name in results.responses.columns[((ours > theirs) | (ours < theirs)).to_numpy()]:
             item, sign = by_id[name], 1 if ours[name] > theirs[name] else -1
             decided = sign * (lead(results, champion, item) - lead(results, rival, item))
             rows.append((rival, name, item.group, "won" if sign > 0 else "lost", decided))

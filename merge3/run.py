@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ class Result:
             `test`; `all_items` is what the search would have taken without extraction, `this_run` what was asked now
             and not kept from before.
         out: the folder of the written model.
+        left_out: models that are not in `scores`, since too few of their answers could be scored, and how many were.
     """
 
     merge: Merge
@@ -100,6 +101,7 @@ class Result:
     history: pd.DataFrame
     tokens: Mapping[str, int]
     out: Path
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -120,6 +122,7 @@ class Result:
             "estimate": {name: getattr(self.estimate, name) for name in ("score", "low", "high")},
             "scores": self.scores.to_dict("records"),
             "tokens": dict(self.tokens),
+            "left_out": dict(self.left_out),
         }
 
 
@@ -184,12 +187,14 @@ def run(
         f"candidates at most {ASKED} of {len(parts['search'])} other items, {tokens['search']:,} tokens, and leaders "
         f"on the way all of them, {tokens['leaders']:,} tokens."
     )
+    left = dict(this.left)
+    measured += "".join(f" {name} is left out: {said}." for name, said in left.items())
     del asker, this  # export loads the models again: twice may not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     merge = Merge(winner, str(base), sources)
     export.export(merge, out, device, scores, measured)
-    result = Result(merge, estimate, scores, history, tokens, out)
+    result = Result(merge, estimate, scores, history, tokens, out, left)
     scores.to_csv(kept / "scores.csv", index=False)
     (kept / "winner.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
     (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -221,6 +226,7 @@ class _Run:
         self.best: Estimate | None = None
         self.sourced = sourced
         self.history: History | None = None
+        self.left: dict[str, str] = {}  # out of the comparison
         self.total = self.most()
         self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))
 
@@ -231,7 +237,7 @@ class _Run:
         groups = len({item.group for item in self.search})  # of each at least one
         parts = [min(others, others // step + groups) for step in HALVES] if others else [asked]
         joined = JOINING * joins(JOIN, self.generations) if others else 0
-        last = finals(FINALISTS, [*parts, len(self.search)]) + len(self.search) if joined else finals(FINALISTS, parts)
+        last = finals(FINALISTS, parts, len(self.search)) + len(self.search) if joined else finals(FINALISTS, parts)
         in_full = (len(self.parents) + POPULATION + joined) * len(self.search)
         searched = in_full + self.generations * GENERATION * asked + last
         return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
@@ -376,15 +382,12 @@ class _Run:
         """Winner, parents and standard merges on the held-out items.
 
         Raises:
-            ValueError: no held-out item has an answer of every model.
+            ValueError: the winner's answers cannot be scored.
         """
         recipes = {EVOLVED: winner} | self.parents | standard_merges(self.names)
         table = self.answer("test", recipes, self.test)
-        whole = table.notna().all(axis=0).to_numpy()
-        if not whole.any():
-            raise ValueError("no held-out item has an answer of every model that could be scored")
-        tests = [item for item, kept in zip(self.test, whole, strict=True) if kept]
-        scored = compare.scores(table.loc[:, whole], tests, EVOLVED, seed)
+        table, self.left = compare.comparable(table, [EVOLVED])
+        scored = compare.scores(table, self.test, EVOLVED, seed)
         kinds = {EVOLVED: "winner", "base": "base"} | dict.fromkeys(self.names, "expert")
         scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])
         distinct = {recipe.phenotype(self.asker.merger.fingerprints) for recipe in recipes.values()}

@@ -85,3 +85,27 @@ def test_the_leads_by_group_are_those_of_each_group_alone() -> None:
         assert (lead["lead_low"], lead["lead_high"]) == interval(difference, ["x"] * 30, 0)
     same = leads(pd.DataFrame(answers, index=["ours", "theirs"]), tests, "ours", "ours", 0)
     assert set(same["y"].values()) == {0.0}
+
+
+def test_what_one_model_leaves_unfinished_moves_no_other_models_figures() -> None:
+    answers = np.random.default_rng(3).integers(0, 2, (3, 60)).astype(float)
+    tests = [Item(str(n), f"{n}?", ("a", "b"), 0, group="xy"[n % 2]) for n in range(60)]
+    table = pd.DataFrame(answers, index=["ours", "rambling", "other"])
+    whole = compare.scores(table, tests, "ours", 0).set_index("model")
+    table.loc["rambling", 20:] = np.nan
+    found = compare.scores(table, tests, "ours", 0).set_index("model")
+    same = [column for column in found.columns if column != "holm_p"]  # which is corrected for all
+    pd.testing.assert_frame_equal(found.loc[["ours", "other"], same], whole.loc[["ours", "other"], same])
+    alone = compare.scores(table.loc[["ours", "rambling"]].iloc[:, :20], tests[:20], "ours", 0).set_index("model")
+    pd.testing.assert_series_equal(found.loc["rambling", same], alone.loc["rambling", same])
+
+
+def test_who_left_half_of_the_items_is_not_compared() -> None:
+    table = pd.DataFrame(np.ones((3, 10)), index=["ours", "half", "more"])
+    table.loc["half", 5:] = np.nan
+    table.loc["more", 6:] = np.nan
+    kept, left = compare.comparable(table, ["ours"])
+    assert list(kept.index) == ["ours", "more"]
+    assert left == {"half": "5 of 10 held-out items scored"}
+    with pytest.raises(ValueError, match="'half' has 5 of 10 held-out items scored, which is too few"):
+        compare.comparable(table, ["ours", "half"])

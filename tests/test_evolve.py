@@ -173,6 +173,41 @@ def test_pooled_finds_the_top_under_noise() -> None:
     assert sphere(search.mean) > -0.05  # the start's is -.48
 
 
+@pytest.mark.parametrize("genes", [2, 8, 24])
+def test_pooled_comes_back_from_where_everything_fails(genes: int) -> None:
+    """What is known rises towards a cliff: beyond it every candidate fails, and the surface leads there."""
+
+    def score(x: np.ndarray) -> float:
+        return x.mean() if x.mean() < 0.55 else -np.inf
+
+    rng = np.random.default_rng(0)
+    search = SEARCHES["pooled"](Genes(genes), np.full(genes, 0.3), 0.2, 12, 0)
+    known = np.clip(np.linspace(0.2, 0.54, 16)[:, None] + 0.05 * rng.normal(size=(16, genes)), 0, 1)
+    known = known[[np.isfinite(score(x)) for x in known]]
+    search.know(known, [score(x) for x in known])
+    whole, lost = [], 0
+    for _ in range(20):
+        asked = search.ask()
+        if lost:  # the one before failed whole
+            assert np.abs(np.array(asked) - 0.3).std() < 0.2 / 2**lost
+        scores = [score(x) for x in asked]
+        lost = 0 if np.isfinite(scores).any() else lost + 1
+        whole += [s for s in scores if np.isfinite(s)]
+        search.tell(scores, [0.01] * 12)
+    assert len(whole) > 60
+    assert max(whole) > 0.4
+
+
+def test_a_failed_candidate_counts_as_the_worst_of_all_so_far() -> None:
+    search = SEARCHES["pooled"](Genes(2), np.full(2, 0.3), 0.2, 4, 0)
+    search.ask()
+    search.tell([0.1, 0.2, 0.3, 0.4])
+    failed = search.ask()[1]
+    search.tell([0.6, -np.inf, 0.7, 0.8])
+    surface = search.surfaces[0]
+    assert surface.scores[(surface.genes == failed).all(axis=1)].tolist() == [0.1]
+
+
 def test_what_is_known_of_merges_spares_pooled_the_blind_generations() -> None:
     known = np.random.default_rng(1).random((24, 3))
     blind, told = (SEARCHES["pooled"](Genes(3), np.full(3, 0.3), 0.1, 8, 0) for _ in range(2))

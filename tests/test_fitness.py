@@ -17,7 +17,7 @@ from merge3.evolve import FRONTS, SEARCHES, Genes
 from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
-from merge3.history import History, Joining, finals, generation, own_variance, paired, whole
+from merge3.history import History, Joining, finals, generation, on_common, own_variance, paired, whole
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
@@ -322,10 +322,59 @@ def test_the_best_of_all_that_answered_everything_wins(
     rows = {row["phenotype"]: row for row in history.finalists}
     assert {rows[name]["items"] for name in history.exact} == {8}
     assert rows[history.phenotype(history.average)]["merge"] == AVERAGE
-    assert sum(told) <= finals(5, [2]) + 3 * 8
+    assert sum(told) <= finals(5, [2], 8) + 8
     lost = next(name for name in truths if name != winner["phenotype"])
     history.exact[lost] = replace(history.exact[lost], estimate=Estimate(2.0, 2.0, 2.0, 0.0), objective=2.0)
     assert history.verify(leaders, fair, told.append, everything)["phenotype"] == lost  # whether asked before or not
+
+
+def test_who_leaves_hard_questions_unfinished_is_compared_on_the_others_alone(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), None)
+    fitness = fitness_of(whole(known), "weighted_mean")
+    honest = np.array([1, 1, 1, 1, 1, 0, 0, 0], dtype=float)
+    rambling = np.array([1, 1, 1, 0, 1, np.nan, np.nan, np.nan])
+    silent = np.array([1, *[np.nan] * 3, 0, 0, 0, 0])
+    made = {n: fitness.judge(row, row) for n, row in (("honest", honest), ("rambling", rambling), ("silent", silent))}
+    assert made["rambling"].value > made["honest"].value
+    two = on_common(fitness, {name: made[name] for name in ("honest", "rambling")})
+    assert {name: one.value for name, one in two.items()} == {"honest": 1.0, "rambling": 0.8}
+    three = on_common(fitness, made)  # all three have two in common, which are too few: a rambler is out
+    assert set(three) < set(made)
+    assert "honest" in three
+    assert on_common(fitness, {"honest": made["honest"]}) == {"honest": made["honest"]}
+    assert on_common(fitness, {"broken": Evaluation(None, Cost())}) == {}
+
+
+def test_where_all_leaders_are_broken_the_best_that_was_asked_wins(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), None)
+    search = SEARCHES["pooled"](Genes(len(GENOME.names)), GENOME.start, 0.2, 4, 0)
+    history = History(fitness_of(known), GENOME)
+    generation(search, history, lambda count: None)
+    broken = constant("task_arithmetic", {"a": 0.5, "ruined": 1.0})
+    fair = [fitness_of(replace(known, subset=np.array([0, 3]), weights=np.full(2, 0.5)), "weighted_mean")]
+    winner = history.verify({history.phenotype(broken): (broken, 0.9, 0.1)}, fair, lambda count: None)
+    assert winner["phenotype"] == history.best["phenotype"]
+    assert len(history.finalists) == 2
+
+
+def test_a_front_stands_on_the_level_of_the_fresh_items(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), "pareto")
+    search = FRONTS["pooled"](Genes(len(GENOME.names)), GENOME.start, 0.2, 4, 0, 2)
+    history = History(fitness_of(known), GENOME)
+    generation(search, history, lambda count: None)
+    fresh = fitness_of(replace(known, subset=np.array([0, 2, 3, 5]), weights=np.full(4, 0.25)), "weighted_mean")
+    flattered = {name: (recipe, np.full(2, 0.8), np.full(2, 0.02)) for name, (recipe, _, _) in history.front(4).items()}
+    rows = history.verify_front(flattered, fresh, lambda count: None)
+    for group in "xy":
+        found = [fresh(history.recipes[row["phenotype"]]).groups[group].score for row in rows]
+        assert np.mean([row[f"score {group}"] for row in rows]) == pytest.approx(np.mean(found))
+        assert all(row[f"low {group}"] <= row[f"score {group}"] <= row[f"high {group}"] for row in rows)
 
 
 def test_leaders_are_weighed_by_the_variance_of_what_is_searched_for(

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from merge3.estimate import Known
 from merge3.genome import Genome
-from merge3.history import average, combined, fresh, halves, paired, told_apart
+from merge3.history import average, combined, finals, fresh, halves, paired, told_apart
 from merge3.irt import ItemParameters
 from merge3.recipe import AVERAGE, standard_merges
 
@@ -74,6 +75,42 @@ def test_every_part_of_the_fresh_items_has_all_groups_and_lies_within_the_next()
         assert part.weights.sum() == pytest.approx(1)
     for part, larger in itertools.pairwise(parts):
         assert set(part.subset) < set(larger.subset)
+
+
+@pytest.mark.parametrize(("sizes", "count"), [((50, 40, 10), 10), ((3, 11, 30, 200), 40), ((1, 1, 60), 7)])
+def test_in_every_part_of_the_fresh_items_a_group_weighs_what_it_weighs_in_all(
+    sizes: tuple[int, ...], count: int
+) -> None:
+    groups = [f"g{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    items = ItemParameters(np.ones((len(groups), 1)), np.zeros(len(groups)))
+    others = fresh(Known(items, np.array([0]), np.ones(1), np.ones((1, len(groups)))), groups, count, 0)
+
+    def shares(known: Known) -> np.ndarray:
+        labels = np.array([groups[i] for i in known.subset])
+        return np.array([known.weights[labels == f"g{n}"].sum() for n in range(len(sizes))])
+
+    for part in halves(others, groups):
+        np.testing.assert_allclose(shares(part), shares(others))
+
+
+def test_no_group_is_lost_where_candidates_are_asked_anew() -> None:
+    groups = ["a"] * 10 + ["b"] * 390
+    items = ItemParameters(np.ones((400, 1)), np.zeros(400))
+    known = Known(items, np.array([0, *range(10, 29)]), np.full(20, 0.05), np.ones((1, 400)))
+    others = replace(known, subset=np.array([*range(1, 10), *range(30, 150)]), weights=np.full(129, 1 / 129))
+    margins = np.random.default_rng(0).normal(size=(8, 400))
+    margins[:, 0] = 9.0  # the last of its group tells nothing
+    subset, weights = told_apart(known, others, groups, 0)(margins)
+    assert {groups[i] for i in subset} == {"a", "b"}
+    assert len(subset) == len(weights) == 20
+
+
+def test_what_finalists_take_at_most() -> None:
+    assert finals(4, [10, 20, 40]) == 4 * 10 + 2 * 10 + 1 * 20
+    assert finals(8, [75, 150, 300], 960) == 8 * 75 + 4 * 75 + 2 * 150 + 2 * 660
+    assert finals(5, [75, 150, 300], 960) == 5 * 75 + 3 * 75 + 2 * 150 + 2 * 660
+    assert finals(1, [75], 960) == 960
+    assert finals(3, [], 960) == 2 * 960
 
 
 def test_what_candidates_are_asked_anew_is_kept_from_the_finalists_items() -> None:
