@@ -1,4 +1,5 @@
 # Every target sets up its own environment when it is missing or the lock changed.
+SHELL := /bin/bash  # macOS's make runs plain lines by itself, without the PATH below
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.stage import DATA, main, say
+from flows.stage import DATA, main, say, write_table
 from merge3 import irt, responses
 
 RESPOND = DATA / "respond"
@@ -35,9 +35,8 @@ def calibrate(seed: int, engine: str, dimensions: int) -> None:
     found = irt.fit_items(table.to_numpy(), engine, dimensions, seed)
     columns = {f"discrimination_{d + 1}": found.discrimination[:, d] for d in range(found.dimensions)}
     OUT.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame({"id": table.columns, **columns, "difficulty": found.difficulty}).to_parquet(
-        OUT / "items.parquet", index=False
-    )
+    items = pd.DataFrame({"id": table.columns, **columns, "difficulty": found.difficulty})
+    write_table(OUT / "items.parquet", items, index=False)
     spread = np.percentile(found.discrimination[:, 0], [5, 50, 95])
     say("discrimination: 5 % {:.2f}, median {:.2f}, 95 % {:.2f}".format(*spread))
 

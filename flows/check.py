@@ -17,7 +17,7 @@ import yaml
 
 from flows.known import study_of
 from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, section
-from merge3 import answering, checks, irt, models
+from merge3 import answering, checks, irt, items, models
 from merge3.checks import OK, RISK, WRONG, Finding
 from merge3.estimate import SAMPLED
 from merge3.extract import MARGINS, METHODS
@@ -162,6 +162,8 @@ def models_and_machine(params: Mapping[str, Any], sound: bool) -> Iterator[Findi
             DATA,
         )
     yield from benchmark(params, base)
+    if sound:
+        yield from changed(params)
     for store in sorted(DATA.glob("*/answers")):
         yield checks.answers(store)
 
@@ -199,6 +201,26 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
     for part, of in mine.items():
         for finding in checks.benchmark(of, tokenizer, context):
             yield Finding(finding.level, f"{part} items", finding.text)
+
+
+def changed(params: Mapping[str, Any]) -> Iterator[Finding]:
+    """Experts and items of one's own that are others than those that their stages read: DVC knows but their names."""
+    again = "since the stage {0} read it, which DVC does not see: dvc repro --force --single-item {0}; dvc repro"
+    manifest, given = DATA / "experts" / "manifest.json", params["experts"]["models"]
+    if manifest.exists() and given is not None:
+        for expert in read_manifest(manifest)[1]:
+            place = Path(expert.source)
+            same = str(given.get(expert.name)) == expert.source and place.exists()
+            if same and models.fingerprint(place) != expert.fingerprint:
+                yield Finding(RISK, f"expert {expert.name}", f"{place} was changed {again.format('experts')}")
+    asked = params["prepare"]["benchmark"]
+    if isinstance(asked, Mapping) and Path(str(asked.get("source"))).exists() and (DATA / "prepare").exists():
+        from flows.prepare import read
+
+        for part, found in read(dict(asked), params["seed"]).items():
+            prepared = DATA / "prepare" / f"{part}.parquet"
+            if prepared.exists() and items.read(prepared) != found:
+                yield Finding(RISK, f"{part} items", f"{asked['source']} was changed {again.format('prepare')}")
 
 
 def sources(params: Mapping[str, Any]) -> tuple[str | None, dict[str, str] | None]:

@@ -10,7 +10,7 @@ import pandas as pd
 from prefect import flow
 
 from flows.known import expert_answers, extracted_by, margins, parameters, relatives, study_items, study_of, subset
-from flows.stage import DATA, main, say, write_json
+from flows.stage import DATA, main, say, write_json, write_text
 from merge3.estimate import ANSWERED, CONTINUOUS, ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
 from merge3.extract import MARGINS
@@ -53,13 +53,14 @@ def estimate(seed: int, study: str, studies: dict[str, Any], method: str) -> Non
     }
     OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / "calibration.json", asdict(calibrated[method]))
-    pd.DataFrame([asdict(c) for c in calibrated.values()])[
+    table = pd.DataFrame([asdict(c) for c in calibrated.values()])[
         ["estimator", "models", "mean_absolute_error", "bias", "deviation", "spearman", "coverage"]
-    ].to_csv(OUT / "estimators.csv", index=False)
+    ]
+    write_text(OUT / "estimators.csv", table.to_csv(index=False))
     abilities = pd.DataFrame(known.parent_abilities, index=pd.Index(experts, name="expert"))
     abilities.columns = [f"ability_{d + 1}" for d in range(abilities.shape[1])]
     abilities["accuracy"] = known.parents.mean(axis=1)
-    abilities.to_csv(OUT / "experts.csv")
+    write_text(OUT / "experts.csv", abilities.to_csv())
     error = calibrated[method].mean_absolute_error
     say(f"{method} on {calibrated[method].models} held-out merges: mean absolute error {100 * (error or 0):.1f} points")
 

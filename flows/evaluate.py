@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, main, read_json, say, show_table, write_json
+from flows.stage import DATA, alone, main, read_json, say, show_table, write_json, write_text
 from merge3 import compare, responses
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
@@ -23,6 +23,7 @@ EVOLVED = "evolved merge"
 
 
 @flow
+@alone("evaluate")
 def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, Any], sample: int) -> None:
     """Write data/evaluate/metrics.json, scores.csv (a row a model), sample.csv and responses.parquet.
 
@@ -63,11 +64,11 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     scored = compare.scores(table, tests, EVOLVED, seed)
     kinds = dict.fromkeys(experts, "expert") | dict.fromkeys(standard_merges(experts), "standard merge")
     scored.insert(1, "kind", [kinds.get(name, name if name == "base" else "winner") for name in scored["model"]])
-    scored.to_csv(OUT / "scores.csv", index=False)
+    write_text(OUT / "scores.csv", scored.to_csv(index=False))
     found, _ = compare.comparable(answered.loc[list(others)], [])
     candidates = candidates[[name in found.index for name in others]].reset_index(drop=True)
     candidates["truth"] = found.mean(axis=1).to_numpy()
-    candidates.to_csv(OUT / "sample.csv", index=False)
+    write_text(OUT / "sample.csv", candidates.to_csv(index=False))
     figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
     standard = scored[scored["kind"] == "standard merge"].set_index("model")["accuracy"].idxmax()
     by_group = compare.leads(table, tests, EVOLVED, standard, seed)

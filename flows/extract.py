@@ -8,7 +8,7 @@ import pandas as pd
 from prefect import flow
 
 from flows.known import expert_answers, margins, parameters, study_items, study_of
-from flows.stage import DATA, main, say
+from flows.stage import DATA, main, say, write_table
 from merge3 import irt, lineage
 from merge3.extract import MARGINS, METHODS
 from merge3.extract import margins as told_best
@@ -36,14 +36,15 @@ def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: 
         abilities, model = irt.fit_abilities(fitted, answers)[0], lineage.predictor(fitted, answers)
         chosen, weights = METHODS[method](fitted, abilities, items, labels, seed, model)
     OUT.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(
+    subset = pd.DataFrame(
         {
             "id": [found[i].id for i in chosen],
             "group": [found[i].group for i in chosen],
             "weight": weights,
             "method": method,
         }
-    ).to_parquet(OUT / "subset.parquet", index=False)
+    )
+    write_table(OUT / "subset.parquet", subset, index=False)
     say(f"{items} of {len(found)} items ({items / len(found):.1%}) by {method}")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,6 +16,7 @@ from prefect import flow
 
 from flows.stage import do, main, say, served
 
+GRACE = 8  # seconds until a command that does not end is told again; Prefect kills a cancelled run after 30
 STAGE = re.compile(r"Running stage '([^']+)':")
 
 
@@ -30,11 +34,13 @@ def pipeline() -> None:
 def experiment(changes: dict[str, Any]) -> None:
     """Run `dvc exp run` with changed parameters, `{"evolve.generations": 20}`; `dvc exp show` has them side by side.
 
+    In a copy of its own: parameters and results here stay as they are. `dvc exp apply NAME` takes it over.
+
     Raises:
         ValueError: there is no such parameter, or a stage failed; what it said stands above.
     """
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
-    run("dvc", "exp", "run", *(f"--set-param={name}={text}" for name, text in texts.items()))
+    run("dvc", "exp", "run", "--temp", *(f"--set-param={name}={text}" for name, text in texts.items()))
 
 
 def run(*command: str) -> None:
@@ -47,10 +53,25 @@ def run(*command: str) -> None:
         if status := subprocess.run(command, check=False).returncode:
             raise ValueError(f"{' '.join(command)} ended with status {status}")
         return
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        stage = told(command, running)
-        while stage:
-            stage = do(stage, partial(told, command, running))
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **how) as running:
+        try:
+            stage = told(command, running)
+            while stage:
+                stage = do(stage, partial(told, command, running))
+        except BaseException:  # cancelled, for instance: what it started ends with it
+            end(running)
+            raise
+
+
+def end(running: subprocess.Popen[str]) -> None:
+    """End a command and all that it started: asked as by Ctrl-C, told, killed."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(GRACE)
+            return
 
 
 def told(command: Sequence[str], running: subprocess.Popen[str]) -> str | None:

@@ -12,7 +12,7 @@ from prefect import flow
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, bounds, main, say, write_json
+from flows.stage import DATA, bounds, main, say, write_json, write_table, write_text
 from merge3 import imports, items, responses
 from merge3.asker import Asker
 from merge3.genome import Genome, live_groups
@@ -70,8 +70,8 @@ def population(
 def _write(table: pd.DataFrame, margins: pd.DataFrame | None, members: pd.DataFrame) -> None:
     responses.write(OUT / "responses.parquet", table)
     margins = pd.DataFrame(index=table.index) if margins is None else margins.loc[table.index]
-    margins.astype(np.float32).to_parquet(OUT / "margins.parquet")
-    members.to_csv(OUT / "models.csv", index=False)
+    write_table(OUT / "margins.parquet", margins.astype(np.float32))
+    write_text(OUT / "models.csv", members.to_csv(index=False))
 
 
 def _imported(path: Path, found: list[items.Item], seed: int) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:

@@ -82,7 +82,7 @@ def report(study: str, studies: dict[str, Any], runtime: dict[str, Any]) -> None
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "front.csv").unlink(missing_ok=True)
     for name, table in tables(results).items():
-        table.to_csv(OUT / f"{name}.csv", index=False)
+        write_text(OUT / f"{name}.csv", table.to_csv(index=False))
     write_text(OUT / "index.html", page(results))
     write_text(OUT / "result.txt", plain(results))
     show(results)

@@ -4,7 +4,7 @@ Where no server is configured (`PREFECT_API_URL`) one is started on this machine
 
 nightly      `dvc repro` by a schedule
 experiment   `dvc exp run` with parameters changed in the UI
-search       the stage evolve alone, its parameters those of params.yaml unless changed in the UI
+search       the stage evolve alone, its parameters those of params.yaml at that time unless changed in the UI
 share        take what others pushed, run, give back
 """
 
@@ -15,14 +15,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from time import monotonic, sleep
+from typing import Any
 
-from prefect import serve
+from prefect import flow, serve
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from flows.evolve import evolve
 from flows.pipeline import experiment, pipeline
 from flows.share import share
-from flows.stage import answer, arguments, read_params
+from flows.stage import answer, arguments, call, read_params
 
 NIGHTLY = "0 2 * * *"
 HOST, PORT = "127.0.0.1", 4200
@@ -43,10 +44,23 @@ def main() -> None:
             serve(
                 pipeline.to_deployment("nightly", cron=NIGHTLY),
                 experiment.to_deployment("experiment", parameters={"changes": {"evolve.generations": 20}}),
-                evolve.to_deployment("search", parameters=arguments(evolve, read_params())),
+                search.to_deployment("search", parameters={"changes": {"generations": 30}}),
                 share.to_deployment("share"),
                 limit=1,
             )
+
+
+@flow
+def search(changes: dict[str, Any]) -> None:
+    """Run the stage evolve with the parameters of params.yaml and these changed, `{"generations": 30}`.
+
+    Raises:
+        ValueError: there is no such parameter.
+    """
+    given = arguments(evolve, read_params())
+    if unknown := sorted(set(changes) - set(given)):
+        raise ValueError(f"evolve has no parameter {unknown[0]!r}; it has {sorted(given)}")
+    call(evolve, **given | changes)
 
 
 @contextmanager

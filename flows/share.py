@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
+import sys
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from time import sleep
@@ -15,14 +16,14 @@ from time import sleep
 from prefect import flow
 
 from flows.pipeline import run
-from flows.stage import DATA, do, main, say
+from flows.stage import DATA, alone, do, main, say
 from merge3.store import Store
 
-OURS = Path(".dvc", "tmp", "ours")  # our answers, while a pull puts the upstream's in their place
+OURS, THEIRS = Path(".dvc", "tmp", "ours"), Path(".dvc", "tmp", "theirs")  # answers, until a pull is done
 STORES = (DATA / "evolve" / "answers", DATA / "evaluate" / "answers")
 TRIES, PAUSE = 3, 10  # of what goes over a network, and seconds between them
 DRIVERS = {  # how .gitattributes has both sides' results merged: dvc repro makes them anew from the united answers
-    "dvc-lock": "git merge-file --ours %A %O %B",
+    "dvc-lock": f"'{sys.executable}' -m flows.lock %O %A %B",
     "ours": "true",
 }
 
@@ -33,7 +34,7 @@ def share() -> None:
 
     Raises:
         ValueError: there are changes that are not committed, no upstream, sources that conflict, a stage that failed,
-            or someone pushed meanwhile.
+            a search that runs here, or someone pushed meanwhile.
     """
     if told("git", "status", "--porcelain", "--untracked-files=no"):
         raise ValueError("there are changes that are not committed: commit or stash them, and share again")
@@ -43,47 +44,57 @@ def share() -> None:
 
 
 def take() -> None:
-    """Merge what the upstream has, and unite its answers with ours.
+    """Merge what the upstream has, and unite its answers with ours. A take that was stopped is finished before.
 
     Raises:
-        ValueError: there is no upstream, or sources conflict.
+        ValueError: there is no upstream, sources conflict, or a search runs here, whose answers a pull would remove.
     """
-    restore()
-    persist("git", "fetch")
-    try:
-        upstream = told("git", "rev-parse", "--abbrev-ref", "@{upstream}")
-    except ValueError as error:
-        raise ValueError("this branch has no upstream: git push --set-upstream origin HEAD, and share again") from error
-    if told("git", "rev-list", "--count", f"HEAD..{upstream}") == "0":
-        say(f"{upstream} has nothing new")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        both = [store for store in STORES if store.exists()]  # what is not here comes with the pull, whole
-        for store in both:
+    with ExitStack() as stack:
+        for store in STORES:
+            stack.enter_context(alone(store.parent.name, wait=False))
+        if OURS.exists() or THEIRS.exists():
+            say("an earlier take was stopped: its answers are united first")
+            unite()
+        persist("git", "fetch")
+        try:
+            upstream = told("git", "rev-parse", "--abbrev-ref", "@{upstream}")
+        except ValueError as error:
+            raise ValueError(
+                "this branch has no upstream: git push --set-upstream origin HEAD, and share again"
+            ) from error
+        if told("git", "rev-list", "--count", f"HEAD..{upstream}") == "0":
+            say(f"{upstream} has nothing new")
+            return
+        for store in (store for store in STORES if store.exists()):  # what is not here comes with the pull, whole
+            (THEIRS / store).parent.mkdir(parents=True, exist_ok=True)
+            persist("dvc", "get", ".", str(store), "--rev", upstream, "--out", str(THEIRS / store), "--force")
             shutil.copytree(store, OURS / store)
-            persist("dvc", "get", ".", str(store), "--rev", upstream, "--out", str(Path(folder, "theirs", store)))
         drivers = [part for name, line in DRIVERS.items() for part in ("-c", f"merge.{name}.driver={line}")]
         try:
             run("git", *drivers, "merge", "--no-edit", upstream)
         except ValueError as error:
             run("git", "merge", "--abort")
+            forget()
             raise ValueError(f"{upstream} conflicts with this branch: git merge {upstream}, and share again") from error
-        persist("dvc", "pull", "--force")
-        for store, (whose, place) in product(both, {"ours": OURS, "theirs": Path(folder, "theirs")}.items()):
+        unite()
+
+
+def unite() -> None:
+    """Pull what Git names now, and put both sides' answers into it that a take set aside."""
+    persist("dvc", "pull", "--force", "--allow-missing")  # a stage that both ran has no results: it is run again
+    for store, (whose, place) in product(STORES, {"ours": OURS, "theirs": THEIRS}.items()):
+        if (place / store).exists():
             added, differ = Store(store).take(Store(place / store))
             say(f"{store}: {added} answers added from {whose}")
             if differ:
                 say(f"{differ} of {whose} are others than those kept here: one was not made as its key says")
-    shutil.rmtree(OURS, ignore_errors=True)
+    forget()
 
 
-def restore() -> None:
-    """Put answers back that a take set aside which was stopped before it had united them."""
-    for store in STORES:
-        if (OURS / store).exists():
-            added, _ = Store(store).take(Store(OURS / store))
-            say(f"{store}: {added} answers back from a take that was stopped")
-    shutil.rmtree(OURS, ignore_errors=True)
+def forget() -> None:
+    """Remove what a take set aside."""
+    for place in (OURS, THEIRS):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def give() -> None:

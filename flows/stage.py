@@ -380,13 +380,19 @@ def _lines(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def alone(stage: str) -> Iterator[None]:
-    """Be the only process that runs `stage` on this data folder: another is waited for."""
+def alone(stage: str, wait: bool = True) -> Iterator[None]:
+    """Be the only process that runs `stage` on this data folder: another is waited for.
+
+    Raises:
+        ValueError: without `wait`, another runs it.
+    """
     DATA.mkdir(exist_ok=True)
     lock = FileLock(DATA / f".{stage}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        if not wait:
+            raise ValueError(f"{stage} runs here: do this again when it has ended") from None
         say(f"another process runs {stage} here; this one goes on when that has ended")
         lock.acquire()
     try:
@@ -405,6 +411,13 @@ def write_text(path: Path, content: str) -> None:
     except (OSError, KeyboardInterrupt):
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_table(path: Path, table: pd.DataFrame, index: bool | None = None) -> None:
+    """Write a Parquet file, complete or not at all, and never through a link of DVC's into its cache."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    table.to_parquet(temporary, index=index)
+    temporary.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:

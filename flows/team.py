@@ -12,13 +12,14 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
 import torch
+from prefect.exceptions import TerminationSignal
 
 from flows.asking import open_asker
 from flows.stage import say
@@ -105,10 +106,16 @@ class Processes:
         futures = {n: self.workers[n].ask([work[name] for name in part]) for n, part in parts.items()}
         for n, part in parts.items():
             try:
-                yield from zip(part, futures[n].result(), strict=True)
+                found = futures[n].result()
+            except (KeyboardInterrupt, TerminationSignal):
+                for process in active_children():  # they do not hear Ctrl-C, and this process would wait for them
+                    process.terminate()
+                raise
             except BrokenProcessPool:
                 say(f"a worker died; of its {len(part)} candidates those without answers are asked here")
                 self.workers[n].start()
+            else:
+                yield from zip(part, found, strict=True)
 
 
 class Process:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from merge3 import answering, grading, respond
+from merge3 import answering, generation, grading, respond
 from merge3.items import Item
 from merge3.ledger import Cost, flops
 from merge3.merging import LiveMerger, Weights
@@ -56,6 +56,7 @@ class Asker:
         self.tokenizer = tokenizer
         self.store = store
         self.identity = dict(identity)
+        self._ends = generation.ends(merger.model, tokenizer)
         self.batch_tokens = batch_tokens
         answering.lengths([], tokenizer, scoring)  # is refused before anything is asked
         self.scoring = scoring
@@ -72,7 +73,7 @@ class Asker:
     def key(self, recipe: Recipe) -> dict[str, Any]:
         """The store's key of a recipe: equal for recipes that make the same weights."""
         merge = recipe.canonical(self.merger.fingerprints)
-        return {**self.identity, "merge": merge, "protocol": answering.PROTOCOL}
+        return {**self.identity, **self._ends, "merge": merge, "protocol": answering.PROTOCOL}
 
     def correct(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
         """1 where the right option scores above every other or the reply is right, else 0; NaN: not scored."""

@@ -86,6 +86,12 @@ def ending(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[in
     return {token for token in (*found, tokenizer.eos_token_id) if token is not None}
 
 
+def ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """What keys of answers say of the tokens that end a text: nothing where the tokenizer alone tells it."""
+    found = ending(model, tokenizer)
+    return {} if found <= {tokenizer.eos_token_id} else {"ends": sorted(found)}
+
+
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
     """What writing replies takes at most: every reply of its full length."""
     prompts = [encode(item.prompt, tokenizer) for item in items]

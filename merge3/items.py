@@ -231,4 +231,6 @@ def _json_lines(path: Path) -> pd.DataFrame:
 
 def write(path: Path, items: Sequence[Item]) -> None:
     """Write items as a Parquet file that `read` returns unchanged."""
-    to_frame(items).to_parquet(path, index=False)
+    temporary = path.with_name(f"{path.name}.tmp")  # what is there is whole, and no link is written through
+    to_frame(items).to_parquet(temporary, index=False)
+    temporary.replace(path)

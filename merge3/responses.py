@@ -59,7 +59,9 @@ def read(path: Path) -> pd.DataFrame:
 def write(path: Path, responses: pd.DataFrame) -> None:
     """Write a response table so that `read` returns it; a byte a cell where nothing is missing."""
     full = not responses.isna().to_numpy().any()
-    responses.astype(np.int8 if full else np.float32).to_parquet(path)
+    temporary = path.with_name(f"{path.name}.tmp")  # what is there is whole, and no link is written through
+    responses.astype(np.int8 if full else np.float32).to_parquet(temporary)
+    temporary.replace(path)
 
 
 def columns(responses: pd.DataFrame, item_ids: Sequence[str], source: str = "responses") -> pd.DataFrame:

@@ -74,7 +74,10 @@ class Shared(Store):
         name = digest(key)
         there = self._there.setdefault(name, set())
         try:
-            theirs = self._new(name, key)
+            theirs, read = self._new(name, key)
+            if new := {item: answer for item, answer in theirs.items() if item not in ours}:
+                super().put(key, new)
+            self._seen |= read
             there |= theirs.keys()
             if lacking := {item: answer for item, answer in ours.items() if item not in there}:
                 content = written(key, lacking).encode()
@@ -86,29 +89,28 @@ class Shared(Store):
             return ours
         if differ := sum(ours[item] != answer for item, answer in theirs.items() if item in ours):
             _warn(f"{self.url}: {differ} answers are others than those here: one was not made as its key says")
-        if new := {item: answer for item, answer in theirs.items() if item not in ours}:
-            super().put(key, new)
         return theirs | ours
 
-    def _new(self, name: str, key: Mapping[str, Any]) -> dict[str, Answer]:
-        """The answers of the files under a key that were not read before."""
+    def _new(self, name: str, key: Mapping[str, Any]) -> tuple[dict[str, Answer], set[str]]:
+        """The answers of the files under a key that were not read before, and the files."""
         found: dict[str, Answer] = {}
+        read = set[str]()
         try:
             paths = sorted(self._fs.ls(self._folder(name), detail=False))
         except FileNotFoundError:
-            return found
+            return found, read
         for path in paths:
             named = NAME.fullmatch(path.rsplit("/", 1)[-1])
             if named is None or path in self._seen:
                 continue
             content = self._fs.cat_file(path)
-            self._seen.add(path)
+            read.add(path)
             answers = parsed(content, key)
             if answers is None or hashlib.sha256(content).hexdigest() != named[1]:
                 _warn(f"{self.url}: {path} is damaged, and not used; what it held is given again once it is asked")
                 continue
             found |= answers
-        return found
+        return found, read
 
     def _folder(self, name: str) -> str:
         return f"{self._place}/{name[:2]}/{name}"

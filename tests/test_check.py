@@ -63,6 +63,24 @@ def test_sound_parameters_pass(here: Path) -> None:
     assert main(["check"]) == 0
 
 
+def test_experts_and_items_that_changed_under_their_names_are_said(here: Path, saved: dict[str, Path]) -> None:
+    own = {name: here / name for name in saved}
+    for name, folder in saved.items():
+        shutil.copytree(folder, own[name])
+    values = world.params(own)
+    world.write(here, values)
+    world.run(values, "base", "experts", "prepare")
+    assert not [line for line in said(checking.check(), RISK) if "was changed" in line]
+    shutil.copy(own["first"] / "model.safetensors", own["second"])
+    file = here / "items.jsonl"
+    file.write_text(file.read_text().replace('"answer": 0', '"answer": 1'))
+    found = [line for line in said(checking.check(), RISK) if "was changed" in line]
+    assert [line.split(":")[0] for line in found] == ["expert second", "search items", "test items"]
+    assert "dvc repro --force --single-item experts" in found[0]
+    world.run(values, "experts", "prepare")
+    assert not [line for line in said(checking.check(), RISK) if "was changed" in line]
+
+
 def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert said(checking.check(), WRONG) == []

@@ -116,6 +116,16 @@ def test_what_is_expected_is_answered_as_if_it_were_not(
     assert [it.ask(recipe, ITEMS).new for recipe in recipes] == [0, 0, 0]
 
 
+def test_what_ends_a_reply_is_in_the_key_where_the_tokenizer_does_not_tell_it(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merger.model.generation_config, "eos_token_id", tokenizer.eos_token_id)
+    plain = asker(merger, tokenizer, tmp_path).key(RECIPE)
+    assert "ends" not in plain
+    monkeypatch.setattr(merger.model.generation_config, "eos_token_id", [tokenizer.eos_token_id, 7])
+    assert asker(merger, tokenizer, tmp_path).key(RECIPE) == plain | {"ends": sorted([tokenizer.eos_token_id, 7])}
+
+
 @pytest.mark.parametrize("change", ["runtime", "dtype", "base"])
 def test_another_identity_is_another_model(
     merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, change: str

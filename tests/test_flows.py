@@ -16,11 +16,15 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import world
+import yaml
 from conftest import CONFIGS, build
 
 from flows.pipeline import pipeline
+from flows.pipeline import run as run_command
+from flows.serve import search
 from flows.stage import SHARED, STOPPED
 from merge3 import front, grading, items, mergefile, responses
 from merge3.recipe import Recipe, standard_merges
@@ -276,7 +280,7 @@ def test_a_gain_is_over_the_start_which_answers_all_items(here: Path, saved: dic
 def test_a_search_in_which_every_candidate_is_broken_says_so(here: Path, saved: dict[str, Path]) -> None:
     shutil.rmtree("data/evolve")
     values = change(world.params(saved), "evolve", weights=[1e16, 1e18])
-    with pytest.raises(ValueError, match="no candidate has finite likelihoods: narrow the range of the weights"):
+    with pytest.raises(ValueError, match="no candidate could be scored, for likelihoods that are not finite or"):
         world.run(values, "evolve")
     history = pd.read_csv(here / "data/evolve/history.csv")
     assert history["estimate"].isna().all()
@@ -623,3 +627,27 @@ def test_stages_are_tasks_of_the_pipelines_run_and_the_last_fails_with_it(
     assert tasks == ["one", "two", "three"]
     assert said.index("[one") < said.index("a") < said.index("one]") < said.index("[two") < said.index("b")
     assert "three]" not in said
+
+
+def test_what_a_cancelled_run_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(line: str) -> None:
+        raise KeyboardInterrupt(line)
+
+    monkeypatch.setattr("flows.pipeline.served", lambda: True)
+    monkeypatch.setattr("flows.pipeline.say", say)
+    monkeypatch.setattr("flows.pipeline.GRACE", 0.2)
+    file = tmp_path / "pid"
+    with pytest.raises(KeyboardInterrupt, match="begun"):  # a child of its own, and it hears no Ctrl-C
+        run_command("bash", "-c", f"trap '' INT; sleep 60 & echo $! > {file}; echo begun; wait")
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid := int(file.read_text())) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_search_of_the_ui_takes_the_parameters_of_now(here: Path, saved: dict[str, Path]) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(world.params(saved)))
+    world.call(search, changes={"generations": 1})
+    assert set(pd.read_csv("data/evolve/history.csv")["generation"]) == {0}
+    with pytest.raises(ValueError, match="evolve has no parameter 'generation'; it has"):
+        world.call(search, changes={"generation": 1})

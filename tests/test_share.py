@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.share import OURS, STORES, share
+from flows import share as sharing
+from flows.lock import merged
+from flows.share import OURS, STORES, THEIRS, share
+from flows.stage import alone
 from merge3.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -113,3 +116,89 @@ def test_the_answers_of_two_who_worked_at_once_are_united(
         assert "up to date" in dvc("repro")
     assert not (b / "asked").read_text()
     assert (a / "dvc.lock").read_bytes() == (b / "dvc.lock").read_bytes()
+
+
+def test_of_dvcs_lock_a_stage_is_one_sides_whole_or_none() -> None:
+    first = {name: {"cmd": name, "outs": [1]} for name in ("same", "mine", "theirs", "both", "alike", "gone")}
+    ours = first | {name: {"cmd": name, "outs": [2]} for name in ("mine", "both", "alike", "new")}
+    theirs = first | {name: {"cmd": name, "outs": [2]} for name in ("theirs", "alike")} | {"both": {"outs": [3]}}
+    del theirs["gone"]
+    found = merged(first, ours, theirs)
+    assert found == {
+        "same": first["same"],
+        **{n: ours[n] for n in ("mine", "alike", "new")},
+        "theirs": theirs["theirs"],
+    }
+
+
+def test_a_stage_is_run_again_by_what_both_changed(clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = clones
+    one = "from pathlib import Path; import yaml; p = yaml.safe_load(open('params.yaml'));"
+    lines = {
+        "first": one + "Path('one').write_text(str(p['one']))",
+        "second": one + "Path('two').write_text(Path('one').read_text() + str(p['two']))",
+    }
+
+    def work(params: dict[str, object]) -> None:
+        Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        dvc("repro")
+        git("add", "-A")
+        git("commit", "-qm", "Work")
+
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    stages["first"] = {"cmd": f'{sys.executable} -c "{lines["first"]}"', "params": ["one"], "outs": ["one"]}
+    stages["second"] = {
+        "cmd": f'{sys.executable} -c "{lines["second"]}"',
+        **{"deps": ["one"], "params": ["two"], "outs": ["two"]},
+    }
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    begin = {"evolve": [1, 2], **{f"x{n}": 0 for n in range(5)}, "one": 1, **{f"y{n}": 0 for n in range(5)}, "two": 2}
+    work(begin)
+    dvc("push", "-q")
+    git("push", "-q")
+    monkeypatch.chdir(a)
+    git("pull", "-q")
+    dvc("pull", "-q")
+    work(begin | {"one": 5})
+    dvc("push", "-q")
+    git("push", "-q")
+    monkeypatch.chdir(b)
+    work(begin | {"two": 7})
+    share.fn()
+    assert Path("two").read_text() == "57"
+    assert set(Store(STORES[0]).get({})) == {"1", "2"}
+
+
+def test_a_take_that_is_stopped_after_the_merge_is_finished_by_the_next(
+    clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = clones
+    monkeypatch.chdir(a)
+    evolve(1, 2, 4)
+    dvc("push", "-q")
+    git("push", "-q")
+    monkeypatch.chdir(b)
+    evolve(1, 2, 5)
+    evolve(1, 2)  # what it asked before stays
+    persist = sharing.persist
+
+    def broken(*command: str) -> None:
+        if command[:2] == ("dvc", "pull"):
+            raise ValueError("the network is down")
+        persist(*command)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, "persist", broken)
+        with pytest.raises(ValueError, match="network is down"):
+            share.fn()
+    assert THEIRS.exists()
+    share.fn()
+    assert set(Store(STORES[0]).get({})) == {"1", "2", "4", "5"}
+    assert not OURS.exists()
+    assert not THEIRS.exists()
+
+
+def test_where_a_search_runs_nothing_is_taken(clones: tuple[Path, Path]) -> None:
+    with alone("evolve"), pytest.raises(ValueError, match="evolve runs here: do this again when it has ended"):
+        share.fn()
+    assert set(Store(STORES[0]).get({})) == {"1", "2"}

@@ -84,6 +84,22 @@ def test_answers_that_were_kept_alone_are_given_when_they_are_touched(tmp_path: 
     assert Shared(tmp_path / "b", str(tmp_path / "shared")).get(KEY) == {"x": (-1.0,)}
 
 
+def test_what_was_read_there_is_kept_though_nothing_can_be_written_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "shared")
+    Shared(tmp_path / "a", url).put(KEY, {"x": (-1.0,)})
+    other = Shared(tmp_path / "b", url)
+
+    def full(path: str, content: bytes) -> None:
+        raise OSError("quota exceeded")
+
+    monkeypatch.setattr(other, "_write", full)
+    with pytest.warns(NotShared, match="quota exceeded"):
+        other.put(KEY, {"y": (-2.0,)})
+    assert other.get(KEY) == {"x": (-1.0,), "y": (-2.0,)}
+
+
 def test_many_may_write_at_once(tmp_path: Path) -> None:
     def put(n: int) -> None:
         Shared(tmp_path / str(n), str(tmp_path / "shared")).put(KEY, {str(n): (-float(n),)})

@@ -46,6 +46,36 @@ def test_four_workers_of_which_one_is_killed_search_as_one_does(here: Path) -> N
     assert 0 < spent <= ledger["this_run"]["tokens"]
 
 
+SLOW = """\
+import os, signal, threading, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from flows.team import Process, Processes
+
+class Slow(Process):
+    def start(self):
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"))
+    def ask(self, work):
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return self.pool.submit(time.sleep, 600)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    team = object.__new__(Processes)
+    team.workers = [Slow({}, Path("."), ())]
+    list(team.ask({"a": None}))
+"""
+
+
+def test_a_search_that_is_interrupted_does_not_wait_for_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    command, environment = [sys.executable, str(tmp_path / "slow.py")], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert "KeyboardInterrupt" in ended.stderr
+    assert ended.returncode != 0
+
+
 # --- on other machines
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from merge3 import answering, grading, imports, items
+from merge3 import answering, generation, grading, imports, items
 from merge3 import responses as tables
 from merge3.cli.show import as_json, as_line, progress, quiet
 from merge3.models import (
@@ -57,6 +57,7 @@ def respond(options: argparse.Namespace) -> None:
         key = {
             **{"model": name, "weights": fingerprint(folder), "dtype": str(dtype), "protocol": answering.PROTOCOL},
             "runtime": f"{runtime_name(options.device)}, batches of {options.batch_tokens} tokens",
+            **generation.ends(model, tokenizer),
         }
         if base := adapted(folder):  # an adapter answers by its base, too
             key["base"] = fingerprint(weights_folder(base))
