@@ -44,6 +44,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
         {"benchmark": CommentedMap({"source": source, "test_share": test_share}), "problems": None}
     )
     params["evolve"]["objective"] = "mean"  # there may be many groups, and the worst of them be of few items
+    params["evolve"].yaml_add_eol_comment("of all items; or gain, worst, weights of groups, pareto", "objective")
     params["runtime"]["device"] = device
     if device.startswith("cuda"):
         params["runtime"]["batch_tokens"] = "auto"

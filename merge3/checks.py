@@ -93,11 +93,12 @@ def parents(base: str, experts: Mapping[str, str]) -> list[Finding]:
     if wrong := [name for name in experts if name == "base" or not NAME.fullmatch(name)]:
         text = f"a name is letters, digits, '_', '-' and '.', begins with none of the last two, is not 'base': {wrong}"
         found.append(Finding(WRONG, "experts", text))
-    for source, times in Counter(named.values()).items():
+    places = {name: str(Path(source).resolve()) if Path(source).exists() else source for name, source in named.items()}
+    for source, times in Counter(places.values()).items():
         if times > 1:
-            names = ", ".join(name for name, other in named.items() if other == source)
+            names = ", ".join(name for name, other in places.items() if other == source)
             found.append(Finding(WRONG, "experts", f"{names} are the same model, {source}"))
-    found += [expert(name, source, model, config, tokenizer) for name, source in experts.items()]
+    found += [expert(name, source, model, config, tokenizer, base) for name, source in experts.items()]
     stated = {source: licences.licence(source) for source in dict.fromkeys(named.values())}
     follows = licences.consequences(stated)
     found += [Finding(RISK, "licence", text) for text in follows]
@@ -112,14 +113,22 @@ def expert(
     base: torch.nn.Module,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
+    origin: str,
 ) -> Finding:
-    """Whether an expert is a fine-tune or an adapter of the base, whose weights may be on the meta device."""
+    """Whether an expert is a fine-tune or an adapter of the base, whose weights may be on the meta device.
+
+    `origin` is where the base is from.
+    """
     what = f"expert {name}"
     try:
         folder = small(source)
         if models.is_adapter(folder):
             changed = models.changes(folder, models.weights_of(base), config)  # type: ignore[arg-type]
-            return Finding(OK, what, f"{source}: an adapter of {len(changed)} matrices")
+            said = f"{source}: an adapter of {len(changed)} matrices"
+            made_for = models.adapted(folder)
+            if made_for and made_for != origin and Path(made_for).resolve() != Path(origin).resolve():
+                return Finding(RISK, what, f"{said}, made for {made_for}; the base here is {origin}")
+            return Finding(OK, what, said)
         models._check_config(folder, config)
         models.check_vocabulary(folder, tokenizer)
         if not models.is_gguf(folder) and list(folder.glob("*.safetensors")):

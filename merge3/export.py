@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from merge3 import licences, mergefile, models
 from merge3.merging import LiveMerger
-from merge3.recipe import Layers, Merge, Recipe, layer_of
+from merge3.recipe import ANY, GROUPS, Layers, Merge, Recipe, holds, layer_of
 
 SHARD = "5GB"
 PROBE = 16  # tokens on which the written model is held against the live one
@@ -38,17 +38,17 @@ def export(
     Raises:
         FileExistsError: `out` holds something.
         FileNotFoundError: a source cannot be found.
+        OSError: nothing can be written there.
         ValueError: the recipe cannot be merged, or the written model does not give the live one's logits.
     """
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: name a new folder, or remove what is there")
+    begun(out).rmdir()
+    if scores is not None and (missing := {"model", "accuracy", "low", "high"} - set(scores.columns)):
+        raise ValueError(f"scores must have the columns model, accuracy, low and high; there is no {min(missing)!r}")
     tokenizer = models.load_tokenizer(models.weights_folder(merge.base))
     for source in merge.experts.values():
         models.check_vocabulary(models.weights_folder(source), tokenizer)
     live = build(merge, device)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = begun(out)
     live.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
     (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
@@ -58,6 +58,24 @@ def export(
         out.rmdir()
     partial.rename(out)  # what has this name is whole
     return live
+
+
+def begun(out: Path) -> Path:
+    """The empty folder beside `out` that becomes it, made: whether anything can be written there is known at once.
+
+    Raises:
+        FileExistsError: `out` holds something.
+        OSError: nothing can be written there.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty: name a new folder, or remove what is there")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(f"nothing can be written to {out}: {error}") from error
+    return partial
 
 
 def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
@@ -76,6 +94,13 @@ def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
         return stacked(merge, folders, dtype, device)
     base = models.load(folder, stored)
     weights = models.weights_of(base)
+    for named in (merge.recipe.weights, merge.recipe.densities):
+        for expert, parts in named.items():
+            if unknown := [part for part in parts if not any(holds(part, name) for name in weights)]:
+                raise ValueError(
+                    f"part {unknown[0]!r} of {expert!r} holds none of the model's parameters: a part is one of "
+                    f"{[*GROUPS, ANY]} or a piece of names as {next(reversed(weights))}"
+                )
     changes = {name: models.changes(folders[name], weights, base.config) for name in merge.recipe.experts}
     prints = {name: models.fingerprint(folders[name]) for name in merge.recipe.experts}
     live = models.load(folder, dtype, device)
@@ -190,7 +215,10 @@ def card(merge: Merge, name: str, dtype: torch.dtype, scores: pd.DataFrame | Non
     lines += ["## Parents", "", "| | source | licence |", "|---|---|---|"]
     lines += [f"| {label} | {source} | {stated[source] or 'not stated'} |" for label, source in sources.items()]
     lines += ["", "### Licence", "", *(f"- {text}" for text in follows)] if follows else []
-    lines += ["", "## Recipe", "", "`merge3 merge merge.yaml OUT` makes this model again.", ""]
+    again = "`merge3 merge merge.yaml OUT` makes this model again"
+    if any(Path(source).exists() and not Path(source).is_absolute() for source in parents):
+        again += ", run in the folder from which its paths lead to the parents"
+    lines += ["", "## Recipe", "", f"{again}.", ""]
     lines += ["```yaml", mergefile.to_yaml(merge).strip(), "```", ""]
     if scores is not None:
         lines += ["## Scores", "", *([measured, ""] if measured else []), *_scores(scores), ""]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -205,5 +204,10 @@ def grades(
 
 
 def failures(scores: Float[np.ndarray, " items"], reasons: Sequence[str]) -> dict[str, int]:
-    """How many items are not scored, by reason."""
-    return dict(Counter(reason for score, reason in zip(scores, reasons, strict=True) if np.isnan(score)))
+    """How many items are not scored, by reason; reasons that differ in their numbers alone count as the first."""
+    kinds: dict[str, list[str]] = {}
+    for score, reason in zip(scores, reasons, strict=True):
+        if np.isnan(score):
+            kinds.setdefault(re.sub(r"\d[\d,]*", "#", reason), []).append(reason)
+    alike = {True: "", False: " (the first; others have other numbers)"}
+    return {f"{same[0]}{alike[len(set(same)) == 1]}": len(same) for same in kinds.values()}

@@ -290,6 +290,13 @@ class Predictor:
         """The probability that each model is right on each item."""
         return np.asarray(expit(x @ self.design.T + self.offset))
 
+    def first(self, unknowns: int) -> "Predictor":
+        """The same, the unknowns after the first at the centre of their prior."""
+        fixed = self.offset + self.design[:, unknowns:] @ self.centre[unknowns:]
+        return Predictor(
+            self.design[:, :unknowns], fixed, self.centre[:unknowns], self.precision[:unknowns, :unknowns], self.tail
+        )
+
     def fit(
         self, answers: Float[np.ndarray, "models items"]
     ) -> tuple[Float[np.ndarray, "models unknowns"], Float[np.ndarray, "models unknowns unknowns"]]:

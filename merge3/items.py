@@ -139,15 +139,16 @@ def _item(row: Mapping[Hashable, Any], source: str) -> Item:
     if _given(row.get("expected")):
         return _free_item(row, source)
     answer, options = row.get("answer"), row.get("options")
-    if isinstance(options, str) or not isinstance(options, Iterable):
+    if isinstance(options, str | Mapping) or not isinstance(options, Iterable):
         raise ValueError(f"{source}: item {row['id']!r}: options must be a list of strings, got {options!r}")
     missing = [name for name in ("id", "prompt") if not isinstance(row[name], str | int)]
     if missing or not all(isinstance(option, str | int | float) for option in options):
         raise ValueError(
             f"{source}: item {row['id']!r}: {missing[0] if missing else 'an option'} is missing or no text"
         )
-    if isinstance(answer, bool) or not isinstance(answer, int | float) or answer != int(answer):
+    if isinstance(answer, bool) or not isinstance(answer, int | float) or not float(answer).is_integer():
         raise ValueError(f"{source}: item {row['id']!r}: answer must be the index of an option, got {answer!r}")
+    _encodable(row, [row["prompt"], *options], source)
     return Item(
         id=str(row["id"]),
         prompt=str(row["prompt"]),
@@ -167,15 +168,34 @@ def _free_item(row: Mapping[Hashable, Any], source: str) -> Item:
     expected, how = row["expected"], row.get("free")
     if not isinstance(row["prompt"], str | int) or not isinstance(row["id"], str | int):
         raise ValueError(f"{source}: item {row['id']!r}: prompt or id is missing or no text")
+    if isinstance(how, str):
+        try:
+            how = json.loads(how)
+        except json.JSONDecodeError:
+            raise ValueError(f"{source}: item {row['id']!r}: free must be a mapping, or JSON of one: {how!r}") from None
+    if _given(how) and not isinstance(how, Mapping):
+        raise ValueError(f"{source}: item {row['id']!r}: free must be a mapping of its settings, got {how!r}")
     texts = [expected] if isinstance(expected, str) or not isinstance(expected, Iterable) else list(expected)
+    _encodable(row, [row["prompt"], *texts], source)
     return Item(
         id=str(row["id"]),
         prompt=str(row["prompt"]),
         group=_label(row.get("group")),
         form=_label(row.get("form")),
         expected=tuple(str(text) for text in texts),
-        free=free_text(json.loads(how) if isinstance(how, str) else how if isinstance(how, Mapping) else {}, source),
+        free=free_text(how if isinstance(how, Mapping) else {}, f"{source}: item {row['id']!r}"),
     )
+
+
+def _encodable(row: Mapping[Hashable, Any], texts: Iterable[Any], source: str) -> None:
+    """Refuse texts with half a character, which no tokenizer takes."""
+    for text in map(str, texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{source}: item {row['id']!r}: {text[:40]!r} has half a character (a lone surrogate): {error.reason}"
+            ) from None
 
 
 def free_text(settings: Mapping[str, Any], source: str = "free") -> FreeText:
@@ -189,8 +209,18 @@ def free_text(settings: Mapping[str, Any], source: str = "free") -> FreeText:
         raise ValueError(f"{source}: a free-text item has no setting {unknown[0]!r}; it has {known}")
     values = dict(settings)
     if "stop" in values:
-        values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
-    return FreeText(**values)
+        given = values["stop"]
+        values["stop"] = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    try:
+        if type(values.get("max_tokens", 1)) is not int:
+            raise ValueError(f"max_tokens must be a number of tokens, got {values['max_tokens']!r}")
+        texts: dict[str, Any] = {name: [value] for name, value in values.items() if name != "max_tokens"}
+        texts["stop"] = values.get("stop", ())
+        if wrong := [name for name, given in texts.items() if not all(isinstance(text, str) for text in given)]:
+            raise ValueError(f"{wrong[0]} must be text, got {settings[wrong[0]]!r}")
+        return FreeText(**values)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _label(value: Any) -> str:
@@ -214,7 +244,11 @@ def read(path: Path) -> list[Item]:
 
 
 def _json_lines(path: Path) -> pd.DataFrame:
-    lines = [(number, line) for number, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} has no line: write one an item, a JSON object with {list(COLUMNS)}")
     rows = []

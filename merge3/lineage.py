@@ -23,7 +23,11 @@ COMPLEMENT = 0.7  # abilities that a merge is expected above its parents' mean, 
 DIVERSITY = 0.7  # deviation of a merge's ability from that, where they disagree on every item; by its square root
 LEAST_SPREAD = 0.1  # deviation of the ability of a merge of parents that agree on all
 KEPT = 4  # candidates that a prior counts as when it learns from others
-MANY = 200  # strangers that tell two dimensions of ability apart
+MANY, PLANE, SPACE = (
+    200,
+    2,
+    5,
+)  # so many strangers tell so many dimensions apart: to choose items by; to read answers by
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Family:
     """As the family sees them."""
     model: Predictor | None
     """Of a merge's answers; None without parents."""
+    draft: Predictor | None
+    """The same in as many dimensions as the items have, by which items are chosen before any is asked."""
 
 
 def fit(
@@ -53,8 +59,9 @@ def fit_each(
 
     The strangers say how steep an item is, and relatives hardly move that; how hard it is they may say anew
     (`irt.adapt_items`). The parents' answers are left to `predictor`, which knows what each has of its own; but with
-    fewer than two distinct strangers, all who are known are fitted alike. `MANY` strangers are fitted in two
-    dimensions where there are parents, near whose place a candidate's is, and no relatives.
+    fewer than two distinct strangers, all who are known are fitted alike. `MANY` strangers are fitted in several
+    dimensions where there are parents, near whose place a candidate's is, and no relatives: items are chosen in
+    `PLANE`, answers are read in `SPACE`.
 
     Raises:
         ValueError: fewer than two distinct models in all.
@@ -62,19 +69,21 @@ def fit_each(
     distinct = len(np.unique(np.nan_to_num(strangers, nan=-1.0), axis=0))
     if distinct < 2:
         alike = [fit_items(np.vstack([strangers, *family]), "em", 1, 0) for family in families]
-        return [
-            Family(items, predictor(items, parents) if len(parents) else None)
+        models = [
+            predictor(items, parents) if len(parents) else None
             for items, (parents, _) in zip(alike, families, strict=True)
         ]
-    plane = distinct >= MANY and all(len(parents) and not len(relatives) for parents, relatives in families)
-    population = fit_items(strangers, "mirt", 2, 0) if plane else fit_items(strangers, "em", 1, 0)
-    return [
-        Family(
-            adapt_items(population, relatives) if len(relatives) else population,
-            predictor(population, parents, relatives=relatives) if len(parents) else None,
-        )
-        for parents, relatives in families
-    ]
+        return [Family(items, model, model) for items, model in zip(alike, models, strict=True)]
+    placed = distinct >= MANY and all(len(parents) and not len(relatives) for parents, relatives in families)
+    if placed:
+        plane, space = (fit_items(strangers, "mirt", dimensions, 0) for dimensions in (PLANE, SPACE))
+        return [Family(plane, predictor(space, parents), predictor(plane, parents)) for parents, _ in families]
+    line = fit_items(strangers, "em", 1, 0)
+    found = []
+    for parents, relatives in families:
+        model = predictor(line, parents, relatives=relatives) if len(parents) else None
+        found.append(Family(adapt_items(line, relatives) if len(relatives) else line, model, model))
+    return found
 
 
 def expected(parents: Float[np.ndarray, "parents items"]) -> tuple[float, float]:

@@ -41,6 +41,8 @@ def read(path: Path) -> Merge:
         return mergekit.read(values) if "merge_method" in values else from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:  # a field holds another kind of value
+        raise ValueError(f"{path}: a field has a value of another kind than a merge file's: {error}") from error
 
 
 def from_dict(values: Mapping[str, Any]) -> Merge:
@@ -86,5 +88,14 @@ def to_mergekit(merge: Merge) -> str:
 
 
 def _dump(values: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    text: str = yaml.dump(
+        dict(values), Dumper=_Plain, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+    )
     return text
+
+
+class _Plain(yaml.SafeDumper):
+    """Values that are the same are written out each time, without anchors."""
+
+    def ignore_aliases(self, _: Any) -> bool:
+        return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from merge3 import checks, compare, export, irt, mergefile, responses
+from merge3 import checks, compare, export, grading, irt, mergefile, responses
 from merge3 import items as benchmarks
 from merge3.asker import Asker
 from merge3.benchmark import split
@@ -45,7 +45,7 @@ from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker
 from merge3.margins import FEWEST
-from merge3.recipe import Merge, Recipe, constant, standard_merges
+from merge3.recipe import GROUPS, Merge, Recipe, constant, standard_merges
 
 EVOLVED = "evolved merge"
 TEST_SHARE = 0.4  # of the items, held out of the search
@@ -92,7 +92,8 @@ class Result:
             `test`; `all_items` is what the search would have taken without extraction, `this_run` what was asked now
             and not kept from before.
         out: the folder of the written model.
-        left_out: models that are not in `scores`, since too few of their answers could be scored, and how many were.
+        items: how many the search knew, and how many the winner's accuracy is of.
+        notes: what is risky about parents and items, what could not be scored, and what is left out.
     """
 
     merge: Merge
@@ -101,7 +102,8 @@ class Result:
     history: pd.DataFrame
     tokens: Mapping[str, int]
     out: Path
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    items: Mapping[str, int]
+    notes: tuple[str, ...]
 
     @property
     def accuracy(self) -> float:
@@ -122,7 +124,8 @@ class Result:
             "estimate": {name: getattr(self.estimate, name) for name in ("score", "low", "high")},
             "scores": self.scores.to_dict("records"),
             "tokens": dict(self.tokens),
-            "left_out": dict(self.left_out),
+            "items": dict(self.items),
+            "notes": list(self.notes),
         }
 
 
@@ -139,6 +142,7 @@ def run(
     dtype: str = "auto",
     store: str | Path | None = None,
     tell: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Evolve the best merge of `experts` into `base` for `items`, write it to `out`, and measure it on held-out items.
 
@@ -154,51 +158,98 @@ def run(
         dtype: of the live model: auto, float32, bfloat16 or float16.
         store: the folder that keeps every answer, and the search's history; `<out>.store` where None.
         tell: is called as the run goes on.
+        say: is called with what is risky or left out, a line each; see `Result.notes`.
 
     Raises:
         FileExistsError: `out` holds something.
         FileNotFoundError: a model or the items are not there.
+        OSError: nothing can be written to `out` or `store`.
         ValueError: the parents do not fit together, there are too few items, or every candidate is broken.
         KeyboardInterrupt: the run was interrupted; says how far it is. The store has the best so far, `best.yaml`, and
             with it the run goes on where it was.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: name a new folder; answers are kept apart from it, in the store")
     kept = Path(store) if store is not None else out.with_name(f"{out.name}.store")
     if budget < GENERATION:
         raise ValueError(f"budget must be {GENERATION} candidates (a generation) or more, got {budget}")
     sources = {name: str(source) for name, source in experts.items()}
+    genome_of(method, list(sources), GROUPS, seed)  # before models are loaded
     found = list(items) if isinstance(items, Sequence) and not isinstance(items, str) else benchmarks.read(Path(items))
+    if not found:
+        raise ValueError("expected items to search and to test by, got none")
     parts = split(found, TEST_SHARE, seed)
-    checks.refuse(checks.parents(str(base), sources))
+    export.begun(out).rmdir()
+    looked = [checks.runtime(device, dtype), *checks.parents(str(base), sources)]
+    checks.refuse(looked)
+    looked += checks.room(str(base), list(sources.values()), method, device, dtype, "auto", out)
+    checks.refuse(looked)
+    kept.mkdir(parents=True, exist_ok=True)
     asker = open_asker(str(base), sources, kept / "answers", device=device, dtype=dtype)
-    this = _Run(
-        asker, tell, parts["search"], parts["test"], budget, kept, lambda found: Merge(found, str(base), sources)
-    )
+    for part, of in parts.items():
+        fit = checks.benchmark(of, asker.tokenizer, checks.context(checks.small(str(base))))
+        looked += [replace(finding, what=f"{part} items") for finding in fit]
+    for name, changes in asker.merger.experts.items():
+        if not changes:
+            looked.append(checks.Finding(checks.RISK, f"expert {name}", "its weights are the base's: it adds nothing"))
+    notes = _Notes(say, [f"{finding.what}: {finding.text}" for finding in looked if finding.level == checks.RISK])
+    if budget % GENERATION:
+        notes.add(f"budget {budget}: {budget - budget % GENERATION} candidates, in whole generations of {GENERATION}")
+    whence = anywhere(base, sources)
+    this = _Run(asker, tell, parts["search"], parts["test"], budget, kept, lambda found: Merge(found, *whence), notes)
     try:
         winner, estimate, history, scores = this.whole(method, seed)
     except KeyboardInterrupt as stop:
         stop.args = (this.stopped(),)
         raise
     tokens = this.tokens
+    counts = {"search": len(this.search), "test": this.tested}
     measured = (
-        f"Measured by `merge3 run` on {len(parts['test'])} items that the search did not see. It asked {len(history)} "
-        f"candidates at most {ASKED} of {len(parts['search'])} other items, {tokens['search']:,} tokens, and leaders "
-        f"on the way all of them, {tokens['leaders']:,} tokens."
+        f"Measured by `merge3 run` on {counts['test']} items that the search did not see, in "
+        f"{asker.identity['dtype']}. It asked {len(history)} candidates at most {ASKED} of {counts['search']} other "
+        f"items, {tokens['search']:,} tokens, and leaders on the way all of them, {tokens['leaders']:,} tokens."
     )
-    left = dict(this.left)
-    measured += "".join(f" {name} is left out: {said}." for name, said in left.items())
+    measured += "".join(f" {name} is left out: {said}." for name, said in this.left.items())
     del asker, this  # export loads the models again: twice may not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     merge = Merge(winner, str(base), sources)
     export.export(merge, out, device, scores, measured)
-    result = Result(merge, estimate, scores, history, tokens, out, left)
+    result = Result(merge, estimate, scores, history, tokens, out, counts, tuple(notes.lines))
     scores.to_csv(kept / "scores.csv", index=False)
-    (kept / "winner.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
+    own = mergefile.to_yaml(Merge(winner, *whence))
+    (kept / "winner.yaml").write_text(own, encoding="utf-8")
     (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def genome_of(method: str, experts: Sequence[str], groups: Sequence[str], seed: int) -> Genome:
+    """The genes of a search by `method`.
+
+    Raises:
+        ValueError: the method cannot be searched, or takes another number of experts.
+    """
+    weights = (0.0, 1.0) if method == "slerp" else WEIGHTS  # its weight is a share
+    return Genome((method,), tuple(experts), tuple(groups), KNOTS, weights, DENSITIES, seed)
+
+
+def anywhere(base: str | Path, sources: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Base and experts as they are found from any folder."""
+    base, *experts = (str(Path(one).resolve()) if Path(one).exists() else str(one) for one in (base, *sources.values()))
+    return base, dict(zip(sources, experts, strict=True))
+
+
+class _Notes:
+    """What is risky or left out, said as it is found."""
+
+    def __init__(self, say: Callable[[str], None], lines: Sequence[str]) -> None:
+        self.say, self.lines = say, list[str]()
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: str) -> None:
+        """One more."""
+        self.lines.append(line)
+        self.say(line)
 
 
 class _Run:
@@ -213,6 +264,7 @@ class _Run:
         budget: int,
         kept: Path,
         sourced: Callable[[Recipe], Merge],
+        notes: _Notes,
     ) -> None:
         """`kept` is the store's folder; `sourced` adds the sources to a recipe."""
         self.asker, self.tell, self.search, self.test, self.kept = asker, tell, list(search), list(test), kept
@@ -227,6 +279,8 @@ class _Run:
         self.sourced = sourced
         self.history: History | None = None
         self.left: dict[str, str] = {}  # out of the comparison
+        self.tested = 0  # items that the winner's accuracy is of
+        self.notes = notes
         self.total = self.most()
         self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))
 
@@ -254,18 +308,21 @@ class _Run:
         """The response table of recipes on items; a broken model's row is NaN."""
         self.stage = stage
         rows = []
-        for recipe in recipes.values():
+        for name, recipe in recipes.items():
             found = self.asker.ask(recipe, asked)
             self.cost += found.cost
             self.step(len(asked), len(asked) - found.new)
-            nothing = np.full(len(asked), np.nan)
-            rows.append(nothing if found.answers is None else self.asker.correct(asked, found.answers))
+            nothing = np.full(len(asked), np.nan), [grading.BROKEN_REASON] * len(asked)
+            scores, reasons = nothing if found.answers is None else self.asker.grades(asked, found.answers)
+            for reason, count in grading.failures(scores, reasons).items():
+                self.notes.add(f"{stage}: {name}: {count} of {len(asked)} items not scored: {reason}")
+            rows.append(scores)
         return responses.table(list(recipes), [item.id for item in asked], np.stack(rows))
 
     def whole(self, method: str, seed: int) -> tuple[Recipe, Estimate, pd.DataFrame, pd.DataFrame]:
         """The winner, its estimate, the history, and the scores."""
         groups = live_groups(self.asker.merger.changed)
-        genome = Genome((method,), tuple(self.names), groups, KNOTS, WEIGHTS, DENSITIES, seed)
+        genome = genome_of(method, self.names, groups, seed)
         known, merges, answers = self.prepare(groups, seed)
         others = fresh(known, [item.group for item in self.search], FRESH, seed)
         history, search = self.evolve(known, others, merges, answers, genome, seed)
@@ -283,10 +340,13 @@ class _Run:
         table = self.answer("parents", self.parents, self.search)
         self.tokens["preparation"] = len(self.parents) * self.asker.cost(self.search).tokens
         if broken := table.index[table.isna().all(axis=1)].tolist():
-            raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged")
+            raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged; {self.why()}")
         whole = table.notna().all(axis=0).to_numpy()
         if not whole.any():
-            raise ValueError("no search item has an answer of every parent that could be scored")
+            raise ValueError(f"no search item has an answer of every parent that could be scored; {self.why()}")
+        if not whole.all():
+            left = f"{(~whole).sum()} of {len(whole)} search items are left out"
+            self.notes.add(f"{left}: a parent's answer to them could not be scored")
         self.search = [item for item, kept in zip(self.search, whole, strict=True) if kept]
         table = table.loc[:, whole]
         random = Genome(("task_arithmetic",), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
@@ -299,13 +359,23 @@ class _Run:
                 "needed: leave out items whose replies are cut off, or give them more max_tokens"
             )
         experts, labels = table.loc[self.names].to_numpy(), [item.group for item in self.search]
-        parameters = irt.fit_items(np.vstack([table.to_numpy(), merges.to_numpy()]), "em", 1, 0)
+        everybody = np.vstack([table.to_numpy(), merges.to_numpy()])
+        if len(np.unique(everybody, axis=0)) < 2:
+            raise ValueError(
+                f"parents and random merges answer all {len(labels)} search items alike ({everybody[0].mean():.0%} "
+                f"right), so nothing can be learned: look at the answers, merge3 answers {self.kept} --items ..."
+            )
+        parameters = irt.fit_items(everybody, "em", 1, 0)
         relatives = np.stack([self.margins(drawn[name]) for name in merges.index])
         choose = partial(told_best, count=min(ASKED, len(labels)), groups=labels, seed=seed)
         known = Known(parameters, *choose(relatives), experts, relatives=relatives)
         self.tokens["preparation"] += POPULATION * self.asker.cost(self.search).tokens
         calibrated = calibrate(ESTIMATOR, merges.to_numpy(), known, choose)
         return calibrated, [drawn[name] for name in merges.index], merges.to_numpy()
+
+    def why(self) -> str:
+        """The reasons so far, and where the answers can be read."""
+        return f"{'; '.join(self.notes.lines[-3:])} (merge3 answers {self.kept} --items ... --failed)"
 
     def margins(self, recipe: Recipe) -> np.ndarray:
         """How far each right option of the search items leads, by a recipe that has answered them."""
@@ -387,6 +457,9 @@ class _Run:
         recipes = {EVOLVED: winner} | self.parents | standard_merges(self.names)
         table = self.answer("test", recipes, self.test)
         table, self.left = compare.comparable(table, [EVOLVED])
+        for name, said in self.left.items():
+            self.notes.add(f"{name} is not compared: {said}")
+        self.tested = int(table.notna().sum(axis=1)[EVOLVED])
         scored = compare.scores(table, self.test, EVOLVED, seed)
         kinds = {EVOLVED: "winner", "base": "base"} | dict.fromkeys(self.names, "expert")
         scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])

@@ -403,3 +403,19 @@ def test_init_says_where_it_cannot_work(
     assert main(["init", *flags[:-1], "none.jsonl"]) == 1
     assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
     assert own.groups("items.jsonl") == ["x", "y"]
+
+
+def test_an_adapter_made_for_another_base_is_a_risk_and_the_base_itself_no_expert(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    made = get_peft_model(models.load(saved["base"], torch.float32), LoraConfig(r=2, target_modules=["q_proj"]))
+    made.save_pretrained(tmp_path / "own")
+    file = tmp_path / "own" / "adapter_config.json"
+    named = {"own": str(tmp_path / "own"), "first": str(saved["first"])}
+    assert levels(checks.parents(str(saved["base"]), named), "expert own") == {OK}
+    file.write_text(file.read_text().replace(str(saved["base"]), "org/other"))
+    found = checks.parents(str(saved["base"]), named)
+    assert any("made for org/other; the base here is" in line for line in said(found, RISK))
+    again = {"first": str(saved["first"]), "copy": f"{saved['base']}/../base"}
+    wrong = said(checks.parents(str(saved["base"]), again), WRONG)
+    assert any("base, copy are the same model" in line for line in wrong)

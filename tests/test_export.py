@@ -188,3 +188,21 @@ def test_the_card_compares_the_winner_with_every_rival() -> None:
     assert "| won | 50.0 | 45.0-55.0 |  |  |" in text
     assert "| rival | 40.0 | 35.0-45.0 | +10.0 [+2.0, +18.0] | 0.0123 |" in text
     assert "## Scores\n\nHow.\n\n" in text
+
+
+@pytest.mark.parametrize("field", ["weights", "densities"])
+def test_a_part_that_holds_nothing_is_refused(saved: dict[str, Path], field: str) -> None:
+    parts = {"weights": {"a": {"mlp": (1.0,)}}, field: {"a": {"atention": (1.0,)}}}
+    merge = Merge(Recipe("ties", ("a",), **parts), str(saved["base"]), {"a": str(saved["first"])})
+    with pytest.raises(ValueError, match=r"part 'atention' of 'a' holds none of the model's parameters: .*'attention'"):
+        export.build(merge)
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_merged(saved: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    merge = Merge(constant("linear", BLEND), str(saved["base"]), sources(saved))
+    with pytest.raises(OSError, match=r"nothing can be written to .*file/out"):
+        export.export(merge, tmp_path / "file" / "out")
+    with pytest.raises(ValueError, match=r"scores must have the columns .*there is no 'high'"):
+        export.export(merge, tmp_path / "out", scores=pd.DataFrame({"model": ["a"], "accuracy": [1.0], "low": [1.0]}))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -127,3 +127,9 @@ def test_right_counts_in_the_language_alone() -> None:
     assert grade(asked, Reply("17", "stop", 1), ()) == (1.0, "")  # a number is of no language
     with pytest.raises(ValueError, match="language must be an ISO 639-1 code"):
         grading.check(FreeText(language="klingon"))
+
+
+def test_failures_that_differ_in_their_numbers_are_counted_together() -> None:
+    reasons = ["2,055 tokens of at most 2048", "3000 tokens of at most 2048", "truncated", "truncated", ""]
+    found = grading.failures(np.array([np.nan] * 4 + [1.0]), reasons)
+    assert found == {f"{reasons[0]} (the first; others have other numbers)": 2, "truncated": 2}

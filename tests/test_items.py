@@ -150,3 +150,30 @@ def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
     row = {"id": "7", "prompt": "p\u2028q", "options": ["x", "y"], "answer": 1}
     (tmp_path / "x.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     assert items.read(tmp_path / "x.jsonl") == [Item("7", "p\u2028q", ("x", "y"), 1)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"options": {"A": "yes", "B": "no"}, "answer": 0}, "options must be a list of strings, got {'A': 'yes'"),
+        ({"options": ["a", "b"], "answer": float("inf")}, "answer must be the index of an option, got inf"),
+        ({"prompt": "half \ud83d", "options": ["a", "b"], "answer": 0}, "half a character"),
+        ({"expected": "x", "free": "text"}, "free must be a mapping, or JSON of one: 'text'"),
+        ({"expected": "x", "free": ["a"]}, r"free must be a mapping of its settings, got \['a'\]"),
+        ({"expected": "x", "free": {"max_tokens": "8"}}, "max_tokens must be a number of tokens, got '8'"),
+        ({"expected": "x", "free": {"stop": 5}}, "stop must be text, got 5"),
+    ],
+)
+def test_what_a_field_cannot_be_is_said_with_its_item(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": "q", "prompt": "p"} | row) + "\n")
+    with pytest.raises(ValueError, match=rf"x\.jsonl: item 'q'.*{message}|x\.jsonl.*{message}"):
+        items.read(tmp_path / "x.jsonl")
+
+
+def test_files_as_windows_writes_them(tmp_path: Path) -> None:
+    row = json.dumps({"id": "q", "prompt": "é", "options": ["a", "b"], "answer": 1}, ensure_ascii=False)
+    (tmp_path / "mark.jsonl").write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\r\n")
+    assert items.read(tmp_path / "mark.jsonl") == [Item("q", "é", ("a", "b"), 1)]
+    (tmp_path / "latin.jsonl").write_bytes(row.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.jsonl is not UTF-8 .*save it as UTF-8"):
+        items.read(tmp_path / "latin.jsonl")

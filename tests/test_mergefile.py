@@ -173,3 +173,31 @@ def test_experts_need_sources() -> None:
         Merge(constant("linear", {"a": 1.0, "b": 1.0}), "base", {"a": "x"})
     with pytest.raises(ValueError, match="a stack needs layers"):
         Merge(constant("passthrough", {"a": 1.0}), "a", {"a": "x"}, stack=(Layers("a", 2, 2),))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"base": "b", "experts": {"a": "x"}, "method": "linear", "weights": 0.5},
+        {"base": "b", "experts": {"a": "x"}, "method": ["ties"]},
+        {"base": "b", "experts": {"a": "x"}, "method": "ties", "options": 5},
+        {"base": "b", "experts": {"a": "x"}, "method": "ties", "stack": 5},
+        {"merge_method": "linear", "models": [{"model": "x"}], "parameters": 5},
+        {"merge_method": "passthrough", "slices": 3},
+        {"merge_method": "passthrough", "slices": [{}]},
+        {"merge_method": "linear", "models": [{"model": "x", "parameters": {"weight": [{"filter": "mlp"}]}}]},
+    ],
+)
+def test_values_of_another_kind_are_refused_with_the_files_name(tmp_path: Path, values: dict[str, Any]) -> None:
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=r"m\.yaml: "):
+        mergefile.read(tmp_path / "m.yaml")
+
+
+def test_values_that_are_the_same_are_written_each_time() -> None:
+    curve = (0.1, 0.2, 0.3)
+    parts = {"attention": curve, "mlp": curve}
+    merge = Merge(Recipe("linear", ("a", "b"), {"a": parts, "b": parts}), "base", {"a": "x", "b": "y"})
+    for text in (mergefile.to_yaml(merge), mergefile.to_mergekit(merge)):
+        assert "&" not in text
+        assert "*id" not in text

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge3 import cli, compare, items, mergefile, run
 from merge3.extract import MARGINS
-from merge3.items import Item
+from merge3.items import FreeText, Item
 from merge3.live import open_asker
 from merge3.recipe import constant, standard_merges
 
@@ -222,3 +222,52 @@ def test_the_settings_are_the_pipelines() -> None:
     assert tuple(params["population"]["totals"]) == run.TOTALS
     assert params["extract"]["items"] == run.ASKED
     assert (evolve["generations"], evolve["join"]) == (run.BUDGET // run.GENERATION, run.JOIN)
+
+
+def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tmp_path: Path) -> None:
+    """A third of the questions is beyond the context: they are left out, and no count is of them."""
+    asked = [
+        Item(f"q{n}", f"{'long ' * 600 * (n % 3 == 0)}Say {n}: ", (f"{n}a", f"{n + 1}b"), n % 2) for n in range(90)
+    ]
+    said: list[str] = []
+    found = run.run(saved["base"], experts(saved), asked, tmp_path / "out", budget=13, dtype="float32", say=said.append)
+    parts = run.split(asked, run.TEST_SHARE, 0)
+    short = {part: sum("long" not in item.prompt for item in of) for part, of in parts.items()}
+    assert found.items == short
+    assert tuple(said) == found.notes
+    assert any(line.startswith("budget 13: 12 candidates") for line in said)
+    left = len(parts["search"]) - short["search"]
+    assert any(line.startswith(f"{left} of {len(parts['search'])} search items are left out") for line in said)
+    assert any("search items:" in line and "the context is" in line for line in said)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"on {short['test']} items that the search did not see, in float32" in card
+    assert f"of {short['search']} other items" in card.replace("\n", " ")
+    assert json.loads((tmp_path / "out.store" / "result.json").read_text())["items"] == short
+
+
+def test_slerp_is_searched_and_what_cannot_be_is_refused_at_once(
+    saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    genes = run.genome_of("slerp", NAMES, ("mlp",), 0)
+    assert 0 <= max(genes.decode(np.ones(len(genes.names))).weights["second"]["mlp"]) <= 1
+    with pytest.raises(ValueError, match="karcher"):
+        run.run(saved["base"], experts(saved), questions, tmp_path / "out", method="karcher")
+    with pytest.raises(ValueError, match="expected items"):
+        run.run(saved["base"], experts(saved), [], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_answer_all_alike_are_said_so(saved: dict[str, Path], tmp_path: Path) -> None:
+    asked = [Item(f"q{n}", f"Say {n}: ", ("x", "x" * 40), 0) for n in range(60)]
+    with pytest.raises(
+        ValueError, match=r"answer all \d+ search items alike \(100% right\), so nothing"
+    ):
+        run.run(saved["base"], experts(saved), asked, tmp_path / "out", dtype="float32")
+
+
+def test_why_nothing_could_be_scored_is_said(saved: dict[str, Path], tmp_path: Path) -> None:
+    asked = [Item(f"q{n}", f"Say {n}: ", expected=("x",), free=FreeText(("\0",), 2, "text")) for n in range(60)]
+    with pytest.raises(
+        ValueError, match=r"'base' has no answer that could be scored.*36 of 36 items not scored"
+    ):
+        run.run(saved["base"], experts(saved), asked, tmp_path / "out", dtype="float32")

@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, function = options.run
     try:
         status = getattr(import_module(f"merge3.cli.{module}"), function)(options)
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        sys.stdout = None
+        return 0
     except (ValueError, OSError) as error:
         if options.traceback:
             raise

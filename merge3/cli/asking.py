@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -45,6 +46,12 @@ def respond(options: argparse.Namespace) -> None:
     quiet()
     check_device(options.device)
     dtype = resolve_dtype(options.dtype, options.device)
+    for source in options.model:  # before anything is asked
+        weights_folder(source)
+    _parquet(options.out)
+    for place in (options.out, options.answers):
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
     if options.task is not None:
         respond_tasks(options, names, dtype)
         return
@@ -88,6 +95,11 @@ def respond(options: argparse.Namespace) -> None:
         options.answers.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if options.json:
         as_json(said)
+
+
+def _parquet(path: Path) -> None:
+    if path.suffix not in ("", ".parquet"):
+        raise ValueError(f"--out is a Parquet file, its name would end in {path.suffix!r}: name it .parquet")
 
 
 def summary(
@@ -219,6 +231,7 @@ def prose(line: Mapping[str, Any]) -> str:
 def import_table(options: argparse.Namespace) -> None:
     """`merge3 import`."""
     source = options.source
+    _parquet(options.out)
     table = imports.lm_eval(source, options.metric, options.filter) if source.is_dir() else imports.matrix(source)
     tables.write(options.out, table)
     missing = int(table.isna().to_numpy().sum())

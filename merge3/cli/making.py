@@ -59,13 +59,16 @@ def plan(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a number is below 1, or only some of --memory, --bandwidth and --tflops are given.
     """
-    if min(options.candidates, options.population, options.workers) < 1:
-        raise ValueError("--candidates, --population and --workers must be 1 or more")
-    stated = (options.memory, options.bandwidth, options.tflops)
-    if any(stated) and not all(stated):
+    counts = (options.candidates, options.population, options.workers, options.tokens, options.batch_tokens)
+    if min(counts) < 1:
+        raise ValueError("--candidates, --population, --workers, --tokens and --batch-tokens must be 1 or more")
+    stated = [value for value in (options.memory, options.bandwidth, options.tflops) if value is not None]
+    if any(value <= 0 for value in stated):
+        raise ValueError("--memory, --bandwidth and --tflops must be above 0")
+    if stated and len(stated) < 3:
         raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
-    dtype = torch.bfloat16 if all(stated) and options.dtype == "auto" else resolve_dtype(options.dtype, options.device)
-    if all(stated):
+    dtype = torch.bfloat16 if stated and options.dtype == "auto" else resolve_dtype(options.dtype, options.device)
+    if stated:
         machine = costs.Machine(
             options.memory * costs.GIGABYTE, options.bandwidth * costs.GIGABYTE, options.tflops * 1e12
         )
@@ -181,6 +184,8 @@ def reply(
     else:
         given = tokenize(turns[-1]["content"], return_tensors="pt")
     tokens, mask = (given[name].to(model.device) for name in ("input_ids", "attention_mask"))
+    if not tokens.numel():
+        raise ValueError("there is nothing to answer: the prompt has no token")
     ends = model.generation_config.eos_token_id if model.generation_config else None
     settings: Any = GenerationConfig
     how = settings(

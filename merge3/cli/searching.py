@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
             dtype=options.dtype,
             store=options.store,
             tell=tell,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     if options.json:
         as_json(found.to_dict())
@@ -47,8 +48,6 @@ def run(options: argparse.Namespace) -> None:
         rows.append((str(row["model"]), percent(row["accuracy"]), interval, *lead))
     table(("model", "accuracy", "95 % interval", "winner's lead", "its interval", "p"), rows, first_bold=True)
     estimate, tokens = found.estimate, found.tokens
-    for name, said in found.left_out.items():
-        print(f"{name:<24} not compared: {said}")
     print(f"\n{found.verdict[0].upper()}{found.verdict[1:]}.")
     span = "" if estimate.low == estimate.high else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
     print(

@@ -16,7 +16,13 @@ from merge3.estimate import Known
 
 
 def study(options: argparse.Namespace) -> None:
-    """`merge3 study`."""
+    """`merge3 study`.
+
+    Raises:
+        ValueError: an option needs --parents.
+    """
+    if not options.parents and (options.relatives or options.merges != "*"):
+        raise ValueError("--relatives and --merges speak of merges of --parents: name them")
     draw, groups = read_case(options)
     with progress("study", options.draws) as advance:
         found = studies.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
