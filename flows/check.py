@@ -200,7 +200,11 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
         return
     for part, of in mine.items():
         for finding in checks.benchmark(of, tokenizer, context):
-            yield Finding(finding.level, f"{part} items", finding.text)
+            if finding.what == checks.CONTEXT:
+                text = f"{finding.text}, which the stage respond refuses: leave them out"
+                yield Finding(WRONG, f"{part} items", text)
+            else:
+                yield Finding(finding.level, f"{part} items", finding.text)
 
 
 def changed(params: Mapping[str, Any]) -> Iterator[Finding]:

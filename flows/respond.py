@@ -12,6 +12,7 @@ from merge3 import items, responses
 
 PREPARE = DATA / "prepare"
 OUT = DATA / "respond"
+SHOWN = 20  # ids of items that no model answered
 
 
 @flow
@@ -32,7 +33,10 @@ def respond(runtime: dict[str, Any]) -> None:
         if broken := table.index[table.isna().all(axis=1)].tolist():
             raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged")
         if silent := table.columns[table.isna().all(axis=0)].tolist():
-            raise ValueError(f"item {silent[0]!r} ({len(silent)} in all) was answered by no model: leave it out")
+            raise ValueError(
+                f"{len(silent)} items were answered by no model, for the reasons above: leave them out, or give them "
+                f"more max_tokens: {', '.join(silent[:SHOWN])}{', ...' if len(silent) > SHOWN else ''}"
+            )
         ledger[split]["runtime"] = asker.identity
         responses.write(OUT / f"{split}.parquet", table)
     write_json(OUT / "ledger.json", ledger)

@@ -297,8 +297,8 @@ def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Ite
         count = round(test_share * len(texts))
         if not 0 < count < len(texts):
             raise ValueError(
-                f"group {group!r} has {len(texts)} distinct prompts, too few to split by {test_share}: give it more "
-                "examples, leave it out, or choose another test_share"
+                f"{f'group {group!r} has' if group else 'there are'} {len(texts)} distinct prompts, too few to hold "
+                f"out {test_share} of them: give more, leave the group out, or choose another test_share"
             )
         held |= {texts[i] for i in generator.permutation(len(texts))[:count]}
     return {

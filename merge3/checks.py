@@ -28,6 +28,7 @@ from merge3.store import digest
 OK, RISK, WRONG = "ok", "risk", "wrong"
 SMALL = [*models.SMALL, "README.md", models.ADAPTER_WEIGHTS]  # of a model on the hub
 NAME = re.compile(r"\w[\w.-]*")  # of an expert: of folders and rows of tables, too
+CONTEXT = "context"  # what a finding of prompts that do not fit is about
 FEW = 50  # items, below which hardly any difference between models can be shown
 LONGEST = 20  # prompts, by characters, whose tokens are counted
 
@@ -201,7 +202,7 @@ def benchmark(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, context
     tokens = [len(tokenizer(item.prompt)["input_ids"]) for item in longest]
     if beyond := sum(count >= context for count in tokens):
         text = f"{beyond} or more have prompts of up to {max(tokens)} tokens, the context is {context:.0f}: not scored"
-        found.append(Finding(RISK, "items", text))
+        found.append(Finding(RISK, CONTEXT, text))
     return found
 
 

@@ -207,7 +207,9 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, GGUF file or hub id, with a padding token."""
+    """The tokenizer of a model folder, GGUF file or hub id, with a padding token; of a bare adapter, its base's."""
+    if (base := adapted(Path(source))) and not list(Path(source).glob("tokenizer*")):
+        return load_tokenizer(base)
     place, file = _located(source)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
     if tokenizer.pad_token_id is None:

@@ -137,6 +137,7 @@ def run(
     *,
     budget: int = BUDGET,
     method: str = "task_arithmetic",
+    test_share: float = TEST_SHARE,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "auto",
@@ -154,6 +155,7 @@ def run(
         budget: candidates of the search, in generations of twelve.
         method: of merging, see `merge3.recipe.TRAITS`.
         seed: of every draw.
+        test_share: of each group's items, held out of the search.
         device: cpu or cuda.
         dtype: of the live model: auto, float32, bfloat16 or float16.
         store: the folder that keeps every answer, and the search's history; `<out>.store` where None.
@@ -177,7 +179,7 @@ def run(
     found = list(items) if isinstance(items, Sequence) and not isinstance(items, str) else benchmarks.read(Path(items))
     if not found:
         raise ValueError("expected items to search and to test by, got none")
-    parts = split(found, TEST_SHARE, seed)
+    parts = split(found, test_share, seed)
     export.begun(out).rmdir()
     looked = [checks.runtime(device, dtype), *checks.parents(str(base), sources)]
     checks.refuse(looked)

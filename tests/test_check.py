@@ -419,3 +419,11 @@ def test_an_adapter_made_for_another_base_is_a_risk_and_the_base_itself_no_exper
     again = {"first": str(saved["first"]), "copy": f"{saved['base']}/../base"}
     wrong = said(checks.parents(str(saved["base"]), again), WRONG)
     assert any("base, copy are the same model" in line for line in wrong)
+
+
+def test_prompts_that_the_pipeline_would_refuse_are_wrong(here: Path) -> None:
+    file = here / "items.jsonl"
+    file.write_text(file.read_text().replace("Say 7: ", "long " * 3000))
+    wrong = said(checking.check(), WRONG)
+    assert [line.split(":")[0] for line in wrong] in (["search items"], ["test items"])
+    assert "which the stage respond refuses: leave them out" in wrong[0]

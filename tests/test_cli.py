@@ -126,7 +126,6 @@ def test_an_adapters_answers_are_asked_anew_where_its_base_changed(
     get_peft_model(models.load(base, torch.float32), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
         adapter
     )
-    models.save_tokenizer(models.load_tokenizer(base), adapter)
     items.write(tmp_path / "items.parquet", [Item("right", "1 + 1 = ", ("2", "3"), 0)])
     respond = ["respond", "--model", str(adapter), "--items", str(tmp_path / "items.parquet")]
     respond += ["--store", str(tmp_path / "store"), "--dtype", "float32", "--out", str(tmp_path / "t.parquet")]
@@ -136,6 +135,27 @@ def test_an_adapters_answers_are_asked_anew_where_its_base_changed(
     shutil.copy(saved["first"] / "model.safetensors", base)
     assert main(respond) == 0
     assert "all of them kept" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_written_or_found_is_said_before_anything_is_asked(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items.write(tmp_path / "items.parquet", [Item("right", "1 + 1 = ", ("2", "3"), 0)])
+    respond = ["respond", "--model", str(saved["base"]), "--items", str(tmp_path / "items.parquet")]
+    assert main([*respond, "--out", str(tmp_path / "t.csv")]) == 1
+    assert "--out is a Parquet file" in capsys.readouterr().err
+    assert main([*respond, "--model", "nowhere", "--out", str(tmp_path / "t.parquet")]) == 1
+    printed = capsys.readouterr()
+    assert "no model at 'nowhere'" in printed.err
+    assert "base:" not in printed.out  # nobody was asked
+    (tmp_path / "file").touch()
+    assert main([*respond, "--out", str(tmp_path / "file" / "t.parquet")]) == 1
+    assert "base:" not in capsys.readouterr().out
+    assert main([*respond, "--out", str(tmp_path / "new" / "t.parquet")]) == 0
+    for options in (["--tokens", "-5"], ["--memory", "-24", "--bandwidth", "1", "--tflops", "1"]):
+        assert main(["plan", "m.yaml", *options]) == 1
+    assert main(["study", str(tmp_path / "new" / "t.parquet"), "--relatives", "5"]) == 1
+    assert "speak of merges of --parents" in capsys.readouterr().err
 
 
 def test_every_raw_answer_can_be_read(

@@ -259,15 +259,11 @@ def test_slerp_is_searched_and_what_cannot_be_is_refused_at_once(
 
 def test_models_that_answer_all_alike_are_said_so(saved: dict[str, Path], tmp_path: Path) -> None:
     asked = [Item(f"q{n}", f"Say {n}: ", ("x", "x" * 40), 0) for n in range(60)]
-    with pytest.raises(
-        ValueError, match=r"answer all \d+ search items alike \(100% right\), so nothing"
-    ):
+    with pytest.raises(ValueError, match=r"answer all \d+ search items alike \(100% right\), so nothing"):
         run.run(saved["base"], experts(saved), asked, tmp_path / "out", dtype="float32")
 
 
 def test_why_nothing_could_be_scored_is_said(saved: dict[str, Path], tmp_path: Path) -> None:
     asked = [Item(f"q{n}", f"Say {n}: ", expected=("x",), free=FreeText(("\0",), 2, "text")) for n in range(60)]
-    with pytest.raises(
-        ValueError, match=r"'base' has no answer that could be scored.*36 of 36 items not scored"
-    ):
+    with pytest.raises(ValueError, match=r"'base' has no answer that could be scored.*36 of 36 items not scored"):
         run.run(saved["base"], experts(saved), asked, tmp_path / "out", dtype="float32")

@@ -96,6 +96,7 @@ Interrupted, or again with a larger --budget, a new --out and the same
     run.add_argument(
         "--method", default="task_arithmetic", help="of merging: ties, dare_ties... (default: task_arithmetic)"
     )
+    run.add_argument("--test-share", type=float, default=0.4, help="of the items, held out (default: 0.4)")
     run.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
     add_device(run)

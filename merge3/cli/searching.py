@@ -15,6 +15,7 @@ from merge3 import run as whole
 from merge3.cli.show import as_json, percent, quiet, table
 from merge3.run import Progress
 
+GROUPS = 8  # at most whose scores are printed
 LINES = 20  # that a run prints at most beside one for each of its stages, where there is no terminal
 
 
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
             options.out,
             budget=options.budget,
             method=options.method,
+            test_share=options.test_share,
             seed=options.seed,
             device=options.device,
             dtype=options.dtype,
@@ -47,6 +49,13 @@ def run(options: argparse.Namespace) -> None:
             lead = (f"{100 * row['lead']:+.1f}", span, f"{row['holm_p']:.3g}")
         rows.append((str(row["model"]), percent(row["accuracy"]), interval, *lead))
     table(("model", "accuracy", "95 % interval", "winner's lead", "its interval", "p"), rows, first_bold=True)
+    groups = [name for name in found.scores.columns if name.startswith("group ")]
+    if 1 < len(groups) <= GROUPS:
+        print()
+        cells = [
+            (str(row["model"]), *(percent(row[name]) for name in groups)) for row in found.scores.to_dict("records")
+        ]
+        table(("by group", *(name.removeprefix("group ") or "none" for name in groups)), cells, first_bold=True)
     estimate, tokens = found.estimate, found.tokens
     print(f"\n{found.verdict[0].upper()}{found.verdict[1:]}.")
     span = "" if estimate.low == estimate.high else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
