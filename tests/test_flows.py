@@ -22,7 +22,7 @@ import world
 import yaml
 from conftest import CONFIGS, build
 
-from flows.pipeline import pipeline
+from flows.pipeline import experiment, pipeline
 from flows.pipeline import run as run_command
 from flows.serve import search
 from flows.stage import SHARED, STOPPED
@@ -651,3 +651,23 @@ def test_the_search_of_the_ui_takes_the_parameters_of_now(here: Path, saved: dic
     assert set(pd.read_csv("data/evolve/history.csv")["generation"]) == {0}
     with pytest.raises(ValueError, match="evolve has no parameter 'generation'; it has"):
         world.call(search, changes={"generation": 1})
+
+
+def test_an_experiment_leaves_parameters_and_results_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("evolve: {generations: 5}\n")
+    Path("dvc.yaml").write_text("stages: {evolve: {cmd: cp params.yaml out, params: [evolve], outs: [out]}}\n")
+    for command in ("git init -q", "git config user.name tester", "git config user.email t@example.org", "dvc init -q"):
+        run(*command.split())
+    world.call(pipeline)
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--message", "Run")
+    world.call(experiment, changes={"evolve.generations": 2})
+    assert Path("out").read_text() == Path("params.yaml").read_text() == "evolve: {generations: 5}\n"
+    assert '"generations": 2' in run("dvc", "exp", "show", "--json")
+    assert not run("git", "status", "--porcelain")
