@@ -13,8 +13,8 @@ export DO_NOT_TRACK := 1
 .PHONY: run remake serve share test lint docs bench clean
 
 run: $(READY)  ## the pipeline on the demonstration, ending with the result
-	@if dvc status --quiet; then echo "Everything is up to date: nothing to do."; cat data/report/result.txt; \
-	else dvc repro; fi
+	@if dvc status --quiet; then echo "Everything is up to date: nothing to do."; else dvc repro; fi
+	@printf '\n%s\n\nThe page to read: data/report/index.html\n' "$$(cat data/report/result.txt)"
 
 remake: $(READY)  ## the whole pipeline from nothing: trains, asks and searches again (over an hour)
 	rm -rf data/*/answers data/evolve
