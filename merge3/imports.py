@@ -39,8 +39,9 @@ def matrix(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"no response table at {path}")
     if path.suffix == ".csv":
-        text = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False)  # a model may be called NA
-        table = text.replace(dict.fromkeys(MISSING))
+        text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)  # a model may be called NA
+        table = text.iloc[1:, 1:].set_axis(text.iloc[1:, 0]).set_axis(text.iloc[0, 1:], axis=1)
+        table = table.rename_axis(columns=None).replace(dict.fromkeys(MISSING) | {"True": "1", "False": "0"})
     elif path.suffix == ".parquet":
         table = pd.read_parquet(path)
         if len(table.columns) and table.columns[0] == "model":

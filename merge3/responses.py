@@ -29,16 +29,17 @@ def check(responses: pd.DataFrame, source: str = "responses") -> pd.DataFrame:
     for axis, names in (("model", responses.index), ("item", responses.columns)):
         if names.has_duplicates:
             raise ValueError(f"{source}: {axis} {names[names.duplicated()][0]!r} occurs more than once")
+    values: pd.DataFrame
     try:
         values = responses.astype(float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: values must be 0, 1 or NaN (not scored): {error}") from error
+    except (TypeError, ValueError):  # some are no numbers
+        values = responses.apply(pd.to_numeric, errors="coerce").astype(float)
     cells = values.to_numpy()
-    wrong = ~(np.isnan(cells) | (cells == 0) | (cells == 1))
+    wrong = ~((cells == 0) | (cells == 1)) & responses.notna().to_numpy()
     if wrong.any():
         model, item = np.argwhere(wrong)[0]
         raise ValueError(
-            f"{source}: values must be 0, 1 or NaN (not scored), got {cells[model, item]} for model "
+            f"{source}: values must be 0, 1 or NaN (not scored), got {responses.iloc[model, item]} for model "
             f"{responses.index[model]!r}, item {responses.columns[item]!r}"
         )
     return values

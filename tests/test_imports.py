@@ -154,3 +154,17 @@ def test_the_second_leaderboards_details_are_lm_evals_samples(tmp_path: Path) ->
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = imports.lm_eval(tmp_path)
     assert table.loc["org__m-details/org__m"].to_dict() == {"leaderboard_ifeval:0": 0, "leaderboard_ifeval:1": 1}
+
+
+def test_a_matrix_with_an_item_twice_is_refused_and_truth_values_are_answers(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("model,a,b\nNA,True,0\nother,False,\n")
+    table = imports.matrix(file)
+    assert table.index.tolist() == ["NA", "other"]
+    assert table.fillna(9).to_numpy().tolist() == [[1, 0], [0, 9]]
+    file.write_text("model,a,b,a\nm,1,0,1\n")
+    with pytest.raises(ValueError, match=r"table\.csv: item 'a' occurs more than once"):
+        imports.matrix(file)
+    file.write_text("model,a,b\nm,1,0\nn,1,maybe\n")
+    with pytest.raises(ValueError, match="got maybe for model 'n', item 'b'"):
+        imports.matrix(file)

@@ -20,7 +20,7 @@ def test_what_is_written_is_read(tmp_path: Path, missing: bool) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (pd.DataFrame({"a": [0, 2]}), "got 2.0 for model 1, item 'a'"),
+        (pd.DataFrame({"a": [0, 2]}), "got 2 for model 1, item 'a'"),
         (pd.DataFrame({"a": [0.0, 1.0]}, index=["m", "m"]), "model 'm' occurs more than once"),
         (pd.DataFrame([[0, 1]], columns=["a", "a"]), "item 'a' occurs more than once"),
         (pd.DataFrame({"a": ["yes"]}), "0, 1 or NaN"),

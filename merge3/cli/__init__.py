@@ -72,6 +72,17 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def seed(text: str) -> int:
+    """A seed, from its text.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, got {text!r}")
+    return int(text)
+
+
 def add_run(commands: Any) -> None:
     """`merge3 run`."""
     run = command(
@@ -97,7 +108,7 @@ Interrupted, or again with a larger --budget, a new --out and the same
         "--method", default="task_arithmetic", help="of merging: ties, dare_ties... (default: task_arithmetic)"
     )
     run.add_argument("--test-share", type=float, default=0.4, help="of the items, held out (default: 0.4)")
-    run.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    run.add_argument("--seed", type=seed, default=0, help="of all draws (default: 0)")
     run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
     add_device(run)
 
@@ -338,4 +349,4 @@ def add_case(made: argparse.ArgumentParser, number: str | None = None) -> None:
     made.add_argument("--merges", default="*", help="with --parents: names of the merges; others are strangers")
     made.add_argument("--relatives", type=int, default=0, help="with --parents: merges answered in full (default: 0)")
     made.add_argument("--groups", metavar="SEPARATOR", help="an item's group is its id before the last of these")
-    made.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    made.add_argument("--seed", type=seed, default=0, help="of all draws (default: 0)")
