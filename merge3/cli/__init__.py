@@ -6,6 +6,7 @@ Those are imported when they run, so that help and completion come at once.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,16 +30,23 @@ FIRST = """commands, in the order they are usually wanted:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends with status 1 and one paragraph, Ctrl-C and SIGTERM with `STOPPED` and a line."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        return 0
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = parser().parse_args(arguments)
     module, function = options.run
     try:
         status = getattr(import_module(f"merge3.cli.{module}"), function)(options)
-    except BrokenPipeError:  # who reads has read enough, as `head` does
-        sys.stdout = None
-        return 0
     except (ValueError, OSError) as error:
-        if options.traceback:
+        if options.traceback or isinstance(error, BrokenPipeError):
             raise
         print(f"merge3 {options.command}: {error}", file=sys.stderr)
         return 1
