@@ -215,7 +215,8 @@ def changed(params: Mapping[str, Any]) -> Iterator[Finding]:
         for expert in read_manifest(manifest)[1]:
             place = Path(expert.source)
             same = str(given.get(expert.name)) == expert.source and place.exists()
-            if same and models.fingerprint(place) != expert.fingerprint:
+            later = same and max(time for *_, time in models.stamp(place)) > manifest.stat().st_mtime_ns
+            if later and models.fingerprint(place) != expert.fingerprint:  # which reads all of it
                 yield Finding(RISK, f"expert {expert.name}", f"{place} was changed {again.format('experts')}")
     asked = params["prepare"]["benchmark"]
     if isinstance(asked, Mapping) and Path(str(asked.get("source"))).exists() and (DATA / "prepare").exists():
