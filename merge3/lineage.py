@@ -40,6 +40,9 @@ class Family:
     """Of a merge's answers; None without parents."""
     draft: Predictor | None
     """The same in as many dimensions as the items have, by which items are chosen before any is asked."""
+    interview: Predictor | None
+    """That by which each next item is chosen for one candidate. Without relatives it is of ability alone: from which
+    parent a merge has it would use up the answers."""
 
 
 def fit(
@@ -69,21 +72,31 @@ def fit_each(
     distinct = len(np.unique(np.nan_to_num(strangers, nan=-1.0), axis=0))
     if distinct < 2:
         alike = [fit_items(np.vstack([strangers, *family]), "em", 1, 0) for family in families]
-        models = [
-            predictor(items, parents) if len(parents) else None
-            for items, (parents, _) in zip(alike, families, strict=True)
+        return [
+            _family(items, predictor(items, parents) if len(parents) else None, relatives)
+            for items, (parents, relatives) in zip(alike, families, strict=True)
         ]
-        return [Family(items, model, model) for items, model in zip(alike, models, strict=True)]
     placed = distinct >= MANY and all(len(parents) and not len(relatives) for parents, relatives in families)
     if placed:
         plane, space = (fit_items(strangers, "mirt", dimensions, 0) for dimensions in (PLANE, SPACE))
-        return [Family(plane, predictor(space, parents), predictor(plane, parents)) for parents, _ in families]
+        return [
+            Family(plane, model := predictor(space, parents), predictor(plane, parents), model.first(SPACE))
+            for parents, _ in families
+        ]
     line = fit_items(strangers, "em", 1, 0)
-    found = []
-    for parents, relatives in families:
-        model = predictor(line, parents, relatives=relatives) if len(parents) else None
-        found.append(Family(adapt_items(line, relatives) if len(relatives) else line, model, model))
-    return found
+    return [
+        _family(
+            adapt_items(line, relatives) if len(relatives) else line,
+            predictor(line, parents, relatives=relatives) if len(parents) else None,
+            relatives,
+        )
+        for parents, relatives in families
+    ]
+
+
+def _family(items: ItemParameters, model: Predictor | None, relatives: Float[np.ndarray, "relatives items"]) -> Family:
+    """A family that is read by the dimensions of its items."""
+    return Family(items, model, model, model if model is None or len(relatives) else model.first(items.dimensions))
 
 
 def expected(parents: Float[np.ndarray, "parents items"]) -> tuple[float, float]:

@@ -34,7 +34,6 @@ from merge3.estimate import (
     weighted_mean,
 )
 from merge3.extract import METHODS, SAMPLES, adaptive
-from merge3.irt import Predictor
 
 COUNTS = (10, 20, 50)
 STRANGERS = 2000  # at most, drawn anew each time
@@ -266,22 +265,12 @@ def _knowns(
     prior = expected(case.parents)
     everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near, known.model)
     if method == ADAPTIVE:
-        tables = adaptive(_asking(case, prior_of(everything)), case.candidates, count, groups)
+        tables = adaptive(known.interview or prior_of(everything), case.candidates, count, groups)
         subsets = [np.flatnonzero(~np.isnan(row)) for row in tables]
         return [replace(everything, subset=s, weights=np.full(count, 1 / count)) for s in subsets], case.candidates
     abilities = everything.parent_abilities if len(case.parents) else np.empty((0, items.dimensions))
     subset, weights = METHODS[method](items, abilities, count, groups, seed, known.draft or prior_of(everything))
     return [replace(everything, subset=subset, weights=weights)] * len(case.candidates), case.candidates
-
-
-def _asking(case: Case, model: Predictor) -> Predictor:
-    """The model that an adaptive test of merges asks by.
-
-    Without relatives by ability alone: from which parent a merge has it would use up the answers.
-    """
-    if not len(case.parents) or len(case.relatives):
-        return model
-    return model.first(model.design.shape[1] - len(case.parents))  # the inheritance, and a contrast fewer than parents
 
 
 def _fitted(cases: Sequence[Case]) -> list[tuple[Case, lineage.Family]]:

@@ -164,3 +164,18 @@ def test_many_strangers_tell_two_abilities_apart_where_parents_say_whose():
         found = lineage.fit_each(few, [family])[0]
         assert found.items.dimensions == dimensions
         assert (found.model is None) == (not len(family[0]))
+
+
+@pytest.mark.parametrize("strangers", [3, lineage.MANY + 20])
+@pytest.mark.parametrize("alike", [False, True])
+def test_without_relatives_an_interview_is_of_ability_alone_however_alike_the_parents(strangers, alike):
+    rng = np.random.default_rng(0)
+    items = drawn(60, rng)
+    others, parents = population(strangers, items, rng), population(2, items, rng)
+    parents = parents[[0, 0]] if alike else parents
+    found = lineage.fit_each(others, [(parents, np.empty((0, 60)))])[0]
+    abilities = lineage.SPACE if strangers > lineage.MANY else 1
+    assert found.interview.design.shape[1] == abilities
+    assert found.model.design.shape[1] == abilities + 2 - alike  # inheritance, and a contrast where parents differ
+    related = lineage.fit_each(others, [(parents, population(2, items, rng))])[0]
+    assert related.interview is related.model
