@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.stage import DATA, main, say, write_table
-from merge3 import irt, responses
+from flows.stage import DATA, main, say
+from merge3 import irt, parquet, responses
 
 RESPOND = DATA / "respond"
 POPULATION = DATA / "population"
@@ -36,7 +36,7 @@ def calibrate(seed: int, engine: str, dimensions: int) -> None:
     columns = {f"discrimination_{d + 1}": found.discrimination[:, d] for d in range(found.dimensions)}
     OUT.mkdir(parents=True, exist_ok=True)
     items = pd.DataFrame({"id": table.columns, **columns, "difficulty": found.difficulty})
-    write_table(OUT / "items.parquet", items, index=False)
+    parquet.write(OUT / "items.parquet", items, index=False)
     spread = np.percentile(found.discrimination[:, 0], [5, 50, 95])
     say("discrimination: 5 % {:.2f}, median {:.2f}, 95 % {:.2f}".format(*spread))
 

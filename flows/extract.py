@@ -8,8 +8,8 @@ import pandas as pd
 from prefect import flow
 
 from flows.known import expert_answers, margins, parameters, study_items, study_of
-from flows.stage import DATA, main, say, write_table
-from merge3 import irt, lineage
+from flows.stage import DATA, main, say
+from merge3 import irt, lineage, parquet
 from merge3.extract import MARGINS, METHODS
 from merge3.extract import margins as told_best
 
@@ -44,7 +44,7 @@ def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: 
             "method": method,
         }
     )
-    write_table(OUT / "subset.parquet", subset, index=False)
+    parquet.write(OUT / "subset.parquet", subset, index=False)
     say(f"{items} of {len(found)} items ({items / len(found):.1%}) by {method}")
 
 

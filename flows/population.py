@@ -12,8 +12,8 @@ from prefect import flow
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, bounds, main, say, write_json, write_table, write_text
-from merge3 import imports, items, responses
+from flows.stage import DATA, bounds, main, say, write_json, write_text
+from merge3 import imports, items, parquet, responses
 from merge3.asker import Asker
 from merge3.genome import Genome, live_groups
 from merge3.ledger import Cost
@@ -70,7 +70,7 @@ def population(
 def _write(table: pd.DataFrame, margins: pd.DataFrame | None, members: pd.DataFrame) -> None:
     responses.write(OUT / "responses.parquet", table)
     margins = pd.DataFrame(index=table.index) if margins is None else margins.loc[table.index]
-    write_table(OUT / "margins.parquet", margins.astype(np.float32))
+    parquet.write(OUT / "margins.parquet", margins.astype(np.float32))
     write_text(OUT / "models.csv", members.to_csv(index=False))
 
 

@@ -413,13 +413,6 @@ def write_text(path: Path, content: str) -> None:
         raise
 
 
-def write_table(path: Path, table: pd.DataFrame, index: bool | None = None) -> None:
-    """Write a Parquet file, complete or not at all, and never through a link of DVC's into its cache."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    table.to_parquet(temporary, index=index)
-    temporary.replace(path)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, complete or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from merge3 import parquet
+
 COLUMNS = ("id", "prompt", "options", "answer", "group", "form")
 FREE = ("expected", "free")  # columns of a table that has free-text items, which have no options
 NO_OPTION = -1  # their answer
@@ -265,6 +267,4 @@ def _json_lines(path: Path) -> pd.DataFrame:
 
 def write(path: Path, items: Sequence[Item]) -> None:
     """Write items as a Parquet file that `read` returns unchanged."""
-    temporary = path.with_name(f"{path.name}.tmp")  # what is there is whole, and no link is written through
-    to_frame(items).to_parquet(temporary, index=False)
-    temporary.replace(path)
+    parquet.write(path, to_frame(items), index=False)

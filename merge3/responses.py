@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from merge3 import parquet
+
 
 def table(models: Sequence[str], item_ids: Sequence[str], correct: Float[np.ndarray, "models items"]) -> pd.DataFrame:
     """A response table, checked by `check`."""
@@ -60,9 +62,7 @@ def read(path: Path) -> pd.DataFrame:
 def write(path: Path, responses: pd.DataFrame) -> None:
     """Write a response table so that `read` returns it; a byte a cell where nothing is missing."""
     full = not responses.isna().to_numpy().any()
-    temporary = path.with_name(f"{path.name}.tmp")  # what is there is whole, and no link is written through
-    responses.astype(np.int8 if full else np.float32).to_parquet(temporary)
-    temporary.replace(path)
+    parquet.write(path, responses.astype(np.int8 if full else np.float32))
 
 
 def columns(responses: pd.DataFrame, item_ids: Sequence[str], source: str = "responses") -> pd.DataFrame:
