@@ -26,6 +26,7 @@ from merge3.models import read_manifest
 from merge3.recipe import GROUPS
 
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError)
+AGAIN = "since the stage {0} read it, which DVC does not see: dvc repro --force --single-item {0}; dvc repro"
 RUNTIME = ("device", "dtype", "batch_tokens", "scoring", "portable")
 
 
@@ -161,15 +162,15 @@ def models_and_machine(params: Mapping[str, Any], sound: bool) -> Iterator[Findi
             runtime["batch_tokens"],
             DATA,
         )
-    yield from benchmark(params, base)
     if sound:
         yield from changed(params)
+    yield from benchmark(params, base)
     for store in sorted(DATA.glob("*/answers")):
         yield checks.answers(store)
 
 
 def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
-    """The items, split as the stage prepare does, where they are in a file."""
+    """The items, split as the stage prepare does, where they are in a file; held against what it made of them."""
     asked = params["prepare"]["benchmark"]
     if asked is None:
         yield Finding(OK, "items", "the demonstration's problems will be made")
@@ -193,6 +194,10 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
     except MISTAKES as error:
         yield Finding(WRONG, "items", _line(error))
         return
+    for part, of in parts.items():
+        prepared = DATA / "prepare" / f"{part}.parquet"
+        if prepared.exists() and items.read(prepared) != of:
+            yield Finding(RISK, f"{part} items", f"{asked['source']} was changed {AGAIN.format('prepare')}")
     try:
         folder = checks.small(base or "")
         tokenizer, context = models.load_tokenizer(folder), checks.context(folder)
@@ -208,8 +213,7 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
 
 
 def changed(params: Mapping[str, Any]) -> Iterator[Finding]:
-    """Experts and items of one's own that are others than those that their stages read: DVC knows but their names."""
-    again = "since the stage {0} read it, which DVC does not see: dvc repro --force --single-item {0}; dvc repro"
+    """Experts of one's own that are others than those that the stage experts read: DVC knows but their names."""
     manifest, given = DATA / "experts" / "manifest.json", params["experts"]["models"]
     if manifest.exists() and given is not None:
         for expert in read_manifest(manifest)[1]:
@@ -217,15 +221,7 @@ def changed(params: Mapping[str, Any]) -> Iterator[Finding]:
             same = str(given.get(expert.name)) == expert.source and place.exists()
             later = same and max(time for *_, time in models.stamp(place)) > manifest.stat().st_mtime_ns
             if later and models.fingerprint(place) != expert.fingerprint:  # which reads all of it
-                yield Finding(RISK, f"expert {expert.name}", f"{place} was changed {again.format('experts')}")
-    asked = params["prepare"]["benchmark"]
-    if isinstance(asked, Mapping) and Path(str(asked.get("source"))).exists() and (DATA / "prepare").exists():
-        from flows.prepare import read
-
-        for part, found in read(dict(asked), params["seed"]).items():
-            prepared = DATA / "prepare" / f"{part}.parquet"
-            if prepared.exists() and items.read(prepared) != found:
-                yield Finding(RISK, f"{part} items", f"{asked['source']} was changed {again.format('prepare')}")
+                yield Finding(RISK, f"expert {expert.name}", f"{place} was changed {AGAIN.format('experts')}")
 
 
 def sources(params: Mapping[str, Any]) -> tuple[str | None, dict[str, str] | None]:

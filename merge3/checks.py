@@ -94,7 +94,7 @@ def parents(base: str, experts: Mapping[str, str]) -> list[Finding]:
     if wrong := [name for name in experts if name == "base" or not NAME.fullmatch(name)]:
         text = f"a name is letters, digits, '_', '-' and '.', begins with none of the last two, is not 'base': {wrong}"
         found.append(Finding(WRONG, "experts", text))
-    places = {name: str(Path(source).resolve()) if Path(source).exists() else source for name, source in named.items()}
+    places = {name: models.absolute(source) for name, source in named.items()}
     for source, times in Counter(places.values()).items():
         if times > 1:
             names = ", ".join(name for name, other in places.items() if other == source)
@@ -127,7 +127,7 @@ def expert(
             changed = models.changes(folder, models.weights_of(base), config)  # type: ignore[arg-type]
             said = f"{source}: an adapter of {len(changed)} matrices"
             made_for = models.adapted(folder)
-            if made_for and made_for != origin and Path(made_for).resolve() != Path(origin).resolve():
+            if made_for and models.absolute(made_for) != models.absolute(origin):
                 return Finding(RISK, what, f"{said}, made for {made_for}; the base here is {origin}")
             return Finding(OK, what, said)
         models._check_config(folder, config)

@@ -209,5 +209,7 @@ def failures(scores: Float[np.ndarray, " items"], reasons: Sequence[str]) -> dic
     for score, reason in zip(scores, reasons, strict=True):
         if np.isnan(score):
             kinds.setdefault(re.sub(r"\d[\d,]*", "#", reason), []).append(reason)
-    alike = {True: "", False: " (the first; others have other numbers)"}
-    return {f"{same[0]}{alike[len(set(same)) == 1]}": len(same) for same in kinds.values()}
+    return {
+        same[0] if len(set(same)) == 1 else f"{same[0]} (the first; others have other numbers)": len(same)
+        for same in kinds.values()
+    }

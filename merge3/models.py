@@ -100,6 +100,11 @@ def is_adapter(source: str | Path) -> bool:
     return (Path(source) / ADAPTER_CONFIG).exists()
 
 
+def absolute(source: str | Path) -> str:
+    """A model's name as it is found from any folder: a path whole, a hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+
+
 def adapted(folder: Path) -> str | None:
     """The model that an adapter is of, by its config; None for a model that is none."""
     if not is_adapter(folder):

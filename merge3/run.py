@@ -45,6 +45,7 @@ from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker
 from merge3.margins import FEWEST
+from merge3.models import absolute
 from merge3.recipe import GROUPS, Merge, Recipe, constant, standard_merges
 
 EVOLVED = "evolved merge"
@@ -187,8 +188,9 @@ def run(
     checks.refuse(looked)
     kept.mkdir(parents=True, exist_ok=True)
     asker = open_asker(str(base), sources, kept / "answers", device=device, dtype=dtype)
+    context = checks.context(checks.small(str(base)))
     for part, of in parts.items():
-        fit = checks.benchmark(of, asker.tokenizer, checks.context(checks.small(str(base))))
+        fit = checks.benchmark(of, asker.tokenizer, context)
         looked += [replace(finding, what=f"{part} items") for finding in fit]
     for name, changes in asker.merger.experts.items():
         if not changes:
@@ -196,7 +198,7 @@ def run(
     notes = _Notes(say, [f"{finding.what}: {finding.text}" for finding in looked if finding.level == checks.RISK])
     if budget % GENERATION:
         notes.add(f"budget {budget}: {budget - budget % GENERATION} candidates, in whole generations of {GENERATION}")
-    whence = anywhere(base, sources)
+    whence = absolute(base), {name: absolute(source) for name, source in sources.items()}
     this = _Run(asker, tell, parts["search"], parts["test"], budget, kept, lambda found: Merge(found, *whence), notes)
     try:
         winner, estimate, history, scores = this.whole(method, seed)
@@ -232,12 +234,6 @@ def genome_of(method: str, experts: Sequence[str], groups: Sequence[str], seed: 
     """
     weights = (0.0, 1.0) if method == "slerp" else WEIGHTS  # its weight is a share
     return Genome((method,), tuple(experts), tuple(groups), KNOTS, weights, DENSITIES, seed)
-
-
-def anywhere(base: str | Path, sources: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Base and experts as they are found from any folder."""
-    base, *experts = (str(Path(one).resolve()) if Path(one).exists() else str(one) for one in (base, *sources.values()))
-    return base, dict(zip(sources, experts, strict=True))
 
 
 class _Notes:

@@ -73,10 +73,14 @@ def test_experts_and_items_that_changed_under_their_names_are_said(here: Path, s
     assert not [line for line in said(checking.check(), RISK) if "was changed" in line]
     shutil.copy(own["first"] / "model.safetensors", own["second"])
     file = here / "items.jsonl"
-    file.write_text(file.read_text().replace('"answer": 0', '"answer": 1'))
+    asked = file.read_text().replace('"answer": 0', '"answer": 1')
+    file.write_text(asked)
     found = [line for line in said(checking.check(), RISK) if "was changed" in line]
     assert [line.split(":")[0] for line in found] == ["expert second", "search items", "test items"]
     assert "dvc repro --force --single-item experts" in found[0]
+    file.write_text("no items\n")
+    assert any("items.jsonl, line 1 is no JSON" in line for line in said(checking.check(), WRONG))
+    file.write_text(asked)
     world.run(values, "experts", "prepare")
     assert not [line for line in said(checking.check(), RISK) if "was changed" in line]
 

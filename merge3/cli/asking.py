@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -46,20 +46,18 @@ def respond(options: argparse.Namespace) -> None:
     quiet()
     check_device(options.device)
     dtype = resolve_dtype(options.dtype, options.device)
-    for source in options.model:  # before anything is asked
-        weights_folder(source)
+    folders = dict(zip(names, map(weights_folder, options.model), strict=True))  # before anything is asked
     _parquet(options.out)
     for place in (options.out, options.answers):
         if place is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
     if options.task is not None:
-        respond_tasks(options, names, dtype)
+        respond_tasks(options, folders, dtype)
         return
     asked = items.read(options.items)
     store = None if options.store is None else Store(options.store)
     rows, lines, said = [], [], []
-    for name, source in zip(names, options.model, strict=True):
-        folder = weights_folder(source)
+    for name, folder in folders.items():
         model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
         key = {
             **{"model": name, "weights": fingerprint(folder), "dtype": str(dtype), "protocol": answering.PROTOCOL},
@@ -129,7 +127,7 @@ def tell(did: Mapping[str, Any]) -> None:
         print(f"{name}: {count} of {total} items not scored ({count / total:.1%}): {reason}")
 
 
-def respond_tasks(options: argparse.Namespace, names: Sequence[str], dtype: torch.dtype) -> None:
+def respond_tasks(options: argparse.Namespace, folders: Mapping[str, Path], dtype: torch.dtype) -> None:
     """`merge3 respond --task`: lm-eval makes the requests and grades.
 
     Raises:
@@ -140,8 +138,7 @@ def respond_tasks(options: argparse.Namespace, names: Sequence[str], dtype: torc
     except ImportError as error:
         raise ValueError(str(error)) from error
     rows, said = {}, []
-    for name, source in zip(names, options.model, strict=True):
-        folder = weights_folder(source)
+    for name, folder in folders.items():
         model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
         packed = packable(model, tokenizer, [items.Item("probe", "The answer is", (" yes", " no"), 0)])
         answerer = Answerer(model, tokenizer, options.batch_tokens, packed)
