@@ -3,7 +3,8 @@
 Three kinds of benchmark, by the protocols of `merge3/study.py`, 20 draws: merges with parents of their own (triplets),
 merges of one set of parents without and with relatives of theirs answered in full (families: the demonstration's
 population, and the tiny world's six pairs of experts), models without parents (leaderboards). The pair of extract
-method and estimator that a benchmark's targets are held against is chosen on the other benchmarks: `choose`.
+method and estimator that a benchmark's targets are held against is chosen on the other benchmarks: `choose`. The
+families' weights are known; `pooled` beside `lineage` says what they add.
 
 Leaderboards' answers are not the project's to ship: `--data` (or MERGE3_DATA) names a folder with response tables and
 merge_triplets.csv; a table that is missing is left out and said.
@@ -43,6 +44,11 @@ FAMILIES = {  # family: its relatives answered in full
     "tiny, 0 relatives": 0,
     "tiny, 8 relatives": 8,
 }
+TOGETHER = {
+    "error": (2.0, True),
+    "Spearman": (0.85, False),
+    "regret": (1.0, True),
+}  # targets of families with relatives
 TINY = Path(".bench/estimation/tiny.parquet")
 TINY_MERGES = 45  # of each pair of experts, and of all four
 BESIDE = {("none", "parents"), ("uniform", "mp_irt"), ("uniform", "gmp_irt"), ("uniform", "gp_irt")}  # and the paper's
@@ -54,17 +60,25 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_parquet(folder / f"{name}.parquet").astype(float)
 
 
+def tiny_weights() -> pd.DataFrame:
+    """Random weights for merges of each two of the tiny world's experts and of all, the other experts' 0."""
+    rng = np.random.default_rng(0)
+    rows = {}
+    for experts in [*itertools.combinations(range(tiny.LANGUAGES), 2), tuple(range(tiny.LANGUAGES))]:
+        for number in range(TINY_MERGES):
+            weights = np.zeros((len(tiny.GROUPS), tiny.LANGUAGES))
+            weights[:, experts] = rng.random((len(tiny.GROUPS), len(experts)))
+            rows[f"{experts} {number}"] = weights.ravel()
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def tiny_table() -> pd.DataFrame:
-    """Answers of the tiny world's experts and of random merges of each two and of all, kept once made."""
+    """Answers of the tiny world's experts and of the merges of `tiny_weights`, kept once made."""
     if not TINY.exists():
         torch.set_num_threads(1)
-        world, rng = tiny.World(), np.random.default_rng(0)
+        world = tiny.World()
         genes = {f"expert {n}": world.standard[f"expert {n}"] for n in range(tiny.LANGUAGES)}
-        for experts in [*itertools.combinations(range(tiny.LANGUAGES), 2), tuple(range(tiny.LANGUAGES))]:
-            for number in range(TINY_MERGES):
-                weights = np.zeros((len(tiny.GROUPS), tiny.LANGUAGES))
-                weights[:, experts] = rng.random((len(tiny.GROUPS), len(experts)))
-                genes[f"{experts} {number}"] = weights.ravel()
+        genes |= {name: row.to_numpy() for name, row in tiny_weights().iterrows()}
         everything = np.arange(len(world.search))
         rows = {name: (world.margins(g, everything) > 0).astype(float) for name, g in genes.items()}
         columns = [f"{world.search.languages[i]}_{i}" for i in everything]
@@ -73,10 +87,10 @@ def tiny_table() -> pd.DataFrame:
     return pd.read_parquet(TINY)
 
 
-def families(name: str) -> list[tuple[pd.DataFrame, list[str], str]]:
-    """The families of a benchmark: table of all who are known, the parents' names, the pattern of the merges' names."""
+def families(name: str) -> list[tuple[pd.DataFrame, list[str], str, pd.DataFrame]]:
+    """The families of a benchmark: the table of all who are known, parents, the pattern of merges' names, weights."""
     if name.startswith("tiny"):
-        everybody = tiny_table()
+        everybody, weights = tiny_table(), tiny_weights()
         made = []
         for pair in itertools.combinations(range(tiny.LANGUAGES), 2):
             parents = [f"expert {n}" for n in pair]
@@ -87,7 +101,7 @@ def families(name: str) -> list[tuple[pd.DataFrame, list[str], str]]:
                 if other != pair and set(pair) & set(other)
             ]
             mine = everybody.index[[not any(row.startswith(f"{other} ") for other in near) for row in everybody.index]]
-            made.append((everybody.loc[mine], parents, f"{pair} *"))
+            made.append((everybody.loc[mine], parents, f"{pair} *", weights))
         return made
     study_name = name.split(",")[0]
     chosen = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["studies"][study_name]
@@ -96,7 +110,8 @@ def families(name: str) -> list[tuple[pd.DataFrame, list[str], str]]:
     )
     items = [item for item in population.columns if item.split("-")[0] in chosen["groups"]]
     population = population[population.index.str.startswith(f"{study_name}-")]  # the other's are relatives by half
-    return [(pd.concat([own[items], population[items]]), chosen["experts"], f"{study_name}-*")]
+    weights = pd.read_csv(RESULTS / "families_weights.csv", index_col="merge")
+    return [(pd.concat([own[items], population[items]]), chosen["experts"], f"{study_name}-*", weights)]
 
 
 def run(folder: Path, kind: str, name: str, draws: int) -> pd.DataFrame:
@@ -106,7 +121,7 @@ def run(folder: Path, kind: str, name: str, draws: int) -> pd.DataFrame:
         listed = pd.read_csv(folder / "merge_triplets.csv")
         drawn = [(study.triplets(answers, listed[listed["benchmark"] == name]), answers)]
     elif kind == "family":
-        drawn = [(study.family(t, parents, merges, FAMILIES[name]), t) for t, parents, merges in families(name)]
+        drawn = [(study.family(t, p, merges, FAMILIES[name], weights), t) for t, p, merges, weights in families(name)]
     else:
         answers = table(folder, name)
         drawn = [(study.leaderboard(answers), answers)]
@@ -125,11 +140,12 @@ def choose(found: dict[tuple[str, str], pd.DataFrame]) -> dict[tuple[str, str], 
     """For each benchmark the pair that does best on the others: leave-one-out over sources of answers.
 
     A pair's merit on a benchmark is the mean of its ranks by error, Spearman's correlation and regret; over benchmarks
-    the mean. Benchmarks of merges speak for merges, leaderboards for leaderboards.
+    the mean. Benchmarks of merges speak for merges, leaderboards for leaderboards. Pooled estimates are none of the
+    pairs: not every benchmark knows weights.
     """
     merits = {}
     for key, rows in found.items():
-        asked = rows[rows["items"] > 0].set_index(["method", "estimator"])
+        asked = rows[(rows["items"] > 0) & (rows["estimator"] != study.POOLED)].set_index(["method", "estimator"])
         merits[key] = (asked["error"].rank() + (-asked["spearman"]).rank() + asked["regret"].rank()) / 3
 
     def source(key: tuple[str, str]) -> tuple[bool, str]:
@@ -151,19 +167,23 @@ def figures_of(kind: str, name: str, found: pd.DataFrame, chosen: tuple[str, str
     """The figures of a benchmark's chosen pair, with the targets, and beside it the parents' mean and the paper's."""
     rows = []
     pairs = found.set_index(["method", "estimator"])
+    pooled = None if chosen is None else (chosen[0], study.POOLED)
     for pair, row in pairs.iterrows():
-        if pair != chosen and pair not in BESIDE:
+        if pair not in {chosen, pooled, *BESIDE}:
             continue
-        label = f"{kind} {name}: {', '.join(pair)}{' (chosen on the others)' if pair == chosen else ''}"
-        target, rank = None, None
+        named = {chosen: " (chosen on the others)", pooled: " (lineage's, over the weights)"}
+        label = f"{kind} {name}: {', '.join(pair)}{named.get(pair, '')}"
+        targets: dict[str, tuple[float, bool]] = {}
+        if pair in (chosen, pooled) and kind == "family" and FAMILIES[name]:
+            targets = TOGETHER
         if pair == chosen and kind == "triplets":
-            target, rank = TRIPLETS[name][1:]
-        if pair == chosen and kind == "leaderboard":
-            target = LEADERBOARDS[name]
-        rows.append(Figure(f"{label}: error", float(row["error"]), "points", target, below=True))
-        rows.append(Figure(f"{label}: Spearman", float(row["spearman"]), "", rank))
-        rows.append(Figure(f"{label}: regret", float(row["regret"]), "points"))
-        if pair != chosen:
+            targets = {"error": (TRIPLETS[name][1], True), "Spearman": (TRIPLETS[name][2], False)}
+        if pair == chosen and kind == "leaderboard" and (error := LEADERBOARDS[name]) is not None:
+            targets = {"error": (error, True)}
+        for figure, unit in (("error", "points"), ("Spearman", ""), ("regret", "points")):
+            target, below = targets.get(figure, (None, False))
+            rows.append(Figure(f"{label}: {figure}", float(row[figure.lower()]), unit, target, below))
+        if pair not in (chosen, pooled):
             continue
         rows.append(Figure(f"{label}: error, 5 %", float(row["low"]), "points"))
         rows.append(Figure(f"{label}: error, 95 %", float(row["high"]), "points"))

@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
-from merge3 import lineage
+from merge3 import lineage, surface
 from merge3.estimate import (
     ANSWERED,
     ESTIMATORS,
@@ -40,6 +40,7 @@ STRANGERS = 2000  # at most, drawn anew each time
 HELD_OUT = 0.25  # of models without parents
 FEWEST = 4  # of them: one that is held out, and three to learn from
 ADAPTIVE = "adaptive"
+POOLED = "pooled"  # lineage's estimates and the surface over the weights through all of them, as the search sees it
 FAIR = frozenset({"mean", "weighted_mean", "post_stratified", "gp_irt", "gmp_irt", "ridge"})
 
 
@@ -54,6 +55,8 @@ class Case:
     parents: Float[np.ndarray, "parents items"]
     relatives: Float[np.ndarray, "relatives items"]
     candidates: Float[np.ndarray, "candidates items"]
+    weights: tuple[Float[np.ndarray, "relatives genes"], Float[np.ndarray, "candidates genes"]] | None = None
+    """The relatives' and the candidates' coefficients in the unit cube, where they are known."""
 
 
 @dataclass
@@ -69,13 +72,21 @@ class Tally:
 Draw = Callable[[int], list[Case]]
 
 
-def family(table: pd.DataFrame, parents: Sequence[str], merges: str = "*", relatives: int = 0) -> Draw:
+def family(
+    table: pd.DataFrame,
+    parents: Sequence[str],
+    merges: str = "*",
+    relatives: int = 0,
+    weights: pd.DataFrame | None = None,
+) -> Draw:
     """Draws of a family: `relatives` of its merges are answered in full, the others are the candidates.
 
-    `merges` is a pattern of names; rows that are neither it nor parents are strangers.
+    `merges` is a pattern of names; rows that are neither it nor parents are strangers. `weights` has a row a merge and
+    a column a coefficient: with it, estimates may be pooled over the coefficients.
 
     Raises:
-        ValueError: a parent is not in the table, fewer than three candidates are left, or too few others are known.
+        ValueError: a parent is not in the table, fewer than three candidates are left, too few others are known, or the
+            weights lack a merge, are no finite numbers or all the same.
     """
     _present(table, parents)
     if relatives < 0:
@@ -93,12 +104,14 @@ def family(table: pd.DataFrame, parents: Sequence[str], merges: str = "*", relat
             f"expected {FEWEST - 1} models or more to learn from, got {len(known)} parents, {relatives} relatives and "
             f"{len(others)} others: give more --relatives, or add rows of models that are no merges of these"
         )
+    cube = None if weights is None else _cube(weights, distinct.index[mine])
 
     def draw(seed: int) -> list[Case]:
         rng = np.random.default_rng([seed, 1])
         order = rng.permutation(len(members))
-        some = members[order[:relatives]], members[np.sort(order[relatives:])]
-        return [Case(_some(others, rng), known, *some)]
+        near, asked = order[:relatives], np.sort(order[relatives:])
+        genes = None if cube is None else (cube[near], cube[asked])
+        return [Case(_some(others, rng), known, members[near], members[asked], genes)]
 
     return draw
 
@@ -159,15 +172,16 @@ def study(
     draws: int = 20,
     seed: int = 0,
     methods: Sequence[str] = (*METHODS, ADAPTIVE),
-    estimators: Sequence[str] = ANSWERED,
+    estimators: Sequence[str] = (*ANSWERED, POOLED),
     advance: Callable[[int], None] = lambda done: None,
 ) -> pd.DataFrame:
     """The figures of every extract method with every estimator it may be scored by, a row a pair and count.
 
     Errors and regrets are in points of accuracy. Columns: method, estimator, items, answers (what a candidate costs,
     relatives shared among the candidates), error with low and high (5 and 95 % of the draws), spearman, regret (true
-    score of the best less that of the one with the highest estimate) and coverage (of 90 % intervals, widened by what
-    `rehearsals` teach; no candidate's score is used). The pair "parents", items 0 is the mean of the parents' scores.
+    score of the best less that of the one with the highest estimate) and coverage (of 90 % intervals, as wide as those
+    who are known teach: `rehearsals`, or of merges with parents of their own a random half the other). The pair
+    "parents", items 0 is the mean of the parents' scores.
 
     Raises:
         ValueError: no draw, or a count that is not among the items.
@@ -183,7 +197,7 @@ def study(
         cases = draw(seed + number)
         cost = sum(c.relatives.size for c in cases) / sum(len(c.candidates) for c in cases)
         worlds, known_worlds = _fitted(cases), _fitted(rehearsals(cases[0], seed + number))
-        truths = np.concatenate([case.candidates.mean(axis=1) for case in cases])
+        truths = _truths(cases)
         if len(cases[0].parents):
             guess = np.concatenate([np.full(len(c.candidates), c.parents.mean()) for c in cases])
             _count(tallies.setdefault(("none", "parents", 0), Tally()), guess, truths)
@@ -196,10 +210,14 @@ def study(
                 for estimator in estimators:
                     if not _fits(method, estimator, cases[0]):
                         continue
-                    estimates, spreads = cross_calibrate(*_made(estimator, asked), truths)
-                    like = [one for one in tried if _fits(method, estimator, one[0])]
-                    likes = np.concatenate([case.candidates.mean(axis=1) for case, *_ in like]) if like else np.empty(0)
-                    _, widening = fit_mixture(*_made(estimator, like), likes)
+                    made = _made(estimator, asked)
+                    estimates, spreads = cross_calibrate(*made, truths)
+                    if len(cases) > 1:
+                        widening = _by_halves(*made, truths, seed + number)
+                    else:
+                        like = [one for one in tried if _fits(method, estimator, one[0])]
+                        learnt = fit_mixture(*_made(estimator, like), _truths([case for case, *_ in like]))[1]
+                        widening = np.full(len(truths), learnt)
                     tally = tallies.setdefault((method, estimator, count), Tally())
                     _count(tally, estimates, truths)
                     held = np.abs(estimates - truths) <= Z90 * widening * spreads + 1e-9
@@ -211,14 +229,11 @@ def study(
 def rehearsals(case: Case, seed: int) -> list[Case]:
     """Cases whose candidates are known before any candidate is asked: on them, intervals learn their width.
 
-    Each relative is left out in turn; without parents a quarter of the strangers is held out, as the candidates were.
-    None where only parents and strangers are known: neither is what a merge is.
+    Each relative of a family is left out in turn; without parents a quarter of the strangers is held out, as the
+    candidates were. None where only parents and strangers are known: neither is what a merge is.
     """
     if len(case.relatives):
-        return [
-            replace(case, relatives=np.delete(case.relatives, k, axis=0), candidates=case.relatives[k : k + 1])
-            for k in range(len(case.relatives))
-        ]
+        return [_without(case, k) for k in range(len(case.relatives))]
     if len(case.parents):
         return []
     order = np.random.default_rng([seed, 2]).permutation(len(case.strangers))
@@ -263,7 +278,7 @@ def _knowns(
     items, N = known.items, len(known.items)
     near = np.vstack([case.strangers, case.parents, case.relatives])
     prior = expected(case.parents)
-    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near, known.model)
+    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near, known.model, known.unknown)
     if method == ADAPTIVE:
         tables = adaptive(known.interview or prior_of(everything), case.candidates, count, groups)
         subsets = [np.flatnonzero(~np.isnan(row)) for row in tables]
@@ -281,10 +296,25 @@ def _fitted(cases: Sequence[Case]) -> list[tuple[Case, lineage.Family]]:
     return list(zip(cases, families, strict=True))
 
 
+def _without(case: Case, relative: int) -> Case:
+    """The case whose one candidate is a relative, which is no relative then."""
+    others, one = np.delete(np.arange(len(case.relatives)), relative), [relative]
+    weights = None if case.weights is None else (case.weights[0][others], case.weights[0][one])
+    return replace(case, relatives=case.relatives[others], candidates=case.relatives[one], weights=weights)
+
+
+def _truths(cases: Sequence[Case]) -> Float[np.ndarray, " candidates"]:
+    return np.concatenate([np.empty(0), *(case.candidates.mean(axis=1) for case in cases)])
+
+
 def _made(
     estimator: str, asked: Sequence[tuple[Case, list[Known], np.ndarray]]
 ) -> tuple[Float[np.ndarray, "parts candidates"], Float[np.ndarray, "parts candidates"]]:
     """The scores of all candidates of all cases by each part of an estimator, and their standard errors."""
+    if estimator == POOLED:
+        pooled = [_pooled(*one[:2], *(found[0] for found in _made("lineage", [one]))) for one in asked]
+        flat = np.concatenate([np.empty((2, 0)), *pooled], axis=1)
+        return flat[:1], flat[1:]
     parts: list[Estimator] = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
     pairs = [(row[known.subset], known) for _, knowns, rows in asked for known, row in zip(knowns, rows, strict=True)]
     made = [[part(*pair) for pair in pairs] for part in parts]
@@ -293,10 +323,66 @@ def _made(
     return np.array(scores).reshape(shape), np.array(errors).reshape(shape)
 
 
+def _pooled(
+    case: Case,
+    knowns: list[Known],
+    scores: Float[np.ndarray, " candidates"],
+    errors: Float[np.ndarray, " candidates"],
+) -> Float[np.ndarray, "2 candidates"]:
+    """A family's estimates and standard errors by the surface through all of them, and through the relatives' scores.
+
+    What is known exactly, all items asked, stays.
+    """
+    assert case.weights is not None
+    near, genes = case.weights
+    through = surface.fit(
+        np.vstack([genes, near]),
+        np.concatenate([scores, case.relatives.mean(axis=1)]),
+        np.concatenate([errors, np.zeros(len(near))]),
+    )
+    heights, deviations = through.predict(genes)
+    together = np.sqrt(deviations**2 + surface.FLOOR**2 + knowns[0].unknown ** 2)
+    return np.where(errors == 0, [scores, errors], [heights, together])
+
+
+def _by_halves(
+    scores: Float[np.ndarray, "parts models"],
+    errors: Float[np.ndarray, "parts models"],
+    truths: Float[np.ndarray, " models"],
+    seed: int,
+) -> Float[np.ndarray, " models"]:
+    """The widening of each model's interval that the other half of the models teaches; the halves are random."""
+    order = np.random.default_rng([seed, 3]).permutation(len(truths))
+    halves = np.array_split(order, 2)
+    widening = np.empty(len(truths))
+    for mine, others in (halves, halves[::-1]):
+        widening[mine] = fit_mixture(scores[:, others], errors[:, others], truths[others])[1]
+    return widening
+
+
+def _cube(weights: pd.DataFrame, names: pd.Index) -> Float[np.ndarray, "merges genes"]:
+    """The merges' coefficients, each from 0 at its least to 1 at its greatest; what never changes is left out."""
+    if missing := [name for name in names if name not in weights.index]:
+        raise ValueError(f"expected the weights of all {len(names)} merges, got none of {missing[0]!r}")
+    if twice := weights.index[weights.index.duplicated()].tolist():
+        raise ValueError(f"expected one row of weights a merge, got two of {twice[0]!r}")
+    numbers = weights.loc[names].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    if not np.isfinite(numbers).all():
+        row, column = (int(found[0]) for found in np.nonzero(~np.isfinite(numbers)))
+        given = weights.loc[names].iloc[row, column]
+        raise ValueError(f"expected finite weights, got {given!r} as {weights.columns[column]!r} of {names[row]!r}")
+    low, span = numbers.min(axis=0), np.ptp(numbers, axis=0)
+    if not span.any():
+        raise ValueError(f"expected weights that differ between the {len(names)} merges, got {len(span)} columns alike")
+    return np.asarray((numbers - low)[:, span > 0] / span[span > 0])
+
+
 def _fits(method: str, estimator: str, case: Case) -> bool:
     """Whether a method's items may be scored by an estimator, and it has what it needs."""
     if not len(case.parents) and estimator not in PARENTLESS:
         return False
+    if estimator == POOLED:
+        return case.weights is not None
     if estimator == "ridge":  # not a regression for each candidate's own items
         return method != ADAPTIVE and len(case.strangers) + len(case.parents) + len(case.relatives) >= RIDGED
     if estimator in ("mean", "post_stratified"):

@@ -158,12 +158,15 @@ def test_many_strangers_tell_two_abilities_apart_where_parents_say_whose():
     for few, family, dimensions in (
         (strangers, (parents, NONE), 2),
         (strangers[:100], (parents, NONE), 1),
-        (strangers, (NONE, NONE), 1),
+        (strangers, (NONE, NONE), 2),
+        (strangers[:100], (NONE, NONE), 1),
         (strangers, (parents, parents), 1),
     ):
         found = lineage.fit_each(few, [family])[0]
         assert found.items.dimensions == dimensions
         assert (found.model is None) == (not len(family[0]))
+        alone = len(few) < lineage.MANY and len(family[0]) > 0 and not len(family[1])
+        assert found.unknown == (lineage.UNKNOWN if alone else 0)
 
 
 @pytest.mark.parametrize("strangers", [3, lineage.MANY + 20])

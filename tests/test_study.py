@@ -23,11 +23,82 @@ def world(merges=12, strangers=20, count=40, seed=0):
 
 
 def test_with_all_items_asked_every_pair_is_exact():
-    table = study.study(study.family(world(), ["a", "b"], "merge-*"), ["x"] * 40, (40,), 1)
+    draw = study.family(world(), ["a", "b"], "merge-*", 0, weights())
+    table = study.study(draw, ["x"] * 40, (40,), 1)
     asked = table[table["items"] > 0]
     assert len(asked) > 30
+    assert study.POOLED in set(asked["estimator"])
     np.testing.assert_allclose(asked[["error", "regret"]], 0, atol=1e-9)
     np.testing.assert_allclose(asked["spearman"], 1)
+
+
+def weights(merges=12, seed=0):
+    """Two coefficients that change by merge, and one that never does."""
+    made = np.random.default_rng(seed).random((merges, 2))
+    return pd.DataFrame({"a": made[:, 0], "b": 3 * made[:, 1], "c": 1.0}, index=[f"merge-{i}" for i in range(merges)])
+
+
+def related(merges=40, count=200, seed=0):
+    """A family whose merges' abilities are a smooth function of two weights, and the weights."""
+    rng = np.random.default_rng(seed)
+    genes = weights(merges, seed)
+    a, b = rng.lognormal(0.2, 0.4, count), rng.normal(0, 1, count)
+    theta = 2 * np.sin(2 * genes["a"].to_numpy()) - genes["b"].to_numpy() / 2
+    rows = (rng.random((merges + 22, count)) < expit(a * np.append(theta, rng.normal(size=22))[:, None] - b)).astype(
+        float
+    )
+    names = [*genes.index, "a", "b", *(f"other-{i}" for i in range(20))]
+    return responses.table(names, [f"x-{i}" for i in range(count)], rows), genes
+
+
+def test_estimates_pooled_over_the_weights_are_better_than_each_alone_where_the_score_is_smooth_in_them():
+    table, genes = related()
+    draw = study.family(table, ["a", "b"], "merge-*", 8, genes)
+    found = study.study(draw, ["x"] * 200, (10,), 3, methods=("fisher",), estimators=("lineage", study.POOLED))
+    alone, pooled = (found[found["estimator"] == name].iloc[0] for name in ("lineage", study.POOLED))
+    assert pooled["spearman"] > alone["spearman"] + 0.05
+    assert pooled["error"] < alone["error"]
+    mixed = genes.sample(frac=1, random_state=0).set_axis(genes.index)
+    draw = study.family(table, ["a", "b"], "merge-*", 8, mixed)
+    wrong = study.study(draw, ["x"] * 200, (10,), 3, methods=("fisher",), estimators=(study.POOLED,))
+    assert wrong["spearman"].iloc[-1] < pooled["spearman"]
+
+
+def test_weights_follow_their_merges_into_the_draws():
+    genes = weights()
+    table = world()
+    case = study.family(table, ["a", "b"], "merge-*", 4, genes.sample(frac=1, random_state=1))(0)[0]
+    assert case.weights is not None
+    numbers = genes[["a", "b"]].to_numpy()
+    cube = (numbers - numbers.min(axis=0)) / np.ptp(numbers, axis=0)
+    by_answers = {row.tobytes(): gene for row, gene in zip(table.loc[genes.index].to_numpy(), cube, strict=True)}
+    for rows, found in zip((case.relatives, case.candidates), case.weights, strict=True):
+        np.testing.assert_allclose(found, [by_answers[row.tobytes()] for row in rows])
+    left_out = study.rehearsals(case, 0)[1]
+    np.testing.assert_array_equal(left_out.weights[1], case.weights[0][[1]])
+    np.testing.assert_array_equal(left_out.weights[0], case.weights[0][[0, 2, 3]])
+
+
+def test_without_weights_nothing_is_pooled():
+    table = study.study(study.family(world(), ["a", "b"], "merge-*", 4), ["x"] * 40, (10,), 1)
+    assert study.POOLED not in set(table["estimator"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.drop(index="merge-3"), "expected the weights of all 12 merges, got none of 'merge-3'"),
+        (lambda w: pd.concat([w, w.iloc[[2]]]), "expected one row of weights a merge, got two of 'merge-2'"),
+        (
+            lambda w: w.astype(object).replace({"c": 1.0}, "much"),
+            "expected finite weights, got 'much' as 'c' of 'merge-0'",
+        ),
+        (lambda w: w[["c"]], "expected weights that differ between the 12 merges, got 1 columns alike"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        study.family(world(), ["a", "b"], "merge-*", weights=change(weights()))
 
 
 def test_relatives_are_no_candidates_and_are_paid_for():
@@ -89,10 +160,15 @@ def test_what_cannot_be_studied_is_refused(draw, message):
 def test_the_commands_print_write_and_plot(tmp_path, capsys):
     path = tmp_path / "table.parquet"
     responses.write(path, world(merges=6, count=20))
+    weights(6).to_csv(tmp_path / "weights.csv")
     case = [str(path), "--parents", "a", "b", "--merges", "merge-*"]
     quick = ["--counts", "5", "--draws", "1"]
     assert cli.main(["study", *case, *quick]) == 0
     assert "5 items: ask " in capsys.readouterr().out
+    assert cli.main(["study", *case, *quick, "--weights", str(tmp_path / "weights.csv")]) == 0
+    assert " pooled " in capsys.readouterr().out
+    assert cli.main(["study", str(path), "--weights", str(tmp_path / "weights.csv")]) == 1
+    assert "--weights speak of merges of --parents" in capsys.readouterr().err
     assert cli.main(["study", *case, *quick, "--json"]) == 0
     assert {row["items"] for row in json.loads(capsys.readouterr().out)} == {0, 5}
     assert (tmp_path / "table.study.png").stat().st_size > 1000
@@ -177,6 +253,21 @@ def test_intervals_learn_their_width_from_who_is_known_before_the_candidates_are
     rows = np.vstack([held.strangers, held.candidates])
     assert len(held.candidates) == round(len(alone.strangers) / 4)
     assert sorted(map(tuple, rows)) == sorted(map(tuple, alone.strangers))
+
+
+def test_of_merges_with_parents_of_their_own_one_half_teaches_the_other_how_wide_intervals_are() -> None:
+    rng = np.random.default_rng(0)
+    scores, errors = rng.normal(0.5, 0.1, (1, 30)), np.full((1, 30), 0.01)
+    truths = scores[0] + rng.normal(0, 0.03, 30)
+    widening = study._by_halves(scores, errors, truths, 0)
+    assert sorted(np.unique(widening, return_counts=True)[1]) == [15, 15]
+    for i in range(30):  # no merge's own truth decides its interval
+        moved = truths.copy()
+        moved[i] += 0.5
+        again = study._by_halves(scores, errors, moved, 0)
+        assert again[i] == widening[i]
+        assert (again > widening).sum() == 15
+    np.testing.assert_array_equal(study._by_halves(scores[:, :1], errors[:, :1], truths[:1], 0), [1.0])
 
 
 @pytest.mark.parametrize("relatives", [0, 4])

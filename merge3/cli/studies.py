@@ -21,9 +21,12 @@ def study(options: argparse.Namespace) -> None:
     Raises:
         ValueError: an option needs --parents.
     """
-    if not options.parents and (options.relatives or options.merges != "*"):
-        raise ValueError("--relatives and --merges speak of merges of --parents: name them")
-    draw, groups = read_case(options)
+    if not options.parents and (options.relatives or options.merges != "*" or options.weights):
+        raise ValueError("--relatives, --merges and --weights speak of merges of --parents: name them")
+    weights = None
+    if options.weights:
+        weights = pd.read_csv(options.weights, index_col=0, dtype=str, keep_default_na=False)
+    draw, groups = read_case(options, weights)
     with progress("study", options.draws) as advance:
         found = studies.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
     picture = options.plot or options.responses.with_suffix(".study.png")
@@ -67,7 +70,7 @@ def verify(options: argparse.Namespace) -> None:
         raise ValueError(f"{len(broken)} of {len(checks)} guarantees do not hold: {broken}")
 
 
-def read_case(options: argparse.Namespace) -> tuple[studies.Draw, list[str]]:
+def read_case(options: argparse.Namespace, weights: pd.DataFrame | None = None) -> tuple[studies.Draw, list[str]]:
     """The draws of a study from its table, and the groups of the items.
 
     Raises:
@@ -82,7 +85,7 @@ def read_case(options: argparse.Namespace) -> tuple[studies.Draw, list[str]]:
         )
     groups = [str(name).rsplit(options.groups, 1)[0] if options.groups else "all" for name in table.columns]
     if options.parents:
-        return studies.family(table, options.parents, options.merges, options.relatives), groups
+        return studies.family(table, options.parents, options.merges, options.relatives, weights), groups
     if options.triplets:
         return studies.triplets(table, pd.read_csv(options.triplets, dtype=str, keep_default_na=False)), groups
     return studies.leaderboard(table), groups
