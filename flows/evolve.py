@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -114,11 +115,9 @@ def evolve(
     found = study_items(groups)
     known, estimator = _known(experts, found)
     asker = open_team(runtime, OUT / "answers", experts)
-    live = live_groups(asker.merger.changed)
-    front = objective == "pareto"
     genome, search = opened(
         experts,
-        live,
+        live_groups(asker.merger.changed),
         seed,
         method,
         knots,
@@ -127,84 +126,140 @@ def evolve(
         strategy,
         population,
         sigma,
-        len(groups) if front else 1,
+        len(groups) if objective == "pareto" else 1,
     )
-
-    labels, begun, start_cost = [item.group for item in found], None, Cost()
-    if objective == "gain":
-        begun, start_cost = in_full(asker, average(genome), found)
-
-    def fitness_of(part: Known, estimator: str) -> Fitness:
-        chosen = ESTIMATORS[estimator]
-        wanted = None if objective == "mean" else Objective(objective, chosen, part, labels, begun)
-        return Fitness(asker, found, chosen, part, wanted)
-
-    fitness = fitness_of(known, estimator)
-    others = fresh(known, labels, finalist_items, seed)
-    parts = [others] if front else halves(others, labels)
-    rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
-    exact, joining = fitness_of(whole(known), "weighted_mean"), None
-    if join and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked) and not search.elitist:
-        again = told_apart(known, others, labels, seed) if extracted_by() == MARGINS else None
-        joining = Joining(join, exact, partial(fitness_of, estimator=estimator), again)
-    one, everything = fitness.cost, exact.cost
-    relatives = joining.count * joins(join, generations) if joining else 0
-    in_the_end = exact if joining and not front else None
-    count = generations * population
-    last = finals(finalists, [part.cost.tokens for part in rounds], everything.tokens if in_the_end else 0)
-    average_too = bool(joining and not front and not begun)  # answers all items in the end
+    begun, start_cost = in_full(asker, average(genome), found) if objective == "gain" else (None, Cost())
+    plan = planned(
+        asker, found, known, estimator, objective, begun, 0 if search.elitist else join, finalist_items, seed
+    )
+    count, relatives = generations * population, plan.relatives(generations)
+    one, everything = plan.fitness.cost, plan.everything.cost
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
         f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
         f"{relatives} leaders on all items on the way: at most {relatives * everything.tokens:,} more; "
-        f"{finalists} finalists: at most {last + average_too * everything.tokens:,} more"
+        f"{finalists} finalists: at most {plan.finalists(finalists, lambda part: part.cost.tokens):,} more"
     )
-    history = History(fitness, genome, partial(do, kept=was_kept))
+    history = History(plan.fitness, genome, partial(do, kept=was_kept))
     history.cost += start_cost
     start_tokens = everything.tokens if begun else 0
-    if begun and joining:
-        history.exact[history.phenotype(history.average)] = exact(history.average)
-    names, *answers = merges(found)
-    made = read_json(POPULATION / "recipes.json")
-    recipes = [Recipe.from_dict(made[name]) for name in names]
-    history.know(search, recipes, [exact.judge(*row) for row in zip(*answers, strict=True)])
+    tell_known(history, search, plan, found)
     begin = monotonic()
     try:
         with progress(
-            "evolve: answers of candidates", count * len(fitness.questions) + relatives * len(found)
+            "evolve: answers of candidates", count * len(plan.fitness.questions) + relatives * len(found)
         ) as advance:
             for number in range(generations):
                 left = float(np.inf if tokens is None else tokens)
                 left -= start_tokens + history.spent.tokens + history.relatives_tokens
-                if not do(f"generation {number}", partial(generation, search, history, advance, joining, left)):
+                if not do(f"generation {number}", partial(generation, search, history, advance, plan.joining, left)):
                     break
                 write(history)
                 if hours is not None and monotonic() - begin > 3600 * hours:
                     say(f"stopped after {hours} h; raise evolve.hours, and it goes on where it is")
                     break
         (OUT / "front.csv").unlink(missing_ok=True)
-        with progress(
-            "evolve: answers of finalists",
-            finals(finalists, [len(part.questions) for part in rounds], len(found) if in_the_end else 0)
-            + average_too * len(found),
-        ) as advance:
-            if front:
-                winner = verified_front(history, finalists, rounds[0], advance)
+        answers = plan.finalists(finalists, lambda part: len(part.questions))
+        with progress("evolve: answers of finalists", answers) as advance:
+            if plan.front:
+                winner = verified_front(history, finalists, plan.rounds[0], advance)
             else:
-                winner = history.verify(history.leaders(finalists, search), rounds, advance, in_the_end)
+                leaders = history.leaders(finalists, search)
+                winner = history.verify(leaders, plan.rounds, advance, plan.in_the_end)
     except (KeyboardInterrupt, TerminationSignal) as stop:  # the latter is Prefect's, of a run that it follows
         stop.args = (interrupted(history),)
         if served():
             say(stop.args[0])
         raise
-    _write_csv(history.finalists, "finalists.csv")
     if winner["merge"] != EVOLVED:
-        where = "on all search items" if joining else "on search and fresh items together"
+        where = "on all search items" if plan.joining else "on search and fresh items together"
         say(f"no evolved merge does better than the {winner['merge']} {where}: it is the winner")
     best = history.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, "objective": objective, **winner, "recipe": best.to_dict()})
     write_text(OUT / "winner.yaml", mergefile.to_yaml(with_sources(best)))
-    ledger = {
+    write_json(OUT / "ledger.json", ledger(history, start_tokens, everything))
+    _write_csv(history.finalists, "finalists.csv")
+    show_table("evolve-history", history.rows, "every candidate of the search")
+    show_table("evolve-finalists", history.finalists, "its leaders in the end")
+    say(
+        f"{len(history.seen)} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens"
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What candidates, leaders on the way, and finalists are asked."""
+
+    fitness: Fitness
+    """Of candidates."""
+    everything: Fitness
+    """Asks all items."""
+    rounds: list[Fitness]
+    """Of the finalists, each within the next."""
+    joining: Joining | None
+    """How leaders join the population's merges; None where they do not."""
+    front: bool
+    """Whether every group is an objective."""
+    begun: bool
+    """Whether the uniform average has answered all items before."""
+
+    @property
+    def in_the_end(self) -> Fitness | None:
+        """What the best finalists and the uniform average are asked: all items, where leaders joined."""
+        return self.everything if self.joining and not self.front else None
+
+    def relatives(self, generations: int) -> int:
+        """How many leaders join in so many generations."""
+        return self.joining.count * joins(self.joining.every, generations) if self.joining else 0
+
+    def finalists(self, count: int, size: Callable[[Fitness], int]) -> int:
+        """What so many finalists take at most, in what `size` counts; with them the uniform average."""
+        most = size(self.everything) if self.in_the_end else 0
+        return finals(count, [size(part) for part in self.rounds], most) + (0 if self.begun else most)
+
+
+def planned(
+    asker: Asker,
+    found: Sequence[Item],
+    known: Known,
+    estimator: str,
+    objective: str | Mapping[str, float],
+    begun: Mapping[str, float] | None,
+    join: int,
+    finalist_items: int,
+    seed: int,
+) -> Plan:
+    """The plan of a search by what is known before it; `begun` are the uniform average's scores by group, for gain."""
+    labels = [item.group for item in found]
+
+    def fitness_of(part: Known, estimator: str) -> Fitness:
+        chosen = ESTIMATORS[estimator]
+        wanted = None if objective == "mean" else Objective(objective, chosen, part, labels, begun)
+        return Fitness(asker, found, chosen, part, wanted)
+
+    others = fresh(known, labels, finalist_items, seed)
+    parts = [others] if objective == "pareto" else halves(others, labels)
+    rounds = [fitness_of(part, "weighted_mean") for part in parts]  # a fair sample needs no model
+    everything, joining = fitness_of(whole(known), "weighted_mean"), None
+    if join and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked):
+        again = told_apart(known, others, labels, seed) if extracted_by() == MARGINS else None
+        joining = Joining(join, everything, partial(fitness_of, estimator=estimator), again)
+    return Plan(fitness_of(known, estimator), everything, rounds, joining, objective == "pareto", begun is not None)
+
+
+def tell_known(history: History, search: Search, plan: Plan, found: list[Item]) -> None:
+    """Tell the search what the population's merges are worth, and that the uniform average answered all items."""
+    if plan.begun and plan.joining:
+        history.exact[history.phenotype(history.average)] = plan.everything(history.average)
+    names, *answers = merges(found)
+    made = read_json(POPULATION / "recipes.json")
+    recipes = [Recipe.from_dict(made[name]) for name in names]
+    history.know(search, recipes, [plan.everything.judge(*row) for row in zip(*answers, strict=True)])
+
+
+def ledger(history: History, start_tokens: int, everything: Cost) -> dict[str, Any]:
+    """What the search cost, and what asking `everything` of every candidate would have."""
+    return {
         "search_tokens": history.spent.tokens,
         "search_flops": history.spent.flops,
         "start_tokens": start_tokens,
@@ -216,12 +271,6 @@ def evolve(
         "distinct": len(history.seen),
         "this_run": history.cost.to_dict(),
     }
-    write_json(OUT / "ledger.json", ledger)
-    show_table("evolve-history", history.rows, "every candidate of the search")
-    show_table("evolve-finalists", history.finalists, "its leaders in the end")
-    say(
-        f"{len(history.seen)} distinct candidates of {len(history.rows)}; this run asked {history.cost.tokens:,} tokens"
-    )
 
 
 def in_full(asker: Asker, recipe: Recipe, found: Sequence[Item]) -> tuple[dict[str, float], Cost]:
