@@ -54,7 +54,8 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     live = models.load(folders[base.name], dtype, device)
     tokenizer = models.load_tokenizer(folders[base.name])
     for name in names:
-        models.check_vocabulary(folders[name], tokenizer)
+        if added := models.added_tokens(folders[name], tokenizer):
+            say(models.left_out(name, added))
     stored_dtype = models.stored_dtype(folders[base.name])
     needed = (1 + len(names)) * live.num_parameters() * stored_dtype.itemsize
     stored = models.weights_of(models.load(folders[base.name], stored_dtype, models.home(device, needed)))

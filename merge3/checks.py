@@ -131,11 +131,13 @@ def expert(
                 return Finding(RISK, what, f"{said}, made for {made_for}; the base here is {origin}")
             return Finding(OK, what, said)
         models._check_config(folder, config)
-        models.check_vocabulary(folder, tokenizer)
+        added = models.added_tokens(folder, tokenizer)
         if not models.is_gguf(folder) and list(folder.glob("*.safetensors")):
             models.stored_dtype(folder)
     except (OSError, ValueError, KeyError) as error:
         return Finding(WRONG, what, _line(error))
+    if added:
+        return Finding(RISK, what, models.left_out(source, added))
     return Finding(OK, what, f"{source}: a model of the base's shape and vocabulary")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,17 @@ PROBE = 16  # tokens on which the written model is held against the live one
 
 
 def export(
-    merge: Merge, out: Path, device: str = "cpu", scores: pd.DataFrame | None = None, measured: str = ""
+    merge: Merge,
+    out: Path,
+    device: str = "cpu",
+    scores: pd.DataFrame | None = None,
+    measured: str = "",
+    say: Callable[[str], None] = lambda line: None,
 ) -> PreTrainedModel:
     """Write the merged model to `out`: safetensors shards, config, the base's tokenizer, recipe and card.
 
-    `scores` and `measured`, how they came about, go into the card, see `card`.
+    `scores` and `measured`, how they came about, go into the card, see `card`. `say` is told what of the parents is
+    left out.
 
     Returns:
         The live merge.
@@ -45,14 +51,16 @@ def export(
     if scores is not None and (missing := {"model", "accuracy", "low", "high"} - set(scores.columns)):
         raise ValueError(f"scores must have the columns model, accuracy, low and high; there is no {min(missing)!r}")
     tokenizer = models.load_tokenizer(models.weights_folder(merge.base))
-    for source in merge.experts.values():
-        models.check_vocabulary(models.weights_folder(source), tokenizer)
+    added = {name: models.added_tokens(models.weights_folder(of), tokenizer) for name, of in merge.experts.items()}
+    notes = [models.left_out(name, tokens) for name, tokens in added.items() if tokens]
+    for note in notes:
+        say(note)
     live = build(merge, device)
     partial = begun(out)
     live.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
     (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
-    (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores, measured), encoding="utf-8")
+    (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores, measured, notes), encoding="utf-8")
     check_written(live, partial, device)
     if out.exists():
         out.rmdir()
@@ -178,11 +186,19 @@ def check_written(live: PreTrainedModel, out: Path, device: str) -> None:
         raise ValueError(f"{out}: the written model's logits differ from the live one's by up to {worst}")
 
 
-def card(merge: Merge, name: str, dtype: torch.dtype, scores: pd.DataFrame | None = None, measured: str = "") -> str:
+def card(
+    merge: Merge,
+    name: str,
+    dtype: torch.dtype,
+    scores: pd.DataFrame | None = None,
+    measured: str = "",
+    notes: Sequence[str] = (),
+) -> str:
     """A model card as the hub reads it: parents, their licences and what follows, recipe, and scores if there are any.
 
     `scores` has a row a model, with `model`, `accuracy`, `low` and `high`; and, where the first model was compared with
-    the others, `lead`, `lead_low`, `lead_high` and `holm_p`. `measured` says in a sentence or two how.
+    the others, `lead`, `lead_low`, `lead_high` and `holm_p`. `measured` says in a sentence or two how. `notes` are
+    of the parents.
     """
     sources = {"base": merge.base, **merge.experts}
     parents = list(dict.fromkeys(sources.values()))
@@ -214,6 +230,7 @@ def card(merge: Merge, name: str, dtype: torch.dtype, scores: pd.DataFrame | Non
     ]
     lines += ["## Parents", "", "| | source | licence |", "|---|---|---|"]
     lines += [f"| {label} | {source} | {stated[source] or 'not stated'} |" for label, source in sources.items()]
+    lines += ["", *(f"{note}." for note in notes)] if notes else []
     lines += ["", "### Licence", "", *(f"- {text}" for text in follows)] if follows else []
     again = "`merge3 merge merge.yaml OUT` makes this model again"
     if any(Path(source).exists() and not Path(source).is_absolute() for source in parents):

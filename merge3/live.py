@@ -64,7 +64,7 @@ def open_asker(
     identity = {"base": models.fingerprint(folder), "dtype": str(kind).removeprefix("torch.")}
     live, tokenizer = models.load(folder, kind, device), models.load_tokenizer(folder)
     for expert in folders.values():
-        models.check_vocabulary(expert, tokenizer)
+        models.added_tokens(expert, tokenizer)
     stored_dtype = models.stored_dtype(folder)
     needed = (1 + len(folders)) * live.num_parameters() * stored_dtype.itemsize
     stored = models.weights_of(models.load(folder, stored_dtype, models.home(device, needed)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isclose
@@ -38,7 +38,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")  # of a model on the hub, beside its weights
 NAMED = ("config.json", ADAPTER_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
 SAME = (  # fields of a config that all experts share with the base
-    *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "rope_parameters", "rms_norm_eps", "hidden_act", "tie_word_embeddings"),
 )
 
@@ -249,22 +249,28 @@ def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
 def changes(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Changes:
     """What an expert has where it differs from the base, on the base's device: tensors as stored, or LoRA's factors.
 
+    An embedding has the base's tokens: rows of tokens that an expert added are left out (see `added_tokens`), rows that
+    it lacks are the base's.
+
     Args:
         source: a folder with a full model or a LoRA adapter, a GGUF file, or a hub id.
         base: the parameters of the base, see `weights_of`.
         config: the transformers config of the base.
 
     Raises:
-        IncompatibleModels: the expert's architecture, vocabulary, or a tensor's name or shape differs from the base's.
+        IncompatibleModels: the expert's architecture, or a tensor's name or shape differs from the base's.
         FileNotFoundError: there is no such model.
     """
     if is_adapter(source):
         return _adapter(Path(source), base)
     _check_config(source, config)
-    expert = weights_of(load(source, stored_dtype(source)))
+    model = load(source, stored_dtype(source))
+    expert, rows = weights_of(model), _by_token(model)
     _check_names(source, set(expert), set(base))
     found: Changes = {}
     for name, tensor in expert.items():
+        if name in rows:
+            tensor = _as_many(tensor, base[name])
         _check_shape(source, name, tensor.shape, base[name])
         here = tensor.to(base[name].device)
         if not (torch.equal(here, base[name]) if here.dtype == base[name].dtype else (here == base[name]).all()):
@@ -330,20 +336,46 @@ def _check_config(source: str | Path, base: Any) -> None:
             )
 
 
-def check_vocabulary(source: Path, base: PreTrainedTokenizerBase) -> None:
-    """Refuse an expert whose tokenizer, if it has one, gives tokens other numbers than the base's.
+def added_tokens(source: Path, base: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that an expert's tokenizer, if it has one, added to the base's: a merge keeps the base's alone.
 
     Raises:
-        IncompatibleModels: the vocabularies differ; the message names a token.
+        IncompatibleModels: a number is one token in the expert and another in the base; the message names one.
     """
     if not is_gguf(source) and not list(source.glob("tokenizer*")):
-        return
+        return []
     ours, theirs = base.get_vocab(), load_tokenizer(source).get_vocab()
-    if different := sorted({token for token, number in (ours.items() ^ theirs.items())}):
+    by_number = {number: token for token, number in ours.items()}
+    different = {token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]}
+    different |= {token for token, number in theirs.items() if by_number.get(number, token) != token}
+    if different:
+        token = min(different)
         raise IncompatibleModels(
-            f"expert {str(source)!r}: token {different[0]!r} is {theirs.get(different[0])} in its vocabulary and "
-            f"{ours.get(different[0])} in the base's ({len(different)} differ); experts must share the base's tokenizer"
+            f"expert {str(source)!r}: token {token!r} is {theirs[token]} in its vocabulary and {ours.get(token)} in "
+            f"the base's ({len(different)} differ); experts must have the base's tokens where it has them"
         )
+    return sorted(theirs.keys() - ours.keys(), key=theirs.__getitem__)
+
+
+def left_out(expert: str, added: Sequence[str]) -> str:
+    """What is to be said of an expert with `added_tokens`."""
+    return f"{expert} has tokens that the base lacks ({len(added)}, the first {added[0]!r}): merges leave them out"
+
+
+def _by_token(model: PreTrainedModel) -> set[str]:
+    """The names of the parameters that have a row a token."""
+    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    ends = [model.get_input_embeddings(), *([] if head is None else [head])]
+    rows = {id(parameter) for end in ends for parameter in end.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in rows}
+
+
+def _as_many(tensor: Tensor, base: Tensor) -> Tensor:
+    """A tensor with as many rows as the base's: what is more is cut, what lacks is the base's."""
+    if len(tensor) >= len(base) or tensor.shape[1:] != base.shape[1:]:
+        return tensor[: len(base)]
+    kind = torch.promote_types(tensor.dtype, base.dtype)
+    return torch.cat([tensor.to(base.device, kind), base[len(tensor) :].to(kind)])
 
 
 def check_device(device: str) -> None:

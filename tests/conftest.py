@@ -76,6 +76,18 @@ def save_models(root: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Pat
     return {name: root / name for name in ("base", "first", "second")}
 
 
+def with_tokens(source: Path, out: Path, *tokens: str) -> Path:
+    """A copy of a saved model that has further tokens, and rows for them."""
+    from merge3 import models as loading  # not above: what is imported before pytest starts is not type-checked
+
+    tokenizer, model = loading.load_tokenizer(source), loading.load(source, torch.float32)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """A token a byte, which no text can escape."""

@@ -17,7 +17,7 @@ import pytest
 import torch
 import world
 import yaml
-from conftest import CONFIGS, build
+from conftest import CONFIGS, build, with_tokens
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
@@ -217,27 +217,29 @@ def test_findings_are_printed_as_json(here: Path, capsys: pytest.CaptureFixture[
 # --- parents, items, answers
 
 
-def test_experts_that_do_not_fit_are_wrong(
-    saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_experts_that_do_not_fit_are_wrong(saved: dict[str, Path], tmp_path: Path) -> None:
     build(CONFIGS["qwen2"], 1).save_pretrained(tmp_path / "other")
     shutil.copytree(saved["first"], tmp_path / "words")
     vocabulary = json.loads((tmp_path / "words" / "tokenizer.json").read_text())
     vocabulary["model"]["vocab"] |= {"A": vocabulary["model"]["vocab"]["B"], "B": vocabulary["model"]["vocab"]["A"]}
     (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(vocabulary))
     (tmp_path / "empty").mkdir()
-    experts = {name: str(tmp_path / name) for name in ("other", "words", "empty")} | {"fits": str(saved["second"])}
+    with_tokens(saved["first"], tmp_path / "longer", "<|im_end|>")
+    named = ("other", "words", "empty", "longer")
+    experts = {name: str(tmp_path / name) for name in named} | {"fits": str(saved["second"])}
     found = checks.parents(str(saved["base"]), experts)
     assert {finding.what: finding.level for finding in found if finding.what.startswith("expert ")} == {
         "expert other": WRONG,
         "expert words": WRONG,
         "expert empty": WRONG,
+        "expert longer": RISK,
         "expert fits": OK,
     }
     text = " ".join(said(found, WRONG))
     assert "model_type is 'qwen2'" in text
     assert "in its vocabulary" in text
     assert "has no .safetensors files" in text
+    assert "has tokens that the base lacks (1, the first '<|im_end|>')" in " ".join(said(found, RISK))
     with pytest.raises(ValueError, match="expert other: "):
         checks.refuse(found)
     checks.refuse(finding for finding in found if finding.level != WRONG)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import build, fine_tune
+from conftest import build, fine_tune, with_tokens
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -98,6 +98,21 @@ def test_adapters_and_models_are_merged_together(saved: dict[str, Path], tmp_pat
     for name, parameter in weights_of(export.build(merge)).items():
         expected = start[name] + 0.5 * (first[name] - start[name]) + 0.3 * (whole[name] - start[name])
         torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_that_an_expert_added_are_left_out_and_said_so(
+    saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with_tokens(saved["first"], tmp_path / "longer", "<|im_start|>", "<|im_end|>")
+    same = Merge(constant("task_arithmetic", BLEND), str(saved["base"]), sources(saved))
+    merge = Merge(same.recipe, same.base, sources(saved) | {"a": str(tmp_path / "longer")})
+    told: list[str] = []
+    live = export.export(merge, tmp_path / "out", say=told.append)
+    assert told == ["a has tokens that the base lacks (2, the first '<|im_start|>'): merges leave them out"]
+    assert f"{told[0]}." in (tmp_path / "out" / "README.md").read_text()
+    for name, parameter in weights_of(export.build(same)).items():
+        assert torch.equal(weights_of(live)[name], parameter)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
 
 
 def test_the_card_says_how_it_was_made(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import world
 import yaml
-from conftest import CONFIGS, build
+from conftest import CONFIGS, build, with_tokens
 
 from flows.pipeline import experiment, pipeline
 from flows.pipeline import run as run_command
@@ -548,15 +548,24 @@ def prepare_from(**benchmark: Any) -> dict[str, Any]:
     return {"prepare": {"benchmark": benchmark, "problems": None}}
 
 
-def test_an_expert_of_another_architecture_or_vocabulary_is_refused(here: Path, saved: dict[str, Path]) -> None:
-    for name, config, message in (
-        ("qwen", CONFIGS["qwen2"], "model_type is 'qwen2'"),
-        ("wide", type(CONFIGS["llama"])(**(CONFIGS["llama"].to_dict() | {"vocab_size": 300})), "vocab_size is 300"),
-    ):
-        build(config, 9).save_pretrained(here / name)
-        values = change(world.params(saved), "experts", models={"first": str(here / name)})
-        with pytest.raises(ValueError, match=message):
-            world.run(values, "experts", "respond")
+def test_an_expert_of_another_architecture_is_refused(here: Path, saved: dict[str, Path]) -> None:
+    build(CONFIGS["qwen2"], 9).save_pretrained(here / "qwen")
+    values = change(world.params(saved), "experts", models={"first": str(here / "qwen")})
+    with pytest.raises(ValueError, match="model_type is 'qwen2'"):
+        world.run(values, "experts", "respond")
+
+
+def test_an_expert_with_tokens_of_its_own_is_searched_without_them_and_that_is_said(
+    here: Path, saved: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_tokens(saved["first"], here / "longer", "<|im_end|>")
+    stages = ("base", "experts", "prepare", "respond")
+    world.run(world.params(saved), *stages)
+    plain = pd.read_parquet("data/respond/search.parquet")
+    values = change(world.params(saved), "experts", models={"first": "longer", "second": str(saved["second"])})
+    world.run(values, *stages)
+    pd.testing.assert_frame_equal(pd.read_parquet("data/respond/search.parquet"), plain)
+    assert "first has tokens that the base lacks (1, the first '<|im_end|>')" in capsys.readouterr().err
 
 
 def test_weights_that_changed_under_their_name_are_refused(here: Path, saved: dict[str, Path]) -> None:

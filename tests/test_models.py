@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -105,7 +106,6 @@ def test_tied_weights_occur_once(llama: PreTrainedModel) -> None:
     ("config", "message"),
     [
         (CONFIGS["qwen2"], "model_type is 'qwen2', the base's is 'llama'"),
-        ({"vocab_size": 300}, "vocab_size is 300, the base's is 259"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 3, the base's is 2"),
         (
             {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
@@ -177,8 +177,8 @@ def test_weights_that_are_not_whole_are_refused(
 def test_another_vocabulary_is_refused_by_a_token(
     saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    models.check_vocabulary(saved["first"], tokenizer)
-    models.check_vocabulary(tmp_path, tokenizer)  # no tokenizer: the base's is meant
+    assert models.added_tokens(saved["first"], tokenizer) == []
+    assert models.added_tokens(tmp_path, tokenizer) == []  # no tokenizer: the base's is meant
     shutil.copytree(saved["first"], tmp_path / "m")
     file = tmp_path / "m" / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -186,7 +186,56 @@ def test_another_vocabulary_is_refused_by_a_token(
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(content))
     with pytest.raises(IncompatibleModels, match="token 'a' is"):
-        models.check_vocabulary(tmp_path / "m", tokenizer)
+        models.added_tokens(tmp_path / "m", tokenizer)
+
+
+def test_tokens_that_an_expert_added_are_named_in_their_order(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    longer, other = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
+    longer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    longer.save_pretrained(tmp_path / "longer")
+    added = models.added_tokens(tmp_path / "longer", tokenizer)
+    assert added == ["<|im_start|>", "<|im_end|>"]
+    assert models.left_out("it", added) == (
+        "it has tokens that the base lacks (2, the first '<|im_start|>'): merges leave them out"
+    )
+    tokenizer.save_pretrained(tmp_path / "shorter")
+    assert models.added_tokens(tmp_path / "shorter", longer) == []
+    other.add_tokens(["<think>"])
+    with pytest.raises(IncompatibleModels, match=r"token '<\|im_start\|>' is 259 .* and None in the base's"):
+        models.added_tokens(tmp_path / "longer", other)  # 259 is another token there
+
+
+@pytest.mark.parametrize("rows", [262, 250])
+def test_an_expert_with_other_rows_of_tokens_is_merged_as_far_as_the_base_has_them(
+    model: PreTrainedModel, tmp_path: Path, rows: int
+) -> None:
+    fine_tune(model, 5).save_pretrained(tmp_path / "same")
+    expert = models.load(tmp_path / "same", torch.float32)
+    expert.resize_token_embeddings(rows, mean_resizing=False)
+    expert.save_pretrained(tmp_path / "resized")
+    base = models.weights_of(model)
+    same, resized = (models.changes(tmp_path / name, base, model.config) for name in ("same", "resized"))
+    assert same.keys() == resized.keys() == base.keys()
+    by_token = [name for name in base if len(base[name]) == 259]
+    assert len(by_token) == (2 if "lm_head.weight" in base else 1)
+    for name, tensor in resized.items():
+        assert tensor.shape == base[name].shape
+        kept = rows if name in by_token else None
+        assert torch.equal(tensor[:kept], same[name][:kept])
+        if kept:
+            assert torch.equal(tensor[kept:], base[name][kept:])
+
+
+def test_rows_that_a_coarser_expert_lacks_are_the_bases_to_the_bit(llama: PreTrainedModel, tmp_path: Path) -> None:
+    fine_tune(llama, 5).save_pretrained(tmp_path)
+    expert = models.load(tmp_path, torch.bfloat16)
+    expert.resize_token_embeddings(250, mean_resizing=False)
+    expert.save_pretrained(tmp_path)
+    base = models.weights_of(llama)
+    found = models.changes(tmp_path, base, llama.config)["model.embed_tokens.weight"]
+    assert torch.equal(found[250:], base["model.embed_tokens.weight"][250:])
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

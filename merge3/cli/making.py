@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,11 +29,12 @@ def merge(options: argparse.Namespace) -> None:
     scores = None if options.scores is None else pd.read_csv(options.scores)
     quiet()
     found, begin = mergefile.read(options.file), perf_counter()
-    parameters = export.export(found, options.out, options.device, scores).num_parameters()
+    made = export.export(found, options.out, options.device, scores, say=partial(print, file=sys.stderr))
+    parameters = made.num_parameters()
     if options.json:
         seconds, size = perf_counter() - begin, sum(path.stat().st_size for path in options.out.iterdir())
-        made = {"path": str(options.out), "phenotype": phenotype(found), "parameters": parameters}
-        as_json(made | {"seconds": seconds, "bytes": size})
+        written = {"path": str(options.out), "phenotype": phenotype(found), "parameters": parameters}
+        as_json(written | {"seconds": seconds, "bytes": size})
     else:
         print(f"{options.out}: {parameters:,} parameters, read back and found the same")
 
