@@ -18,6 +18,7 @@ import yaml
 from flows.known import study_of
 from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, section
 from merge3 import answering, checks, irt, items, models
+from merge3.benchmark import read
 from merge3.checks import OK, RISK, WRONG, Finding
 from merge3.estimate import SAMPLED
 from merge3.extract import MARGINS, METHODS
@@ -178,10 +179,8 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
     if not isinstance(asked, Mapping) or not Path(str(asked.get("source"))).exists():
         yield Finding(RISK, "items", f"{asked}: not in a file here, so not looked at; the stage prepare will fetch it")
         return
-    from flows.prepare import read
-
     try:
-        parts = read(dict(asked), params["seed"])
+        parts = read(asked, params["seed"], "prepare.benchmark")
         _, groups = study_of(params["study"], params["studies"])
         named = {item.group for item in parts["search"]}
         if missing := [group for group in groups if group not in named]:

@@ -11,10 +11,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from flows.stage import PARAMS
-from merge3 import checks, items, models
+from merge3 import checks, models
+from merge3.benchmark import found as items_of
+from merge3.benchmark import settings_of
 
 STUDY = "mine"
-TASK = "lm-eval:"  # as in `flows.prepare`
 NULL = "tag:yaml.org,2002:null"
 
 
@@ -29,7 +30,9 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
         raise FileNotFoundError(
             "there is no params.yaml here: run it in a clone of the repository, or use `merge3 run`, which needs none"
         )
-    found = groups(source)
+    settings, found = settings_of(source), sorted({item.group for item in items_of(source)})
+    if not {"test_split", "test_share"} & set(settings):
+        settings["test_share"] = test_share
     roundtrip = YAML()  # keeps comments; safe: it makes plain values
     roundtrip.preserve_quotes, roundtrip.width = True, 160
     roundtrip.representer.add_representer(
@@ -40,9 +43,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     params["studies"] = CommentedMap({STUDY: CommentedMap({"experts": _flow(list(experts)), "groups": _flow(found)})})
     params["base"].update({"package": None, "model": base, "dtype": stored(base)})
     params["experts"].update({"models": CommentedMap(experts), "train": None})
-    params["prepare"].update(
-        {"benchmark": CommentedMap({"source": source, "test_share": test_share}), "problems": None}
-    )
+    params["prepare"].update({"benchmark": CommentedMap(settings), "problems": None})
     params["evolve"]["objective"] = "mean"  # there may be many groups, and the worst of them be of few items
     params["evolve"].yaml_add_eol_comment("of all items; or gain, worst, weights of groups, pareto", "objective")
     params["runtime"]["device"] = device
@@ -53,22 +54,6 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     temporary = PARAMS.with_suffix(".tmp")
     temporary.write_text(written.getvalue(), encoding="utf-8")
     temporary.replace(PARAMS)
-
-
-def groups(source: str) -> list[str]:
-    """The groups of the items of a file, or of one of lm-eval's tasks.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not one of items.
-    """
-    if source.startswith(TASK):
-        from merge3.harness import items_of  # an optional extra
-
-        found = items_of(source.removeprefix(TASK))
-    else:
-        found = items.read(Path(source))
-    return sorted({item.group for item in found})
 
 
 def stored(base: str) -> str:

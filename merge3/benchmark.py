@@ -9,19 +9,23 @@ template they are turns of the conversation. A template is applied here, once, t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+import yaml
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
+from merge3 import items
 from merge3.items import Item, free_text
 from merge3.models import load_tokenizer, weights_folder
 
+TASK = "lm-eval:"  # a source that is one of lm-eval's tasks of multiple choice, by name
+WHERE = ("name", "split", "test_split", "test_share", "shots_split")  # beside the source
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILES: Mapping[str, Any] = {
     ".csv": pd.read_csv,
@@ -280,6 +284,100 @@ def _index(answer: Any, options: Sequence[str], labels: Sequence[Any] | None) ->
     if labels is None and text.isdigit() and int(text) < len(options):
         return int(text)
     raise ValueError(f"the answer {answer!r} is neither one of {names} nor an option: {list(options)}")
+
+
+def settings_of(source: str) -> dict[str, Any]:
+    """A benchmark by one name: a file of items, `lm-eval:<task>`, or a .yaml file with the keys that `read` takes.
+
+    Raises:
+        FileNotFoundError: there is no such .yaml file.
+        ValueError: it holds no mapping.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        return {"source": source}
+    if not path.is_file():
+        raise FileNotFoundError(f"no benchmark at {source}")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{source}: expected the keys of a benchmark (source, prompt, options, answer, ...), got {found!r}"
+        )
+    return found
+
+
+def read(settings: Mapping[str, Any], seed: int, called: str = "benchmark") -> dict[str, list[Item]]:
+    """Search and test items of a benchmark.
+
+    Args:
+        settings: `source`, see `rows`, or `lm-eval:<task>`; its `name` and `split`; what is held out, a `test_split` of
+            its own or a `test_share` of each group; the `shots_split` whose rows are examples; the fields of `Form`.
+            Without a `prompt` the source is a file of items.
+        seed: of what is held out.
+        called: what errors call the settings.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: a key is missing, unknown or without use, or both or neither of test_split and test_share is given.
+    """
+    if isinstance(settings, Mapping) and ("test_split" in settings) == ("test_share" in settings):
+        raise ValueError(f"{called} needs either test_split or test_share")
+    parts = gathered(settings, called)
+    return parts if "test" in parts else split(parts["search"], settings["test_share"], seed)
+
+
+def gathered(settings: Mapping[str, Any], called: str = "benchmark") -> dict[str, list[Item]]:
+    """All items of a benchmark, as "search"; those of its test_split, if it has one, as "test".
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: a key is missing, unknown or without use.
+    """
+    more = {*WHERE, *(field.name for field in fields(Form))}
+    if not isinstance(settings, Mapping) or not {"source"} <= set(settings) <= {"source"} | more:
+        given = sorted(settings) if isinstance(settings, Mapping) else settings
+        raise ValueError(f"{called} must have the key source and may have {sorted(more)}, got {given}")
+    own = dict(settings)
+    source, name = str(own.pop("source")), own.get("name")
+    if source.startswith(TASK):
+        _only_share(called, own, f"has no use: lm-eval writes the items of {source}, which takes")
+        try:
+            from merge3.harness import items_of  # an optional extra
+        except ImportError as error:
+            raise ValueError(f"{called}: {error}") from error
+        return {"search": items_of(source.removeprefix(TASK))}
+    if "prompt" not in own:
+        _only_share(called, own, f"needs a prompt template; without one {source} is a file of items, which takes")
+        return {"search": items.read(Path(source))}
+    form = Form(**{key: value for key, value in own.items() if key not in WHERE})
+    shown = rows(source, name, own["shots_split"]) if "shots_split" in own else []
+    tables = {"search": rows(source, name, own.get("split"))}
+    if "test_split" in own:
+        tables["test"] = rows(source, name, own["test_split"])
+    found = {part: to_items(table, form, shown or table, source) for part, table in tables.items()}
+    both = [item.id for part in found.values() for item in part]
+    if len(set(both)) < len(both):  # row numbers start again in every split
+        found = {part: [replace(item, id=f"{part}:{item.id}") for item in of] for part, of in found.items()}
+    return found
+
+
+def found(source: str) -> list[Item]:
+    """All items of a benchmark by one name, see `settings_of`.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: it is no benchmark.
+    """
+    return [item for part in gathered(settings_of(source), source).values() for item in part]
+
+
+def _only_share(called: str, own: Mapping[str, Any], why: str) -> None:
+    """Refuse settings that a source has no use for."""
+    if unused := sorted(set(own) - {"test_share"}):
+        raise ValueError(f"{called}.{unused[0]} {why} test_share alone")
 
 
 def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Item]]:

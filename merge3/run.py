@@ -20,9 +20,8 @@ import pandas as pd
 import torch
 
 from merge3 import checks, compare, export, grading, irt, mergefile, responses
-from merge3 import items as benchmarks
 from merge3.asker import Asker
-from merge3.benchmark import split
+from merge3.benchmark import read, settings_of, split
 from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate
 from merge3.evolve import SEARCHES, Genes, Search
 from merge3.extract import margins as told_best
@@ -138,7 +137,7 @@ def run(
     *,
     budget: int = BUDGET,
     method: str = "task_arithmetic",
-    test_share: float = TEST_SHARE,
+    test_share: float | None = None,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "auto",
@@ -151,12 +150,13 @@ def run(
     Args:
         base: a folder or hub id; its tokenizer and config are the merge's.
         experts: fine-tunes or adapters of the base: folders, GGUF files or hub ids, by name.
-        items: a .jsonl or .parquet file (see `merge3.items`), or a list. Four tenths are held out for the test.
+        items: a .jsonl or .parquet file (see `merge3.items`), a .yaml file that makes items of any dataset,
+            `lm-eval:<task>` (see `merge3.benchmark`), or a list.
         out: a new folder for the model.
         budget: candidates of the search, in generations of twelve.
         method: of merging, see `merge3.recipe.TRAITS`.
         seed: of every draw.
-        test_share: of each group's items, held out of the search.
+        test_share: of each group's items, held out of the search; `TEST_SHARE` where neither it nor the items say.
         device: cpu or cuda.
         dtype: of the live model: auto, float32, bfloat16 or float16.
         store: the folder that keeps every answer, and the search's history; `<out>.store` where None.
@@ -177,10 +177,7 @@ def run(
         raise ValueError(f"budget must be {GENERATION} candidates (a generation) or more, got {budget}")
     sources = {name: str(source) for name, source in experts.items()}
     genome_of(method, list(sources), GROUPS, seed)  # before models are loaded
-    found = list(items) if isinstance(items, Sequence) and not isinstance(items, str) else benchmarks.read(Path(items))
-    if not found:
-        raise ValueError("expected items to search and to test by, got none")
-    parts = split(found, test_share, seed)
+    parts = parts_of(items, test_share, seed)
     export.begun(out).rmdir()
     looked = [checks.runtime(device, dtype), *checks.parents(str(base), sources)]
     checks.refuse(looked)
@@ -224,6 +221,25 @@ def run(
     (kept / "winner.yaml").write_text(own, encoding="utf-8")
     (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def parts_of(items: str | Path | Sequence[Item], test_share: float | None, seed: int) -> dict[str, list[Item]]:
+    """The search and the test items.
+
+    Raises:
+        FileNotFoundError: there are no such items.
+        ValueError: they are none, or too few, or cannot be read.
+    """
+    if isinstance(items, Sequence) and not isinstance(items, str):
+        if not items:
+            raise ValueError("expected items to search and to test by, got none")
+        return split(list(items), TEST_SHARE if test_share is None else test_share, seed)
+    settings = settings_of(str(items))
+    if test_share is not None:
+        settings["test_share"] = test_share
+    elif not {"test_split", "test_share"} & set(settings):
+        settings["test_share"] = TEST_SHARE
+    return read(settings, seed, str(items))
 
 
 def genome_of(method: str, experts: Sequence[str], groups: Sequence[str], seed: int) -> Genome:

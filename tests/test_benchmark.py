@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from merge3 import answering
-from merge3.benchmark import Form, rows, to_items
+from merge3 import items as files
+from merge3.benchmark import Form, found, read, rows, settings_of, split, to_items
 from merge3.items import FreeText
 
 ARC: dict[str, Any] = {
@@ -194,3 +197,68 @@ def test_a_beginning_of_text_that_is_there_is_not_put_again(adds: bool, tokenize
 def test_a_tokenizer_without_a_chat_template_is_refused(saved: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="has no chat template"):
         to_items([{"q": "?", "o": ["x", "y"], "a": 0}], Form("{{q}}", "o", "a", chat=str(saved["base"])))
+
+
+def a_benchmark(folder: Path) -> dict[str, Any]:
+    """Rows in two files of a dataset, and the settings that make items of them."""
+    table = pd.DataFrame({"q": [f"{n} + 1?" for n in range(10)], "a": [str(n + 1) for n in range(10)], "b": "no"})
+    parts = {"train": table[:6], "dev": table[6:]}
+    made = {name: datasets.Dataset.from_pandas(part, preserve_index=False) for name, part in parts.items()}
+    datasets.DatasetDict(made).save_to_disk(str(folder / "data"))
+    return {
+        "source": str(folder / "data"),
+        "split": "train",
+        "prompt": "{{q}}",
+        "options": ["{{a}}", "{{b}}"],
+        "answer": "0",
+    }
+
+
+def test_a_benchmark_is_read_by_its_settings_or_by_the_name_of_the_file_that_holds_them(tmp_path: Path) -> None:
+    settings = a_benchmark(tmp_path)
+    (tmp_path / "it.yaml").write_text(yaml.safe_dump(settings | {"test_split": "dev"}))
+    parts = read(settings_of(str(tmp_path / "it.yaml")), 0)
+    assert [item.prompt for item in parts["search"]] == [f"{n} + 1? " for n in range(6)]
+    assert [item.id for item in parts["test"]] == [f"test:{n}" for n in range(4)]  # rows are counted anew in each split
+    assert found(str(tmp_path / "it.yaml")) == parts["search"] + parts["test"]
+    shared = read(settings | {"test_share": 0.5}, 3)
+    everything = to_items(rows(settings["source"], None, "train"), Form("{{q}}", ["{{a}}", "{{b}}"], "0"))
+    assert shared == split(everything, 0.5, 3)
+
+
+def test_a_file_of_items_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
+    made = to_items([ARC, ARC | {"id": "q2", "question": "Which is none?", "answerKey": "1"}], FORM)
+    files.write(tmp_path / "items.parquet", made)
+    source = str(tmp_path / "items.parquet")
+    assert settings_of(source) == {"source": source}
+    assert found(source) == made
+    assert read({"source": source, "test_share": 0.5}, 0) == split(made, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"promt": "x"}, "it must have the key source and may have .*'prompt'.*, got .*'promt'"),
+        ({"test_split": "dev", "test_share": 0.5}, "it needs either test_split or test_share"),
+        ({"test_split": "none", "test_share": None}, "split must be one of"),
+        ({"prompt": None}, r"it\.answer needs a prompt template; without one .* is a file of items"),
+        ({"source": "lm-eval:arc_easy"}, r"it\.answer has no use: lm-eval writes the items of lm-eval:arc_easy"),
+    ],
+)
+def test_settings_that_make_no_benchmark_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    settings = a_benchmark(tmp_path) | {"test_share": 0.4} | change
+    settings = {key: value for key, value in settings.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        read(settings, 0, "it")
+
+
+def test_a_file_of_settings_that_is_none_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="no benchmark at"):
+        settings_of(str(tmp_path / "none.yaml"))
+    for text, message in (("- a\n", "expected the keys of a benchmark"), ("a: [", "cannot be read as YAML")):
+        (tmp_path / "it.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            settings_of(str(tmp_path / "it.yaml"))
+    monkeypatch.setitem(sys.modules, "merge3.harness", None)  # as where lm-eval is not installed
+    with pytest.raises(ValueError, match="lm-eval:arc_easy: "):
+        found("lm-eval:arc_easy")

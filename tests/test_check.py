@@ -408,7 +408,12 @@ def test_init_says_where_it_cannot_work(
     repository(tmp_path)
     assert main(["init", *flags[:-1], "none.jsonl"]) == 1
     assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
-    assert own.groups("items.jsonl") == ["x", "y"]
+    (tmp_path / "it.yaml").write_text("source: items.jsonl\ntest_share: 0.3\n")
+    for source, share in (("items.jsonl", 0.4), ("it.yaml", 0.3)):
+        own.rewrite(str(saved["base"]), {"first": str(saved["first"])}, source, 0.4, "cpu")
+        params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+        assert params["prepare"]["benchmark"] == {"source": "items.jsonl", "test_share": share}
+        assert params["studies"] == {"mine": {"experts": ["first"], "groups": ["x", "y"]}}
 
 
 def test_an_adapter_made_for_another_base_is_a_risk_and_the_base_itself_no_expert(

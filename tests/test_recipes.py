@@ -11,9 +11,8 @@ import yaml
 from transformers import MistralConfig
 
 from flows import check
-from flows.prepare import TASK
 from merge3 import mergefile
-from merge3.benchmark import Form, to_items
+from merge3.benchmark import TASK, Form, to_items
 from merge3.plan import GIGABYTE, Machine, plan
 
 ROOT = Path(__file__).parents[1] / "recipes"

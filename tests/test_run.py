@@ -224,6 +224,22 @@ def test_the_settings_are_the_pipelines() -> None:
     assert (evolve["generations"], evolve["join"]) == (run.BUDGET // run.GENERATION, run.JOIN)
 
 
+def test_what_is_held_out_is_what_the_call_says_or_the_benchmark_or_four_tenths(
+    questions: list[Item], tmp_path: Path
+) -> None:
+    items.write(tmp_path / "items.parquet", questions)
+    (tmp_path / "it.yaml").write_text(f"source: {tmp_path / 'items.parquet'}\ntest_share: 0.5\n")
+    for given, share, held in (
+        (questions, None, run.TEST_SHARE),
+        (questions, 0.3, 0.3),
+        (tmp_path / "items.parquet", None, run.TEST_SHARE),
+        (str(tmp_path / "items.parquet"), 0.3, 0.3),
+        (tmp_path / "it.yaml", None, 0.5),
+        (tmp_path / "it.yaml", 0.3, 0.3),
+    ):
+        assert run.parts_of(given, share, 1) == run.split(questions, held, 1)
+
+
 def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tmp_path: Path) -> None:
     """A third of the questions is beyond the context: they are left out, and no count is of them."""
     asked = [

@@ -21,6 +21,7 @@ STOPPED = 130  # the status of a command that was interrupted, as shells have it
 WIDTH = 78  # of a line of help, in a terminal of 80
 SCORINGS = ("sum", "characters", "tokens")
 SCORING = "of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)"
+ITEMS = "a .jsonl or .parquet file of items, lm-eval:<task>, or a .yaml file that makes items of any dataset"
 FIRST = """commands, in the order they are usually wanted:
   merge3 run      evolve a merge of your models for your questions, in one go
   merge3 chat     try the winner
@@ -104,18 +105,20 @@ merge3 run --base ./base --expert ./a --expert ./b --items q.jsonl --out new \
 
 An item is a line of JSON, with "group", a language for instance, if you like:
 {"id": "1", "prompt": "2 + 2 = ", "options": ["3", "4"], "answer": 1}
+Or items are one of lm-eval's tasks (lm-eval:arc_easy), or made of the rows of
+any dataset: a .yaml file with the keys source, prompt, options, answer, ...
 
 Interrupted, or again with a larger --budget, a new --out and the same
 --store, it asks only what is not in the store.""",
     )
     add_parents(run, required=True)
-    run.add_argument("--items", type=Path, required=True, help="a .jsonl or .parquet file of items")
+    run.add_argument("--items", required=True, help=ITEMS)
     run.add_argument("--out", type=Path, required=True, help="a new folder for the model")
     run.add_argument("--budget", type=int, default=240, help="candidates, in generations of 12 (default: 240)")
     run.add_argument(
         "--method", default="task_arithmetic", help="of merging: ties, dare_ties... (default: task_arithmetic)"
     )
-    run.add_argument("--test-share", type=float, default=0.4, help="of the items, held out (default: 0.4)")
+    run.add_argument("--test-share", type=float, help="of the items, held out (default: 0.4, or as the .yaml says)")
     run.add_argument("--seed", type=seed, default=0, help="of all draws (default: 0)")
     run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
     add_device(run)
@@ -150,7 +153,7 @@ merge3 init --base org/base --expert maths=org/maths --expert de=./german \
 Then: dvc repro""",
     )
     add_parents(init, required=False)
-    init.add_argument("--items", help="a .jsonl or .parquet file of items, or lm-eval:<task>")
+    init.add_argument("--items", help=ITEMS)
     init.add_argument("--test-share", type=float, default=0.4, help="of the items, held out (default: 0.4)")
     init.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
 
@@ -236,7 +239,7 @@ merge3 respond --model org/a --task arc_easy --out table.parquet""",
     respond.add_argument(
         "--model", action="append", required=True, metavar="M", help="folder, GGUF file or hub id; may be repeated"
     )
-    respond.add_argument("--items", type=Path, help="a .jsonl or .parquet file of items")
+    respond.add_argument("--items", help=ITEMS)
     respond.add_argument("--task", action="append", help="instead: a task of lm-eval, by name; may be repeated")
     respond.add_argument("--include-path", type=Path, help="a folder with more of lm-eval's tasks")
     respond.add_argument("--metric", help="of a task (default: acc_norm, else acc, else exact_match)")
@@ -260,7 +263,7 @@ def add_answers(commands: Any) -> None:
 merge3 answers merged.store --items questions.jsonl --json""",
     )
     answers.add_argument("store", type=Path, help="what run or respond --store wrote, or data/evolve/answers")
-    answers.add_argument("--items", type=Path, action="append", required=True, help="the items; may be repeated")
+    answers.add_argument("--items", action="append", required=True, help="the items; may be repeated")
     answers.add_argument("--model", help="only models whose name begins so")
     answers.add_argument("--item", help="only the item of this id")
     answers.add_argument("--failed", action="store_true", help="only answers that are not scored")

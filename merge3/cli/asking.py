@@ -16,6 +16,7 @@ import torch
 
 from merge3 import answering, generation, grading, imports, items
 from merge3 import responses as tables
+from merge3.benchmark import found as items_of
 from merge3.cli.show import as_json, as_line, progress, quiet
 from merge3.models import (
     adapted,
@@ -54,7 +55,7 @@ def respond(options: argparse.Namespace) -> None:
     if options.task is not None:
         respond_tasks(options, folders, dtype)
         return
-    asked = items.read(options.items)
+    asked = items_of(options.items)
     store = None if options.store is None else Store(options.store)
     rows, lines, said = [], [], []
     for name, folder in folders.items():
@@ -178,7 +179,7 @@ def answers(options: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"there is no store at {options.store}: name the folder that `merge3 run` or `merge3 respond --store` wrote"
         )
-    asked = {item.content_hash: item for path in options.items for item in items.read(path)}
+    asked = {item.content_hash: item for source in options.items for item in items_of(source)}
     of_run = options.store / "answers"
     store, lines, kept = Store(of_run if of_run.is_dir() else options.store), [], 0
     for key in store.keys():  # noqa: SIM118 - no mapping

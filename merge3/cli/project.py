@@ -33,7 +33,9 @@ def init(options: argparse.Namespace) -> int:
     own = pipeline("own")
     base = options.base or ask_model("--base", "base (a folder or hub id)")
     experts = options.expert or ask_experts()
-    items = options.items or until("--items", "items (a .jsonl or .parquet file, or lm-eval:<task>)", own.groups)
+    items = options.items or until(
+        "--items", "items (a .jsonl, .parquet or .yaml file, or lm-eval:<task>)", own.items_of
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = options.device or default
     if not options.device and sys.stdin.isatty():
