@@ -113,8 +113,8 @@ class Known:
         population: models answered in full, for ridge alone: the more like the candidates, the better.
         family: the model of a candidate's answers that relatives taught (`lineage.fit_each`), for `lineage`, in place
             of the one that the parents and the calibration tell.
-        unknown: deviation of what item response theory misjudges all candidates by together, in accuracy
-            (`lineage.Family.unknown`).
+        shared_error: deviation of the error that all candidates' scores by item response theory share, in accuracy
+            (`lineage.Family.shared_error`).
         relatives: the margins of merges of the same parents answered in full, in nats, for `margin_irt` alone.
         counted: the items that the score is of, for `margin_irt` alone; all where None.
 
@@ -129,7 +129,7 @@ class Known:
     calibration: Calibration = field(default_factory=Calibration)
     population: Float[np.ndarray, "models items"] | None = None
     family: Predictor | None = None
-    unknown: float = 0.0
+    shared_error: float = 0.0
     relatives: Float[np.ndarray, "relatives items"] | None = None
     counted: Int[np.ndarray, " counted"] | None = None
 
@@ -614,8 +614,8 @@ def _predict(answers: Float[np.ndarray, " asked"], known: Known, model: Predicto
     """Score = tau mean_S(Y) + (1 - tau) mean_U sigmoid(design x + offset), x the MAP given the answers.
 
     Variance = (1 - tau)² (g' C g + sum_U P (1 - P) / |U|² + u²): the posterior covariance C of x through the
-    gradient g of mean_U (delta method), plus the chance in the unasked answers themselves, plus what is unknown of all
-    candidates (`Known.unknown`).
+    gradient g of mean_U (delta method), plus the chance in the unasked answers themselves, plus the error u that all
+    candidates share (`Known.shared_error`).
     """
     _check(answers, known)
     S, U, design, offset = known.subset, known.unasked, model.design, model.offset
@@ -627,7 +627,7 @@ def _predict(answers: Float[np.ndarray, " asked"], known: Known, model: Predicto
     g = V @ design[U] / len(U)
     tau = len(S) / len(offset)
     score = tau * answers.mean() + (1 - tau) * P.mean()
-    variance = g @ C @ g + V.sum() / len(U) ** 2 + known.unknown**2
+    variance = g @ C @ g + V.sum() / len(U) ** 2 + known.shared_error**2
     error = known.calibration.widening * (1 - tau) * np.sqrt(variance)
     return _interval(float(score), float(error))
 

@@ -23,12 +23,9 @@ COMPLEMENT = 0.7  # abilities that a merge is expected above its parents' mean, 
 DIVERSITY = 0.7  # deviation of a merge's ability from that, where they disagree on every item; by its square root
 LEAST_SPREAD = 0.1  # deviation of the ability of a merge of parents that agree on all
 KEPT = 4  # candidates that a prior counts as when it learns from others
-UNKNOWN = 0.045  # of a score, what all of a family is misjudged by together, where few strangers and no relatives tell
-MANY, PLANE, SPACE = (
-    200,
-    2,
-    5,
-)  # so many strangers tell so many dimensions apart: to choose items by; to read answers by
+SHARED_ERROR = 0.045  # of a score, where few strangers and no relatives tell
+MANY = 200  # strangers, that tell several dimensions apart
+PLANE, SPACE = 2, 5  # dimensions, to choose items by and to read answers by
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ class Family:
     interview: Predictor | None
     """That by which each next item is chosen for one candidate. Without relatives it is of ability alone: from which
     parent a merge has it would use up the answers."""
-    unknown: float = 0.0
-    """Deviation of what the scores of all its merges are misjudged by together: `UNKNOWN` where neither relatives nor
-    `MANY` strangers tell how hard the items are for a merge of these parents, else 0. By merges of
-    benchmarks/estimation.py without relatives: .046 in the tiny world, .044 in the demonstration."""
+    shared_error: float = 0.0
+    """Deviation of the error that the scores of all its merges share: `SHARED_ERROR` where neither relatives nor `MANY`
+    strangers tell how hard the items are for a merge of these parents, else 0. By merges of benchmarks/estimation.py
+    without relatives it is .046 in the tiny world, .044 in the demonstration."""
 
 
 def fit(
@@ -111,7 +108,7 @@ def _family(
     """A family that is read by the dimensions of its items, of so many distinct strangers."""
     if model is None or len(relatives):
         return Family(items, model, model, model)
-    return Family(items, model, model, model.first(items.dimensions), UNKNOWN if strangers < MANY else 0.0)
+    return Family(items, model, model, model.first(items.dimensions), SHARED_ERROR if strangers < MANY else 0.0)
 
 
 def expected(parents: Float[np.ndarray, "parents items"]) -> tuple[float, float]:

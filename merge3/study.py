@@ -278,7 +278,9 @@ def _knowns(
     items, N = known.items, len(known.items)
     near = np.vstack([case.strangers, case.parents, case.relatives])
     prior = expected(case.parents)
-    everything = Known(items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near, known.model, known.unknown)
+    everything = Known(
+        items, np.arange(N), np.full(N, 1 / N), case.parents, prior, near, known.model, known.shared_error
+    )
     if method == ADAPTIVE:
         tables = adaptive(known.interview or prior_of(everything), case.candidates, count, groups)
         subsets = [np.flatnonzero(~np.isnan(row)) for row in tables]
@@ -341,7 +343,7 @@ def _pooled(
         np.concatenate([errors, np.zeros(len(near))]),
     )
     heights, deviations = through.predict(genes)
-    together = np.sqrt(deviations**2 + surface.FLOOR**2 + knowns[0].unknown ** 2)
+    together = np.sqrt(deviations**2 + surface.FLOOR**2 + knowns[0].shared_error ** 2)
     return np.where(errors == 0, [scores, errors], [heights, together])
 
 

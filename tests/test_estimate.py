@@ -62,7 +62,7 @@ def same(one: Estimate, other: Estimate):
 @given(st.data())
 def test_with_all_items_asked_every_estimator_is_the_accuracy(data):
     known, _ = world(count=12, asked=3, dimensions=data.draw(st.integers(1, 3)), seed=data.draw(st.integers(0, 5)))
-    known = replace(known, subset=np.arange(12), weights=np.full(12, 1 / 12), unknown=0.05)
+    known = replace(known, subset=np.arange(12), weights=np.full(12, 1 / 12), shared_error=0.05)
     answers = np.array(data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=12, max_size=12)))
     found = ESTIMATORS[data.draw(st.sampled_from(ANSWERED))](answers, known)
     assert found.score == pytest.approx(answers.mean())
@@ -70,10 +70,10 @@ def test_with_all_items_asked_every_estimator_is_the_accuracy(data):
 
 
 @pytest.mark.parametrize("estimator", ["p_irt", "mp_irt", "bayes_mp_irt", "parent_aware", "lineage"])
-def test_what_is_unknown_of_all_candidates_widens_the_interval_and_moves_no_score(estimator):
+def test_an_error_that_all_candidates_share_widens_the_interval_and_moves_no_score(estimator):
     known, merges = world(count=200, asked=20)
     answers = merges[0][known.subset]
-    plain, wide = (ESTIMATORS[estimator](answers, replace(known, unknown=unknown)) for unknown in (0.0, 0.05))
+    plain, wide = (ESTIMATORS[estimator](answers, replace(known, shared_error=error)) for error in (0.0, 0.05))
     assert wide.score == plain.score
     assert wide.standard_error**2 - plain.standard_error**2 == pytest.approx((0.9 * 0.05) ** 2)
 

@@ -166,7 +166,7 @@ def test_many_strangers_tell_two_abilities_apart_where_parents_say_whose():
         assert found.items.dimensions == dimensions
         assert (found.model is None) == (not len(family[0]))
         alone = len(few) < lineage.MANY and len(family[0]) > 0 and not len(family[1])
-        assert found.unknown == (lineage.UNKNOWN if alone else 0)
+        assert found.shared_error == (lineage.SHARED_ERROR if alone else 0)
 
 
 @pytest.mark.parametrize("strangers", [3, lineage.MANY + 20])
