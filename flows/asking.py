@@ -53,13 +53,14 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
             )
     live = models.load(folders[base.name], dtype, device)
     tokenizer = models.load_tokenizer(folders[base.name])
+    added = {name: models.added_tokens(folders[name], tokenizer) for name in names}
     for name in names:
-        if added := models.added_tokens(folders[name], tokenizer):
-            say(models.left_out(name, added))
+        if added[name]:
+            say(models.left_out(name, added[name]))
     stored_dtype = models.stored_dtype(folders[base.name])
     needed = (1 + len(names)) * live.num_parameters() * stored_dtype.itemsize
     stored = models.weights_of(models.load(folders[base.name], stored_dtype, models.home(device, needed)))
-    changes = {name: models.changes(folders[name], stored, live.config) for name in names}
+    changes = {name: models.changes(folders[name], stored, live.config, added[name].values()) for name in names}
     held = needed + live.num_parameters() * dtype.itemsize
     batch = resolve_batch_tokens(runtime["batch_tokens"], live.config, dtype, device, held)
     merger = LiveMerger(live, changes, {name: by_name[name].fingerprint for name in names}, stored)

@@ -128,21 +128,21 @@ def evolve(
         sigma,
         len(groups) if objective == "pareto" else 1,
     )
-    begun, start_cost = in_full(asker, average(genome), found) if objective == "gain" else (None, Cost())
+    start, start_cost = in_full(asker, average(genome), found) if objective == "gain" else (None, Cost())
     plan = planned(
-        asker, found, known, estimator, objective, begun, 0 if search.elitist else join, finalist_items, seed
+        asker, found, known, estimator, objective, start, 0 if search.elitist else join, finalist_items, seed
     )
     count, relatives = generations * population, plan.relatives(generations)
-    one, everything = plan.fitness.cost, plan.everything.cost
+    one, full = plan.fitness.cost, plan.everything.cost
     say(
         f"{len(genome.names)} genes, {generations} generations of {population}: at most {count * one.tokens:,} tokens, "
-        f"{count * one.flops:.1e} operations (all items: {count * everything.tokens:,}); "
-        f"{relatives} leaders on all items on the way: at most {relatives * everything.tokens:,} more; "
+        f"{count * one.flops:.1e} operations (all items: {count * full.tokens:,}); "
+        f"{relatives} leaders on all items on the way: at most {relatives * full.tokens:,} more; "
         f"{finalists} finalists: at most {plan.finalists(finalists, lambda part: part.cost.tokens):,} more"
     )
     history = History(plan.fitness, genome, partial(do, kept=was_kept))
     history.cost += start_cost
-    start_tokens = everything.tokens if begun else 0
+    start_tokens = full.tokens if start else 0
     tell_known(history, search, plan, found)
     begin = monotonic()
     try:
@@ -171,14 +171,14 @@ def evolve(
         if served():
             say(stop.args[0])
         raise
+    _write_csv(history.finalists, "finalists.csv")
     if winner["merge"] != EVOLVED:
         where = "on all search items" if plan.joining else "on search and fresh items together"
         say(f"no evolved merge does better than the {winner['merge']} {where}: it is the winner")
     best = history.recipes[winner["phenotype"]]
     write_json(OUT / "winner.json", {"study": study, "objective": objective, **winner, "recipe": best.to_dict()})
     write_text(OUT / "winner.yaml", mergefile.to_yaml(with_sources(best)))
-    write_json(OUT / "ledger.json", ledger(history, start_tokens, everything))
-    _write_csv(history.finalists, "finalists.csv")
+    write_json(OUT / "ledger.json", ledger(history, start_tokens, full))
     show_table("evolve-history", history.rows, "every candidate of the search")
     show_table("evolve-finalists", history.finalists, "its leaders in the end")
     say(
@@ -224,17 +224,17 @@ def planned(
     known: Known,
     estimator: str,
     objective: str | Mapping[str, float],
-    begun: Mapping[str, float] | None,
+    start: Mapping[str, float] | None,
     join: int,
     finalist_items: int,
     seed: int,
 ) -> Plan:
-    """The plan of a search by what is known before it; `begun` are the uniform average's scores by group, for gain."""
+    """The plan of a search by what is known before it; `start` are the uniform average's scores by group, for gain."""
     labels = [item.group for item in found]
 
     def fitness_of(part: Known, estimator: str) -> Fitness:
         chosen = ESTIMATORS[estimator]
-        wanted = None if objective == "mean" else Objective(objective, chosen, part, labels, begun)
+        wanted = None if objective == "mean" else Objective(objective, chosen, part, labels, start)
         return Fitness(asker, found, chosen, part, wanted)
 
     others = fresh(known, labels, finalist_items, seed)
@@ -244,7 +244,7 @@ def planned(
     if join and ESTIMATORS[estimator] in CONTINUOUS and len(known.unasked):
         again = told_apart(known, others, labels, seed) if extracted_by() == MARGINS else None
         joining = Joining(join, everything, partial(fitness_of, estimator=estimator), again)
-    return Plan(fitness_of(known, estimator), everything, rounds, joining, objective == "pareto", begun is not None)
+    return Plan(fitness_of(known, estimator), everything, rounds, joining, objective == "pareto", start is not None)
 
 
 def tell_known(history: History, search: Search, plan: Plan, found: list[Item]) -> None:
@@ -257,16 +257,16 @@ def tell_known(history: History, search: Search, plan: Plan, found: list[Item]) 
     history.know(search, recipes, [plan.everything.judge(*row) for row in zip(*answers, strict=True)])
 
 
-def ledger(history: History, start_tokens: int, everything: Cost) -> dict[str, Any]:
-    """What the search cost, and what asking `everything` of every candidate would have."""
+def ledger(history: History, start_tokens: int, full: Cost) -> dict[str, Any]:
+    """What the search cost, and what every candidate would have, asked all items: `full` each."""
     return {
         "search_tokens": history.spent.tokens,
         "search_flops": history.spent.flops,
         "start_tokens": start_tokens,
         "relatives_tokens": history.relatives_tokens,
         "finalists_tokens": history.finalists_tokens,
-        "all_items_tokens": len(history.seen) * everything.tokens,
-        "all_items_flops": len(history.seen) * everything.flops,
+        "all_items_tokens": len(history.seen) * full.tokens,
+        "all_items_flops": len(history.seen) * full.flops,
         "candidates": len(history.rows),
         "distinct": len(history.seen),
         "this_run": history.cost.to_dict(),

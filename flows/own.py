@@ -9,17 +9,18 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from yaml import YAMLError, safe_load
 
 from flows.stage import PARAMS
 from merge3 import checks, models
-from merge3.benchmark import found as items_of
-from merge3.benchmark import settings_of
+from merge3.benchmark import gathered, settings_of, with_share
 
 STUDY = "mine"
 NULL = "tag:yaml.org,2002:null"
 
 
-def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: float, device: str) -> None:
+def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: float | None, device: str) -> None:
     """Rewrite params.yaml, comments kept where what they speak of stays.
 
     Raises:
@@ -30,9 +31,9 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
         raise FileNotFoundError(
             "there is no params.yaml here: run it in a clone of the repository, or use `merge3 run`, which needs none"
         )
-    settings, found = settings_of(source), sorted({item.group for item in items_of(source)})
-    if not {"test_split", "test_share"} & set(settings):
-        settings["test_share"] = test_share
+    settings = with_share(settings_of(source), test_share, source)
+    parts = gathered(settings, source)
+    found = sorted({item.group for part in parts.values() for item in part})
     roundtrip = YAML()  # keeps comments; safe: it makes plain values
     roundtrip.preserve_quotes, roundtrip.width = True, 160
     roundtrip.representer.add_representer(
@@ -40,10 +41,12 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     )
     params = roundtrip.load(PARAMS.read_text(encoding="utf-8"))
     params["study"] = STUDY
-    params["studies"] = CommentedMap({STUDY: CommentedMap({"experts": _flow(list(experts)), "groups": _flow(found)})})
+    params["studies"] = CommentedMap(
+        {STUDY: CommentedMap({"experts": _flow(_texts(list(experts))), "groups": _flow(_texts(found))})}
+    )
     params["base"].update({"package": None, "model": base, "dtype": stored(base)})
-    params["experts"].update({"models": CommentedMap(experts), "train": None})
-    params["prepare"].update({"benchmark": CommentedMap(settings), "problems": None})
+    params["experts"].update({"models": CommentedMap(_texts(dict(experts))), "train": None})
+    params["prepare"].update({"benchmark": CommentedMap(_texts(settings)), "problems": None})
     params["evolve"]["objective"] = "mean"  # there may be many groups, and the worst of them be of few items
     params["evolve"].yaml_add_eol_comment("of all items; or gain, worst, weights of groups, pareto", "objective")
     params["runtime"]["device"] = device
@@ -62,6 +65,21 @@ def stored(base: str) -> str:
         checks.small(base)
         return "bfloat16"
     return str(models.stored_dtype(base)).removeprefix("torch.")
+
+
+def _texts(value: Any) -> Any:
+    """The same, with quotes around texts that would be read back as something else: yes, no, 1."""
+    if isinstance(value, Mapping):
+        return {_texts(key): _texts(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_texts(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        same = safe_load(value) == value
+    except YAMLError:
+        same = False
+    return value if same else DoubleQuotedScalarString(value)
 
 
 def _flow(values: list[Any]) -> CommentedSeq:

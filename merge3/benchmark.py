@@ -9,7 +9,7 @@ template they are turns of the conversation. A template is applied here, once, t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,19 @@ from merge3 import items
 from merge3.items import Item, free_text
 from merge3.models import load_tokenizer, weights_folder
 
+TEST_SHARE = 0.4  # of the items, held out of the search, where nobody says
 TASK = "lm-eval:"  # a source that is one of lm-eval's tasks of multiple choice, by name
 WHERE = ("name", "split", "test_split", "test_share", "shots_split")  # beside the source
+TEXT, MAYBE = ((str,), "a text"), ((str, type(None)), "a text or null")
+KINDS: Mapping[str, tuple[tuple[Any, ...], str]] = {  # of the settings of a benchmark
+    **dict.fromkeys(("source", "test_split", "shots_split", "prompt", "answer"), TEXT),
+    **dict.fromkeys(("delimiter", "description", "system"), TEXT),
+    **dict.fromkeys(("name", "split", "labels", "id", "group", "chat"), MAYBE),
+    "options": ((str, list, tuple, type(None)), "an expression, a list of templates, or null"),
+    "shots": ((int,), "a whole number"),
+    "test_share": ((int, float), "a number"),
+    "free": ((Mapping, type(None)), "keys and values"),
+}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILES: Mapping[str, Any] = {
     ".csv": pd.read_csv,
@@ -87,6 +98,10 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
     if path.suffix in FILES:
         if not path.is_file():
             raise FileNotFoundError(f"no benchmark at {source}")
+        if name or split:
+            raise ValueError(
+                f"{source} is a file: it has no {'split ' + repr(split) if split else 'name ' + repr(name)}"
+            )
         as_it_stands: dict[str, Any] = {"dtype": False}  # else pandas makes numbers of texts
         options: dict[str, Any] = {
             ".csv": {"dtype": str, "keep_default_na": False},
@@ -125,6 +140,8 @@ def _dataset(source: str, name: str | None, split: str | None) -> list[dict[str,
         if split not in found:
             raise ValueError(f"{source}: split must be one of {sorted(map(str, found))}, got {split!r}")
         found = found[split]
+    elif split:
+        raise ValueError(f"{source} is a dataset without splits: it has none called {split!r}")
     return [dict(row) for row in found]
 
 
@@ -309,6 +326,18 @@ def settings_of(source: str) -> dict[str, Any]:
     return found
 
 
+def with_share(settings: Mapping[str, Any], test_share: float | None, called: str) -> dict[str, Any]:
+    """The settings, with what is held out: the given share, else what they say, else `TEST_SHARE`.
+
+    Raises:
+        ValueError: a share is given, and the settings have a split of their own for the test.
+    """
+    if test_share is not None and "test_split" in settings:
+        raise ValueError(f"{called} has its own test_split: leave out the test share, {test_share}")
+    own = {} if {"test_split", "test_share"} & set(settings) else {"test_share": TEST_SHARE}
+    return {**settings, **own} if test_share is None else {**settings, "test_share": test_share}
+
+
 def read(settings: Mapping[str, Any], seed: int, called: str = "benchmark") -> dict[str, list[Item]]:
     """Search and test items of a benchmark.
 
@@ -321,7 +350,8 @@ def read(settings: Mapping[str, Any], seed: int, called: str = "benchmark") -> d
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: a key is missing, unknown or without use, or both or neither of test_split and test_share is given.
+        ValueError: a key is missing, unknown, of the wrong kind or without use, or both or neither of test_split and
+            test_share is given.
     """
     if isinstance(settings, Mapping) and ("test_split" in settings) == ("test_share" in settings):
         raise ValueError(f"{called} needs either test_split or test_share")
@@ -334,24 +364,24 @@ def gathered(settings: Mapping[str, Any], called: str = "benchmark") -> dict[str
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: a key is missing, unknown or without use.
+        ValueError: a key is missing, unknown, of the wrong kind or without use.
     """
-    more = {*WHERE, *(field.name for field in fields(Form))}
-    if not isinstance(settings, Mapping) or not {"source"} <= set(settings) <= {"source"} | more:
-        given = sorted(settings) if isinstance(settings, Mapping) else settings
-        raise ValueError(f"{called} must have the key source and may have {sorted(more)}, got {given}")
-    own = dict(settings)
-    source, name = str(own.pop("source")), own.get("name")
+    own = _checked(settings, called)
+    source, name = own.pop("source"), own.get("name")
     if source.startswith(TASK):
         _only_share(called, own, f"has no use: lm-eval writes the items of {source}, which takes")
         try:
-            from merge3.harness import items_of  # an optional extra
+            from merge3 import harness  # an optional extra
         except ImportError as error:
             raise ValueError(f"{called}: {error}") from error
-        return {"search": items_of(source.removeprefix(TASK))}
+        return {"search": harness.items_of(source.removeprefix(TASK))}
     if "prompt" not in own:
         _only_share(called, own, f"needs a prompt template; without one {source} is a file of items, which takes")
         return {"search": items.read(Path(source))}
+    if lacking := [key for key in ("options", "answer") if key not in own]:
+        raise ValueError(f"{called} has a prompt and needs {lacking[0]}, too (options are null of free-text items)")
+    if "test_split" in own and own["test_split"] == own.get("split"):
+        raise ValueError(f"{called}: split and test_split are the same, {own['test_split']!r}: nothing is held out")
     form = Form(**{key: value for key, value in own.items() if key not in WHERE})
     shown = rows(source, name, own["shots_split"]) if "shots_split" in own else []
     tables = {"search": rows(source, name, own.get("split"))}
@@ -364,7 +394,7 @@ def gathered(settings: Mapping[str, Any], called: str = "benchmark") -> dict[str
     return found
 
 
-def found(source: str) -> list[Item]:
+def items_of(source: str) -> list[Item]:
     """All items of a benchmark by one name, see `settings_of`.
 
     Raises:
@@ -372,6 +402,24 @@ def found(source: str) -> list[Item]:
         ValueError: it is no benchmark.
     """
     return [item for part in gathered(settings_of(source), source).values() for item in part]
+
+
+def _checked(settings: Mapping[str, Any], called: str) -> dict[str, Any]:
+    """The settings, if their keys are known and their values of the right kind.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not isinstance(settings, Mapping) or not {"source"} <= set(settings) <= set(KINDS):
+        given = sorted(map(str, settings)) if isinstance(settings, Mapping) else settings
+        more = sorted(set(KINDS) - {"source"})
+        raise ValueError(f"{called} must have the key source and may have {more}, got {given}")
+    for key, value in settings.items():
+        kinds, said = KINDS[key]
+        texts = all(isinstance(one, str) for one in value) if isinstance(value, list | tuple) else True
+        if not isinstance(value, kinds) or isinstance(value, bool) or not texts:
+            raise ValueError(f"{called}.{key} must be {said}, got {value!r}")
+    return dict(settings)
 
 
 def _only_share(called: str, own: Mapping[str, Any], why: str) -> None:

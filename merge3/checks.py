@@ -123,22 +123,27 @@ def expert(
     what = f"expert {name}"
     try:
         folder = small(source)
+        added = models.added_tokens(folder, tokenizer)
         if models.is_adapter(folder):
             changed = models.changes(folder, models.weights_of(base), config)  # type: ignore[arg-type]
             said = f"{source}: an adapter of {len(changed)} matrices"
             made_for = models.adapted(folder)
             if made_for and models.absolute(made_for) != models.absolute(origin):
                 return Finding(RISK, what, f"{said}, made for {made_for}; the base here is {origin}")
-            return Finding(OK, what, said)
-        models._check_config(folder, config)
-        added = models.added_tokens(folder, tokenizer)
-        if not models.is_gguf(folder) and list(folder.glob("*.safetensors")):
-            models.stored_dtype(folder)
+        else:
+            models._check_config(folder, config)
+            said = f"{source}: a model of the base's shape and vocabulary"
+            if not models.is_gguf(folder) and list(folder.glob("*.safetensors")):
+                models.stored_dtype(folder)
+            rows, ours = (getattr(of, "vocab_size", None) for of in (models.config_of(folder), config))
+            if models.vocabulary(folder) is None and rows != ours:
+                text = (
+                    f"{source} has no tokenizer and {rows} rows of tokens, the base {ours}: taken as the base's tokens"
+                )
+                return Finding(RISK, what, text)
     except (OSError, ValueError, KeyError) as error:
         return Finding(WRONG, what, _line(error))
-    if added:
-        return Finding(RISK, what, models.left_out(source, added))
-    return Finding(OK, what, f"{source}: a model of the base's shape and vocabulary")
+    return Finding(RISK, what, models.left_out(source, added)) if added else Finding(OK, what, said)
 
 
 def runtime(device: str, dtype: str) -> Finding:

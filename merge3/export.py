@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import licences, mergefile, models
 from merge3.merging import LiveMerger
@@ -51,7 +51,7 @@ def export(
     if scores is not None and (missing := {"model", "accuracy", "low", "high"} - set(scores.columns)):
         raise ValueError(f"scores must have the columns model, accuracy, low and high; there is no {min(missing)!r}")
     tokenizer = models.load_tokenizer(models.weights_folder(merge.base))
-    added = {name: models.added_tokens(models.weights_folder(of), tokenizer) for name, of in merge.experts.items()}
+    added = _added(merge, tokenizer)
     notes = [models.left_out(name, tokens) for name, tokens in added.items() if tokens]
     for note in notes:
         say(note)
@@ -109,11 +109,30 @@ def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
                     f"part {unknown[0]!r} of {expert!r} holds none of the model's parameters: a part is one of "
                     f"{[*GROUPS, ANY]} or a piece of names as {next(reversed(weights))}"
                 )
-    changes = {name: models.changes(folders[name], weights, base.config) for name in merge.recipe.experts}
+    added = _added(merge, models.load_tokenizer(folder))
+    changes = {
+        name: models.changes(folders[name], weights, base.config, added[name].values()) for name in merge.recipe.experts
+    }
     prints = {name: models.fingerprint(folders[name]) for name in merge.recipe.experts}
     live = models.load(folder, dtype, device)
     LiveMerger(live, changes, prints, weights).apply(merge.recipe)
     return live
+
+
+def _added(merge: Merge, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, int]]:
+    """The tokens that each expert added to the base's; of a stack, which takes embeddings as they are, none may.
+
+    Raises:
+        IncompatibleModels: a number is two tokens, or an expert of a stack has not the base's tokens.
+    """
+    folders = {name: models.weights_folder(source) for name, source in merge.experts.items()}
+    if merge.stack:
+        for name, folder in folders.items():
+            if models.vocabulary(folder) not in (None, tokenizer.get_vocab()):
+                raise models.IncompatibleModels(
+                    f"expert {name!r} has not the base's tokens: layers of it cannot be stacked"
+                )
+    return {name: models.added_tokens(folder, tokenizer) for name, folder in folders.items()}
 
 
 def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, device: str) -> PreTrainedModel:

@@ -63,12 +63,11 @@ def open_asker(
     prints = {name: models.fingerprint(expert) for name, expert in folders.items()}
     identity = {"base": models.fingerprint(folder), "dtype": str(kind).removeprefix("torch.")}
     live, tokenizer = models.load(folder, kind, device), models.load_tokenizer(folder)
-    for expert in folders.values():
-        models.added_tokens(expert, tokenizer)
+    added = {name: models.added_tokens(expert, tokenizer).values() for name, expert in folders.items()}
     stored_dtype = models.stored_dtype(folder)
     needed = (1 + len(folders)) * live.num_parameters() * stored_dtype.itemsize
     stored = models.weights_of(models.load(folder, stored_dtype, models.home(device, needed)))
-    changes = {name: models.changes(expert, stored, live.config) for name, expert in folders.items()}
+    changes = {name: models.changes(expert, stored, live.config, added[name]) for name, expert in folders.items()}
     held = needed + live.num_parameters() * kind.itemsize
     batch = resolve_batch_tokens(batch_tokens, live.config, kind, device, held)
     identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"

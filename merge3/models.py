@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isclose
@@ -246,16 +246,17 @@ def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: tensor.data for name, tensor in tensors_of(model).items()}
 
 
-def changes(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Changes:
+def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: Collection[int] = ()) -> Changes:
     """What an expert has where it differs from the base, on the base's device: tensors as stored, or LoRA's factors.
 
-    An embedding has the base's tokens: rows of tokens that an expert added are left out (see `added_tokens`), rows that
-    it lacks are the base's.
+    Embedding and head have a row for each of the base's: rows that the expert lacks, and those of tokens that it added,
+    are the base's.
 
     Args:
         source: a folder with a full model or a LoRA adapter, a GGUF file, or a hub id.
         base: the parameters of the base, see `weights_of`.
         config: the transformers config of the base.
+        added: the numbers of the tokens that the expert added, see `added_tokens`.
 
     Raises:
         IncompatibleModels: the expert's architecture, or a tensor's name or shape differs from the base's.
@@ -270,7 +271,7 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any) -> Chan
     found: Changes = {}
     for name, tensor in expert.items():
         if name in rows:
-            tensor = _as_many(tensor, base[name])
+            tensor = _by_the_bases_tokens(tensor, base[name], added)
         _check_shape(source, name, tensor.shape, base[name])
         here = tensor.to(base[name].device)
         if not (torch.equal(here, base[name]) if here.dtype == base[name].dtype else (here == base[name]).all()):
@@ -336,30 +337,39 @@ def _check_config(source: str | Path, base: Any) -> None:
             )
 
 
-def added_tokens(source: Path, base: PreTrainedTokenizerBase) -> list[str]:
-    """The tokens that an expert's tokenizer, if it has one, added to the base's: a merge keeps the base's alone.
+def added_tokens(source: Path, base: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokens, with their numbers, that an expert's tokenizer, if it has one, added: a merge has the base's alone.
 
     Raises:
         IncompatibleModels: a number is one token in the expert and another in the base; the message names one.
     """
-    if not is_gguf(source) and not list(source.glob("tokenizer*")):
-        return []
-    ours, theirs = base.get_vocab(), load_tokenizer(source).get_vocab()
-    by_number = {number: token for token, number in ours.items()}
+    theirs = vocabulary(source)
+    if theirs is None:
+        return {}
+    ours = base.get_vocab()
+    taken = set(ours.values())
     different = {token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]}
-    different |= {token for token, number in theirs.items() if by_number.get(number, token) != token}
+    different |= {token for token in theirs.keys() - ours.keys() if theirs[token] in taken}
     if different:
         token = min(different)
         raise IncompatibleModels(
             f"expert {str(source)!r}: token {token!r} is {theirs[token]} in its vocabulary and {ours.get(token)} in "
             f"the base's ({len(different)} differ); experts must have the base's tokens where it has them"
         )
-    return sorted(theirs.keys() - ours.keys(), key=theirs.__getitem__)
+    return {token: theirs[token] for token in sorted(theirs.keys() - ours.keys(), key=theirs.__getitem__)}
 
 
-def left_out(expert: str, added: Sequence[str]) -> str:
+def vocabulary(source: Path) -> dict[str, int] | None:
+    """The tokens of a model's tokenizer; None where it has none: the base's is meant."""
+    if not is_gguf(source) and not list(source.glob("tokenizer*")):
+        return None
+    return load_tokenizer(source).get_vocab()
+
+
+def left_out(expert: str, added: Mapping[str, int]) -> str:
     """What is to be said of an expert with `added_tokens`."""
-    return f"{expert} has tokens that the base lacks ({len(added)}, the first {added[0]!r}): merges leave them out"
+    first = next(iter(added))
+    return f"{expert} has tokens that the base lacks ({len(added)}, the first {first!r}): merges leave them out"
 
 
 def _by_token(model: PreTrainedModel) -> set[str]:
@@ -370,12 +380,14 @@ def _by_token(model: PreTrainedModel) -> set[str]:
     return {name for name, parameter in model.named_parameters() if id(parameter) in rows}
 
 
-def _as_many(tensor: Tensor, base: Tensor) -> Tensor:
-    """A tensor with as many rows as the base's: what is more is cut, what lacks is the base's."""
-    if len(tensor) >= len(base) or tensor.shape[1:] != base.shape[1:]:
+def _by_the_bases_tokens(tensor: Tensor, base: Tensor, added: Collection[int]) -> Tensor:
+    """A tensor with as many rows as the base's: what it lacks, and the rows of `added` tokens, are the base's."""
+    within = [number for number in added if number < len(base)]  # others are beyond its rows
+    if tensor.shape[1:] != base.shape[1:] or (len(tensor) >= len(base) and not within):
         return tensor[: len(base)]
-    kind = torch.promote_types(tensor.dtype, base.dtype)
-    return torch.cat([tensor.to(base.device, kind), base[len(tensor) :].to(kind)])
+    whole = torch.cat([tensor[: len(base)].to(base.device), base[len(tensor) :]])  # in the wider dtype
+    whole[within] = base[within].to(whole.dtype)
+    return whole
 
 
 def check_device(device: str) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from merge3 import checks, compare, export, grading, irt, mergefile, responses
 from merge3.asker import Asker
-from merge3.benchmark import read, settings_of, split
+from merge3.benchmark import TEST_SHARE, read, settings_of, split, with_share
 from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate
 from merge3.evolve import SEARCHES, Genes, Search
 from merge3.extract import margins as told_best
@@ -48,7 +48,6 @@ from merge3.models import absolute
 from merge3.recipe import GROUPS, Merge, Recipe, constant, standard_merges
 
 EVOLVED = "evolved merge"
-TEST_SHARE = 0.4  # of the items, held out of the search
 POPULATION, TOTALS = 12, (0.6, 1.8)  # random merges that answer every search item; what their weights add up to
 ASKED = 20  # search items that a candidate is asked
 GENERATION = 12  # candidates
@@ -234,12 +233,7 @@ def parts_of(items: str | Path | Sequence[Item], test_share: float | None, seed:
         if not items:
             raise ValueError("expected items to search and to test by, got none")
         return split(list(items), TEST_SHARE if test_share is None else test_share, seed)
-    settings = settings_of(str(items))
-    if test_share is not None:
-        settings["test_share"] = test_share
-    elif not {"test_split", "test_share"} & set(settings):
-        settings["test_share"] = TEST_SHARE
-    return read(settings, seed, str(items))
+    return read(with_share(settings_of(str(items)), test_share, str(items)), seed, str(items))
 
 
 def genome_of(method: str, experts: Sequence[str], groups: Sequence[str], seed: int) -> Genome:

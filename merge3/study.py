@@ -196,7 +196,11 @@ def study(
     for number in range(draws):
         cases = draw(seed + number)
         cost = sum(c.relatives.size for c in cases) / sum(len(c.candidates) for c in cases)
-        worlds, known_worlds = _fitted(cases), _fitted(rehearsals(cases[0], seed + number))
+        worlds = _fitted(cases)
+        known_worlds = [  # a case without its one relative is not as uncertain as one that never had any
+            (case, replace(known, shared_error=worlds[0][1].shared_error))
+            for case, known in _fitted(rehearsals(cases[0], seed + number))
+        ]
         truths = _truths(cases)
         if len(cases[0].parents):
             guess = np.concatenate([np.full(len(c.candidates), c.parents.mean()) for c in cases])
@@ -343,7 +347,8 @@ def _pooled(
         np.concatenate([errors, np.zeros(len(near))]),
     )
     heights, deviations = through.predict(genes)
-    together = np.sqrt(deviations**2 + surface.FLOOR**2 + knowns[0].shared_error ** 2)
+    shared = knowns[0].shared_error * len(knowns[0].unasked) / len(knowns[0].items)
+    together = np.sqrt(deviations**2 + surface.FLOOR**2 + shared**2)
     return np.where(errors == 0, [scores, errors], [heights, together])
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
-from merge3 import answering
+from merge3 import answering, benchmark
 from merge3 import items as files
-from merge3.benchmark import Form, found, read, rows, settings_of, split, to_items
+from merge3.benchmark import Form, items_of, read, rows, settings_of, split, to_items
 from merge3.items import FreeText
 
 ARC: dict[str, Any] = {
@@ -220,7 +221,7 @@ def test_a_benchmark_is_read_by_its_settings_or_by_the_name_of_the_file_that_hol
     parts = read(settings_of(str(tmp_path / "it.yaml")), 0)
     assert [item.prompt for item in parts["search"]] == [f"{n} + 1? " for n in range(6)]
     assert [item.id for item in parts["test"]] == [f"test:{n}" for n in range(4)]  # rows are counted anew in each split
-    assert found(str(tmp_path / "it.yaml")) == parts["search"] + parts["test"]
+    assert items_of(str(tmp_path / "it.yaml")) == parts["search"] + parts["test"]
     shared = read(settings | {"test_share": 0.5}, 3)
     everything = to_items(rows(settings["source"], None, "train"), Form("{{q}}", ["{{a}}", "{{b}}"], "0"))
     assert shared == split(everything, 0.5, 3)
@@ -231,7 +232,7 @@ def test_a_file_of_items_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
     files.write(tmp_path / "items.parquet", made)
     source = str(tmp_path / "items.parquet")
     assert settings_of(source) == {"source": source}
-    assert found(source) == made
+    assert items_of(source) == made
     assert read({"source": source, "test_share": 0.5}, 0) == split(made, 0.5, 0)
 
 
@@ -240,6 +241,21 @@ def test_a_file_of_items_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
     [
         ({"promt": "x"}, "it must have the key source and may have .*'prompt'.*, got .*'promt'"),
         ({"test_split": "dev", "test_share": 0.5}, "it needs either test_split or test_share"),
+        (
+            {"test_split": "train", "test_share": None},
+            "split and test_split are the same, 'train': nothing is held out",
+        ),
+        ({True: "x"}, "got .*'True'"),
+        ({"options": None}, "it has a prompt and needs options, too"),
+        ({"answer": None}, "it has a prompt and needs answer, too"),
+        ({"answer": 1}, r"it\.answer must be a text, got 1"),
+        ({"test_share": "0.4"}, r"it\.test_share must be a number, got '0.4'"),
+        ({"shots": "2"}, r"it\.shots must be a whole number, got '2'"),
+        ({"shots": True}, r"it\.shots must be a whole number, got True"),
+        ({"options": [1, 2]}, r"it\.options must be an expression, a list of templates, or null, got \[1, 2\]"),
+        ({"chat": 3}, r"it\.chat must be a text or null, got 3"),
+        ({"free": "numeric"}, r"it\.free must be keys and values, got 'numeric'"),
+        ({"source": 5}, r"it\.source must be a text, got 5"),
         ({"test_split": "none", "test_share": None}, "split must be one of"),
         ({"prompt": None}, r"it\.answer needs a prompt template; without one .* is a file of items"),
         ({"source": "lm-eval:arc_easy"}, r"it\.answer has no use: lm-eval writes the items of lm-eval:arc_easy"),
@@ -252,6 +268,34 @@ def test_settings_that_make_no_benchmark_are_refused(change: dict[str, Any], mes
         read(settings, 0, "it")
 
 
+def test_every_setting_has_a_kind() -> None:
+    assert set(benchmark.KINDS) == {"source", *benchmark.WHERE, *(field.name for field in fields(Form))}
+
+
+@pytest.mark.parametrize("key", ["system", "description", "delimiter", "prompt", "test_split"])
+def test_what_is_left_empty_is_not_taken_as_a_text(key: str, tmp_path: Path) -> None:
+    settings = a_benchmark(tmp_path) | ({} if key == "test_split" else {"test_share": 0.4}) | {key: None}
+    with pytest.raises(ValueError, match=rf"it\.{key} must be a text, got None"):
+        read(settings, 0, "it")
+
+
+def test_splits_are_of_datasets_that_have_them(tmp_path: Path) -> None:
+    settings = a_benchmark(tmp_path)
+    table = pd.DataFrame(rows(settings["source"], None, "train"))
+    table.to_csv(tmp_path / "table.csv", index=False)
+    datasets.Dataset.from_pandas(table).save_to_disk(str(tmp_path / "one"))
+    for source, split_of, message in (
+        (tmp_path / "table.csv", "train", "is a file: it has no split 'train'"),
+        (tmp_path / "one", "train", "is a dataset without splits: it has none called 'train'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(settings | {"source": str(source), "split": split_of, "test_share": 0.4}, 0)
+        with pytest.raises(ValueError, match=message.replace("train", "dev")):
+            read({**settings, "source": str(source), "split": None, "test_split": "dev"}, 0)
+    with pytest.raises(ValueError, match="is a file: it has no name 'it'"):
+        rows(str(tmp_path / "table.csv"), "it")
+
+
 def test_a_file_of_settings_that_is_none_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no benchmark at"):
         settings_of(str(tmp_path / "none.yaml"))
@@ -261,4 +305,4 @@ def test_a_file_of_settings_that_is_none_is_said_so(tmp_path: Path, monkeypatch:
             settings_of(str(tmp_path / "it.yaml"))
     monkeypatch.setitem(sys.modules, "merge3.harness", None)  # as where lm-eval is not installed
     with pytest.raises(ValueError, match="lm-eval:arc_easy: "):
-        found("lm-eval:arc_easy")
+        items_of("lm-eval:arc_easy")

@@ -225,7 +225,13 @@ def test_experts_that_do_not_fit_are_wrong(saved: dict[str, Path], tmp_path: Pat
     (tmp_path / "words" / "tokenizer.json").write_text(json.dumps(vocabulary))
     (tmp_path / "empty").mkdir()
     with_tokens(saved["first"], tmp_path / "longer", "<|im_end|>")
-    named = ("other", "words", "empty", "longer")
+    with_tokens(saved["first"], tmp_path / "bare", "<|im_end|>")
+    for file in (tmp_path / "bare").glob("tokenizer*"):
+        file.unlink()
+    made = get_peft_model(models.load(saved["base"], torch.float32), LoraConfig(r=4, target_modules=["q_proj"]))
+    made.save_pretrained(tmp_path / "adapter")
+    models.load_tokenizer(tmp_path / "longer").save_pretrained(tmp_path / "adapter")
+    named = ("other", "words", "empty", "longer", "bare", "adapter")
     experts = {name: str(tmp_path / name) for name in named} | {"fits": str(saved["second"])}
     found = checks.parents(str(saved["base"]), experts)
     assert {finding.what: finding.level for finding in found if finding.what.startswith("expert ")} == {
@@ -233,13 +239,17 @@ def test_experts_that_do_not_fit_are_wrong(saved: dict[str, Path], tmp_path: Pat
         "expert words": WRONG,
         "expert empty": WRONG,
         "expert longer": RISK,
+        "expert bare": RISK,
+        "expert adapter": RISK,
         "expert fits": OK,
     }
     text = " ".join(said(found, WRONG))
     assert "model_type is 'qwen2'" in text
     assert "in its vocabulary" in text
     assert "has no .safetensors files" in text
-    assert "has tokens that the base lacks (1, the first '<|im_end|>')" in " ".join(said(found, RISK))
+    risks = " ".join(said(found, RISK))
+    assert risks.count("has tokens that the base lacks (1, the first '<|im_end|>')") == 2
+    assert "bare has no tokenizer and 260 rows of tokens, the base 259" in risks
     with pytest.raises(ValueError, match="expert other: "):
         checks.refuse(found)
     checks.refuse(finding for finding in found if finding.level != WRONG)
@@ -409,11 +419,27 @@ def test_init_says_where_it_cannot_work(
     assert main(["init", *flags[:-1], "none.jsonl"]) == 1
     assert (tmp_path / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
     (tmp_path / "it.yaml").write_text("source: items.jsonl\ntest_share: 0.3\n")
-    for source, share in (("items.jsonl", 0.4), ("it.yaml", 0.3)):
-        own.rewrite(str(saved["base"]), {"first": str(saved["first"])}, source, 0.4, "cpu")
+    for source, given, share in (("items.jsonl", None, 0.4), ("it.yaml", None, 0.3), ("it.yaml", 0.2, 0.2)):
+        own.rewrite(str(saved["base"]), {"first": str(saved["first"])}, source, given, "cpu")
         params = yaml.safe_load((tmp_path / "params.yaml").read_text())
         assert params["prepare"]["benchmark"] == {"source": "items.jsonl", "test_share": share}
         assert params["studies"] == {"mine": {"experts": ["first"], "groups": ["x", "y"]}}
+
+
+def test_init_writes_texts_that_look_like_other_things_as_texts(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    repository(tmp_path)
+    rows = [{"q": f"Is {n} even?", "key": "yes" if n % 2 == 0 else "no", "g": "no"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"source": "rows.jsonl", "prompt": "{{q}}", "options": ["yes", "no"], "answer": "key", "group": "g"}
+    (tmp_path / "it.yaml").write_text(json.dumps(settings | {"system": "1", "test_share": 0.5}))
+    own.rewrite(str(saved["base"]), {"no": str(saved["first"])}, "it.yaml", None, "cpu")
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert params["prepare"]["benchmark"] == settings | {"system": "1", "test_share": 0.5}
+    assert params["studies"] == {"mine": {"experts": ["no"], "groups": ["no"]}}
+    assert params["experts"]["models"] == {"no": str(saved["first"])}
 
 
 def test_an_adapter_made_for_another_base_is_a_risk_and_the_base_itself_no_expert(

@@ -194,7 +194,7 @@ def test_the_result_that_the_readme_shows_is_the_one_in_git() -> None:
 
 def test_the_table_of_seeds_is_the_benchmarks() -> None:
     page = (ROOT / "docs" / "evolution.md").read_text()
-    for row in pd.read_csv(ROOT / "benchmarks" / "results" / "transfer.csv").to_dict("records"):
+    for row in pd.read_csv(ROOT / "benchmarks" / "results" / "seeds_transfer.csv").to_dict("records"):
         leads = [
             f"{100 * row[f'{group} lead']:+.1f} [{100 * row[f'{group} lead_low']:+.1f}, "
             f"{100 * row[f'{group} lead_high']:+.1f}]"

@@ -115,6 +115,19 @@ def test_tokens_that_an_expert_added_are_left_out_and_said_so(
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
 
 
+def test_layers_of_models_with_other_tokens_are_not_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
+    longer = with_tokens(saved["first"], tmp_path / "longer", "<|im_end|>")
+    stack = (Layers("a", 0, 2), Layers("b", 0, 2))
+    for base, first in (
+        (saved["base"], longer),
+        (with_tokens(saved["base"], tmp_path / "base", "<x>"), saved["first"]),
+    ):
+        found = {"a": str(first), "b": str(saved["second"])}
+        merge = Merge(constant("passthrough", {"a": 1.0}), str(base), found, stack=stack)
+        with pytest.raises(ValueError, match="has not the base's tokens: layers of it cannot be stacked"):
+            export.export(merge, tmp_path / "out")
+
+
 def test_the_card_says_how_it_was_made(saved: dict[str, Path], tmp_path: Path) -> None:
     for name, text in (
         ("one", "---\nlicense: mit\n---\n# One"),

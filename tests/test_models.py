@@ -177,8 +177,8 @@ def test_weights_that_are_not_whole_are_refused(
 def test_another_vocabulary_is_refused_by_a_token(
     saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    assert models.added_tokens(saved["first"], tokenizer) == []
-    assert models.added_tokens(tmp_path, tokenizer) == []  # no tokenizer: the base's is meant
+    assert models.added_tokens(saved["first"], tokenizer) == {}
+    assert models.added_tokens(tmp_path, tokenizer) == {}  # no tokenizer: the base's is meant
     shutil.copytree(saved["first"], tmp_path / "m")
     file = tmp_path / "m" / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -196,13 +196,14 @@ def test_tokens_that_an_expert_added_are_named_in_their_order(
     longer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     longer.save_pretrained(tmp_path / "longer")
     added = models.added_tokens(tmp_path / "longer", tokenizer)
-    assert added == ["<|im_start|>", "<|im_end|>"]
+    assert list(added.items()) == [("<|im_start|>", 259), ("<|im_end|>", 260)]
     assert models.left_out("it", added) == (
         "it has tokens that the base lacks (2, the first '<|im_start|>'): merges leave them out"
     )
     tokenizer.save_pretrained(tmp_path / "shorter")
-    assert models.added_tokens(tmp_path / "shorter", longer) == []
+    assert models.added_tokens(tmp_path / "shorter", longer) == {}
     other.add_tokens(["<think>"])
+    assert models.added_tokens(tmp_path / "longer", models.load_tokenizer(tmp_path / "longer")) == {}
     with pytest.raises(IncompatibleModels, match=r"token '<\|im_start\|>' is 259 .* and None in the base's"):
         models.added_tokens(tmp_path / "longer", other)  # 259 is another token there
 
@@ -226,6 +227,21 @@ def test_an_expert_with_other_rows_of_tokens_is_merged_as_far_as_the_base_has_th
         assert torch.equal(tensor[:kept], same[name][:kept])
         if kept:
             assert torch.equal(tensor[kept:], base[name][kept:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_an_expert_added_in_the_bases_padding_is_left_out(
+    model: PreTrainedModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    fine_tune(model, 5).save_pretrained(tmp_path)
+    expert = models.load(tmp_path, dtype)
+    expert.save_pretrained(tmp_path)
+    base = models.weights_of(model)
+    plain, found = (models.changes(tmp_path, base, model.config, added) for added in ((), (257, 258, 300)))
+    for name in base:
+        kept = 257 if len(base[name]) == 259 else len(base[name])
+        assert torch.equal(found[name][:kept], plain[name][:kept].to(found[name].dtype))
+        assert torch.equal(found[name][kept:], base[name][kept:])
 
 
 def test_rows_that_a_coarser_expert_lacks_are_the_bases_to_the_bit(llama: PreTrainedModel, tmp_path: Path) -> None:

@@ -238,6 +238,9 @@ def test_what_is_held_out_is_what_the_call_says_or_the_benchmark_or_four_tenths(
         (tmp_path / "it.yaml", 0.3, 0.3),
     ):
         assert run.parts_of(given, share, 1) == run.split(questions, held, 1)
+    (tmp_path / "it.yaml").write_text("source: org/data\nprompt: x\ntest_split: test\n")
+    with pytest.raises(ValueError, match="has its own test_split: leave out the test share"):
+        run.parts_of(tmp_path / "it.yaml", 0.3, 1)
 
 
 def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from merge3 import cli, responses, study
+from merge3 import cli, lineage, responses, study
 
 
 def world(merges=12, strangers=20, count=40, seed=0):
@@ -268,6 +268,26 @@ def test_of_merges_with_parents_of_their_own_one_half_teaches_the_other_how_wide
         assert again[i] == widening[i]
         assert (again > widening).sum() == 15
     np.testing.assert_array_equal(study._by_halves(scores[:, :1], errors[:, :1], truths[:1], 0), [1.0])
+
+
+def test_a_family_with_one_relative_learns_its_width_without_the_error_of_those_that_have_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for error in (0.0, 0.5):
+        monkeypatch.setattr(lineage, "SHARED_ERROR", error)
+        found.append(
+            [
+                study.study(draw, ["x"] * 60, (10,), 2, methods=("fisher",), estimators=("lineage",))["coverage"].iloc[
+                    -1
+                ]
+                for draw in (
+                    study.family(world(14, count=60), ["a", "b"], "merge-*", relatives) for relatives in (1, 0)
+                )
+            ]
+        )
+    assert found[0][0] == found[1][0]
+    assert found[0][1] < found[1][1] == 1
 
 
 @pytest.mark.parametrize("relatives", [0, 4])

@@ -22,6 +22,7 @@ WIDTH = 78  # of a line of help, in a terminal of 80
 SCORINGS = ("sum", "characters", "tokens")
 SCORING = "of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)"
 ITEMS = "a .jsonl or .parquet file of items, lm-eval:<task>, or a .yaml file that makes items of any dataset"
+SHARE = "of the items, held out (default: what the .yaml says, else 0.4)"
 FIRST = """commands, in the order they are usually wanted:
   merge3 run      evolve a merge of your models for your questions, in one go
   merge3 chat     try the winner
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     for one in set(commands.choices.values()):  # an alias is the same parser
         one.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
         for action in one._actions:
-            if action.type is Path:
+            if action.type is Path or action.dest == "items":
                 vars(action)["complete"] = shtab.FILE
     return made
 
@@ -118,7 +119,7 @@ Interrupted, or again with a larger --budget, a new --out and the same
     run.add_argument(
         "--method", default="task_arithmetic", help="of merging: ties, dare_ties... (default: task_arithmetic)"
     )
-    run.add_argument("--test-share", type=float, help="of the items, held out (default: 0.4, or as the .yaml says)")
+    run.add_argument("--test-share", type=float, help=SHARE)
     run.add_argument("--seed", type=seed, default=0, help="of all draws (default: 0)")
     run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
     add_device(run)
@@ -154,7 +155,7 @@ Then: dvc repro""",
     )
     add_parents(init, required=False)
     init.add_argument("--items", help=ITEMS)
-    init.add_argument("--test-share", type=float, default=0.4, help="of the items, held out (default: 0.4)")
+    init.add_argument("--test-share", type=float, help=SHARE)
     init.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
 
 

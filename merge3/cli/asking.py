@@ -16,7 +16,7 @@ import torch
 
 from merge3 import answering, generation, grading, imports, items
 from merge3 import responses as tables
-from merge3.benchmark import found as items_of
+from merge3.benchmark import items_of
 from merge3.cli.show import as_json, as_line, progress, quiet
 from merge3.models import (
     adapted,

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from merge3 import models
+from merge3.benchmark import items_of
 from merge3.checks import WRONG, small
 from merge3.cli.searching import named
 from merge3.cli.show import as_json, ask, finding
@@ -33,9 +34,7 @@ def init(options: argparse.Namespace) -> int:
     own = pipeline("own")
     base = options.base or ask_model("--base", "base (a folder or hub id)")
     experts = options.expert or ask_experts()
-    items = options.items or until(
-        "--items", "items (a .jsonl, .parquet or .yaml file, or lm-eval:<task>)", own.items_of
-    )
+    items = options.items or until("--items", "items (a .jsonl, .parquet or .yaml file, or lm-eval:<task>)", items_of)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = options.device or default
     if not options.device and sys.stdin.isatty():
