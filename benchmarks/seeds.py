@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from figures import RESULTS, Figure, publish
+from jaxtyping import Float
 
 from flows.asking import answer_all, open_asker
 from flows.evaluate import EVOLVED
@@ -57,8 +58,13 @@ def searched(params: Mapping[str, Any], join: int, seed: int) -> Path:
     return data / "evolve"
 
 
-def measured(params: Mapping[str, Any], asker: Asker, join: int, seed: int) -> dict[str, Any]:
-    """A row of the table: a search's winner on the test items, its lead over the best standard merge, its tokens."""
+def measured(
+    params: Mapping[str, Any], asker: Asker, join: int, seed: int
+) -> tuple[dict[str, Any], Float[np.ndarray, " items"]]:
+    """A search's winner on the test items: a row of the table, and by how much it is ahead on each item.
+
+    Ahead of the best standard merge.
+    """
     folder = searched(params, join, seed)
     winner, ledger = read_json(folder / "winner.json"), read_json(folder / "ledger.json")
     experts, groups = study_of(params["study"], params["studies"])
@@ -73,27 +79,36 @@ def measured(params: Mapping[str, Any], asker: Asker, join: int, seed: int) -> d
         row |= {f"{group} {name}": value for name, value in lead.items()}
     row["search_tokens"] = sum(ledger[f"{part}_tokens"] for part in ("start", "search", "relatives"))
     say(f"join {join}, seed {seed}: {row['accuracy']:.1%}, {row['all lead']:+.1%} over {rival}")
-    return row
+    return row, (table.loc[EVOLVED] - table.loc[rival]).to_numpy()
 
 
-def figures(table: pd.DataFrame, target: float | None) -> list[Figure]:
-    """Means over the seeds, with what they vary by, and how many leads exclude zero; `target` is of the mean lead."""
+def figures(
+    table: pd.DataFrame, ahead: Float[np.ndarray, "searches items"], labels: list[str], target: float | None
+) -> list[Figure]:
+    """Means over the seeds, with what they vary by, and how many leads exclude zero; `target` is of the mean lead.
+
+    The interval of the mean lead is of these searches, over the items, whose groups are `labels`.
+    """
     found, over = [], ", ".join(sorted(set(table["over"])))
     for join, rows in table.groupby("join", sort=False):
         name = f"join {join}" if join else "without"
         groups = [column.removesuffix(" lead") for column in rows if column.endswith(" lead") and "all" not in column]
+        mean = ahead[rows.index].mean(axis=0)
+        low, high = compare.interval(mean[~np.isnan(mean)], [labels[i] for i in np.flatnonzero(~np.isnan(mean))], 0)
         above = np.array([rows[f"{group} lead_low"] > 0 for group in groups])
         found += [
             Figure(f"{name}: winner, mean of {len(rows)} seeds", 100 * float(rows["accuracy"].mean()), "%"),
             Figure(f"{name}: winner, lowest", 100 * float(rows["accuracy"].min()), "%"),
             Figure(f"{name}: winner, highest", 100 * float(rows["accuracy"].max()), "%"),
             Figure(f"{name}: lead over the {over}, mean", 100 * float(rows["all lead"].mean()), "points", target),
+            Figure(f"{name}: the same, lower end of the interval", 100 * low, "points"),
+            Figure(f"{name}: the same, upper end of the interval", 100 * high, "points"),
             Figure(f"{name}: deviation of that over the seeds", 100 * float(rows["all lead"].std()), "points"),
             *(
                 Figure(f"{name}: lead in {group}, mean", 100 * float(rows[f"{group} lead"].mean()), "points")
                 for group in groups
             ),
-            Figure(f"{name}: leads in a language that exclude zero", float(above.mean()), "share", 1.0),
+            Figure(f"{name}: leads in a language that exclude zero", float(above.mean()), "share", target and 1.0),
             Figure(f"{name}: tokens of a search", float(rows["search_tokens"].mean()), "tokens"),
         ]
     return found
@@ -107,10 +122,12 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=4)
     chosen = options.parse_args()
     asker = open_asker(params["runtime"], KEPT / "tests", study_of(params["study"], params["studies"])[0])
-    rows = [measured(params, asker, join, seed) for join in chosen.joins for seed in range(chosen.seeds)]
+    found = [measured(params, asker, join, seed) for join in chosen.joins for seed in range(chosen.seeds)]
+    rows, ahead = zip(*found, strict=True)
     table, variant = pd.DataFrame(rows), f"_{params['study']}"
     table.to_csv(RESULTS / f"seeds{variant}.csv", index=False, float_format="%.4f")
-    publish("seeds", figures(table, TARGETS.get(params["study"])), variant)
+    labels = [item.group for item in items_of(study_of(params["study"], params["studies"])[1], "test")]
+    publish("seeds", figures(table, np.stack(ahead), labels, TARGETS.get(params["study"])), variant)
 
 
 if __name__ == "__main__":
