@@ -109,9 +109,10 @@ def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
                     f"part {unknown[0]!r} of {expert!r} holds none of the model's parameters: a part is one of "
                     f"{[*GROUPS, ANY]} or a piece of names as {next(reversed(weights))}"
                 )
-    added = _added(merge, models.load_tokenizer(folder))
+    added = _added(merge, models.load_tokenizer(folder)) if models.has_tokenizer(folder) else {}
     changes = {
-        name: models.changes(folders[name], weights, base.config, added[name].values()) for name in merge.recipe.experts
+        name: models.changes(folders[name], weights, base.config, added.get(name, {}).values())
+        for name in merge.recipe.experts
     }
     prints = {name: models.fingerprint(folders[name]) for name in merge.recipe.experts}
     live = models.load(folder, dtype, device)

@@ -361,9 +361,12 @@ def added_tokens(source: Path, base: PreTrainedTokenizerBase) -> dict[str, int]:
 
 def vocabulary(source: Path) -> dict[str, int] | None:
     """The tokens of a model's tokenizer; None where it has none: the base's is meant."""
-    if not is_gguf(source) and not list(source.glob("tokenizer*")):
-        return None
-    return load_tokenizer(source).get_vocab()
+    return load_tokenizer(source).get_vocab() if has_tokenizer(source) else None
+
+
+def has_tokenizer(source: Path) -> bool:
+    """Whether a model folder or GGUF file holds a tokenizer."""
+    return is_gguf(source) or any(source.glob("tokenizer*"))
 
 
 def left_out(expert: str, added: Mapping[str, int]) -> str:
