@@ -44,11 +44,7 @@ FAMILIES = {  # family: its relatives answered in full
     "tiny, 0 relatives": 0,
     "tiny, 8 relatives": 8,
 }
-TOGETHER = {
-    "error": (2.0, True),
-    "Spearman": (0.85, False),
-    "regret": (1.0, True),
-}  # targets of families with relatives
+TOGETHER = {"error": (2.0, True), "Spearman": (0.85, False), "regret": (1.0, True)}  # of families with relatives
 TINY = Path(".bench/estimation/tiny.parquet")
 TINY_MERGES = 45  # of each pair of experts, and of all four
 BESIDE = {("none", "parents"), ("uniform", "mp_irt"), ("uniform", "gmp_irt"), ("uniform", "gp_irt")}  # and the paper's

@@ -136,7 +136,7 @@ def expert(
             if not models.is_gguf(folder) and list(folder.glob("*.safetensors")):
                 models.stored_dtype(folder)
             rows, ours = (getattr(of, "vocab_size", None) for of in (models.config_of(folder), config))
-            if models.vocabulary(folder) is None and rows != ours:
+            if not models.has_tokenizer(folder) and rows != ours:
                 text = (
                     f"{source} has no tokenizer and {rows} rows of tokens, the base {ours}: taken as the base's tokens"
                 )

@@ -55,7 +55,7 @@ def export(
     notes = [models.left_out(name, tokens) for name, tokens in added.items() if tokens]
     for note in notes:
         say(note)
-    live = build(merge, device)
+    live = _built(merge, device, added)
     partial = begun(out)
     live.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
@@ -93,6 +93,13 @@ def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
         FileNotFoundError: a source cannot be found.
         ValueError: experts and base do not fit, or the recipe cannot be merged.
     """
+    folder = models.weights_folder(merge.base)
+    tokenless = merge.stack or not models.has_tokenizer(folder)
+    return _built(merge, device, {} if tokenless else _added(merge, models.load_tokenizer(folder)))
+
+
+def _built(merge: Merge, device: str, added: Mapping[str, Mapping[str, int]]) -> PreTrainedModel:
+    """`build`, where it is known which tokens each expert added."""
     models.check_device(device)
     folder = models.weights_folder(merge.base)
     stored = models.stored_dtype(folder)
@@ -109,7 +116,6 @@ def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
                     f"part {unknown[0]!r} of {expert!r} holds none of the model's parameters: a part is one of "
                     f"{[*GROUPS, ANY]} or a piece of names as {next(reversed(weights))}"
                 )
-    added = _added(merge, models.load_tokenizer(folder)) if models.has_tokenizer(folder) else {}
     changes = {
         name: models.changes(folders[name], weights, base.config, added.get(name, {}).values())
         for name in merge.recipe.experts
@@ -133,6 +139,7 @@ def _added(merge: Merge, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[s
                 raise models.IncompatibleModels(
                     f"expert {name!r} has not the base's tokens: layers of it cannot be stacked"
                 )
+        return {}
     return {name: models.added_tokens(folder, tokenizer) for name, folder in folders.items()}
 
 
