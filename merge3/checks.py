@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from merge3 import licences, models
 from merge3.items import Item
@@ -80,8 +80,7 @@ def parents(base: str, experts: Mapping[str, str]) -> list[Finding]:
         folder = small(base)
         config = models.config_of(folder)
         tokenizer = models.load_tokenizer(folder)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = models.skeleton(config)
     except (OSError, ValueError, KeyError) as error:
         return [Finding(WRONG, "base", _line(error))]
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -125,8 +124,8 @@ def expert(
         folder = small(source)
         added = models.added_tokens(folder, tokenizer)
         if models.is_adapter(folder):
-            changed = models.changes(folder, models.weights_of(base), config)  # type: ignore[arg-type]
-            said = f"{source}: an adapter of {len(changed)} matrices"
+            changed = models.changes(folder, models.weights_of(base), config, added.values())  # type: ignore[arg-type]
+            said = f"{source}: an adapter of {len(changed)} tensors"
             made_for = models.adapted(folder)
             if made_for and models.absolute(made_for) != models.absolute(origin):
                 return Finding(RISK, what, f"{said}, made for {made_for}; the base here is {origin}")

@@ -29,8 +29,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from merge3 import flat
-from merge3.ingredients import LowRank, Source
+from merge3 import adapters, flat
+from merge3.ingredients import Source
 
 Changes = dict[str, Source]  # parameter name -> what an expert has there; absent where it is the base
 
@@ -263,10 +263,10 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: 
         FileNotFoundError: there is no such model.
     """
     if is_adapter(source):
-        return _adapter(Path(source), base)
+        return _adapter(Path(source), base, config, added)
     _check_config(source, config)
     model = load(source, stored_dtype(source))
-    expert, rows = weights_of(model), _by_token(model)
+    expert, rows = weights_of(model), _ends(model)
     _check_names(source, set(expert), set(base))
     found: Changes = {}
     for name, tensor in expert.items():
@@ -375,12 +375,19 @@ def left_out(expert: str, added: Mapping[str, int]) -> str:
     return f"{expert} has tokens that the base lacks ({len(added)}, the first {first!r}): merges leave them out"
 
 
-def _by_token(model: PreTrainedModel) -> set[str]:
-    """The names of the parameters that have a row a token."""
+def _ends(model: PreTrainedModel) -> list[str]:
+    """The names of the parameters that have a row a token, the embedding's and the head's, each where it is used."""
     head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     ends = [model.get_input_embeddings(), *([] if head is None else [head])]
     rows = {id(parameter) for end in ends for parameter in end.parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in rows}
+    return [name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows]
+
+
+def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model of a config, without its numbers."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    return model
 
 
 def _by_the_bases_tokens(tensor: Tensor, base: Tensor, added: Collection[int]) -> Tensor:
@@ -433,44 +440,31 @@ def _check_shape(source: str | Path, name: str, shape: tuple[int, ...], base: Te
         )
 
 
-def _adapter(folder: Path, base: Mapping[str, Tensor]) -> Changes:
-    """LoRA (arXiv 2106.09685): difference = alpha / rank * B A; rank-stabilised: alpha / sqrt(rank)."""
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    if config.get("peft_type", "LORA") != "LORA":
-        raise IncompatibleModels(f"adapter {folder}: peft_type is {config['peft_type']!r}; only LoRA can be merged")
-    plain = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None, "lora_bias": False}
-    plain |= {"alora_invocation_tokens": None, "layer_replication": None}
-    if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        raise IncompatibleModels(
-            f"adapter {folder}: init_lora_weights {config['init_lora_weights']!r} changes the base"
-        )
-    for field, expected in plain.items():
-        if config.get(field, expected) not in (expected, None, []):
-            raise IncompatibleModels(
-                f"adapter {folder}: {field} is {config[field]!r}; only plain LoRA ({expected!r}) can be merged; "
-                "merge the adapter into its base first"
-            )
-    if config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise IncompatibleModels(f"adapter {folder}: rank_pattern and alpha_pattern are not supported")
-    rank = config["r"]
-    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    found: Changes = {}
+def _adapter(folder: Path, base: Mapping[str, Tensor], config: Any, added: Collection[int]) -> Changes:
+    """`changes` of an adapter. A whole embedding or head has a row for each of the base's tokens, as a full model's."""
+    settings, tensors = adapter(folder)
+    try:
+        whole, factors = adapters.read(settings, tensors)
+        ends = _ends(skeleton(config))
+        if shared := [name for name in ends if name not in base]:
+            adapters.unite(ends, shared, whole, factors, bool(settings.get("ensure_weight_tying")))
+        for name in whole.keys() & set(ends) & base.keys():
+            whole[name] = _by_the_bases_tokens(whole[name], base[name], added)
+        return adapters.changes(whole, factors, base)
+    except ValueError as error:
+        raise IncompatibleModels(f"adapter {folder}: {error}") from error
+
+
+def adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the tensors of an adapter.
+
+    Raises:
+        FileNotFoundError: it has no weights as safetensors.
+        IncompatibleModels: its weights are something else.
+    """
+    settings: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     with _opened(folder / ADAPTER_WEIGHTS) as file:
-        keys = set(file.keys())
-        for key in sorted(k for k in keys if k.endswith(".lora_A.weight")):
-            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") + ".weight"
-            if name not in base:
-                raise IncompatibleModels(f"adapter {folder}: the base has no parameter {name!r}")
-            a, b = file.get_tensor(key), file.get_tensor(key.replace(".lora_A.", ".lora_B."))
-            _check_shape(folder, name, (b.shape[0], a.shape[1]), base[name])
-            device = base[name].device
-            found[name] = LowRank((scale * b.float()).to(device), a.float().contiguous().to(device))
-    unused = {k for k in keys if not k.endswith((".lora_A.weight", ".lora_B.weight"))}
-    if unused or not found:
-        raise IncompatibleModels(
-            f"adapter {folder}: expected LoRA matrices alone, found {sorted(unused)[:1] or 'none'}"
-        )
-    return found
+        return settings, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
 
 
 def write_manifest(path: Path, base: Expert, experts: list[Expert]) -> None:

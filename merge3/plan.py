@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
-from merge3.models import ADAPTER_CONFIG, config_of, is_adapter
+from merge3 import adapters
+from merge3.models import adapter, config_of, is_adapter, skeleton
 from merge3.recipe import TRAITS
 
 GIGABYTE = 1e9
@@ -89,8 +89,7 @@ def plan(
         config = config_of(base)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"no config of a model at {str(base)!r}: {str(error).splitlines()[0]}") from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    model = skeleton(config, dtype)
     count = sum(parameter.numel() for parameter in model.parameters())
     full = [expert for expert in experts if not is_adapter(expert)]
     factors = sum(adapter_parameters(Path(expert), model) for expert in experts if is_adapter(expert))
@@ -149,11 +148,19 @@ def resolve_batch_tokens(
 
 
 def adapter_parameters(folder: Path, model: torch.nn.Module) -> int:
-    """How many numbers a LoRA adapter's factors hold: rank times the sides of the matrices it targets."""
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    targets = tuple(config["target_modules"])
-    sides = [sum(p.shape) for n, p in model.named_parameters() if n.removesuffix(".weight").endswith(targets)]
-    return int(config["r"]) * sum(sides)
+    """How many numbers an adapter of the model is held by: its tensors', and whole matrices where it is DoRA's.
+
+    Raises:
+        FileNotFoundError: the adapter has no weights as safetensors.
+    """
+    _, tensors = adapter(folder)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    whole = [
+        f"{key.removeprefix(adapters.PREFIX).removesuffix('.lora_magnitude_vector')}.weight"
+        for key in tensors
+        if key.endswith(".lora_magnitude_vector")
+    ]
+    return sum(tensor.numel() for tensor in tensors.values()) + sum(sizes.get(name, 0) for name in whole)
 
 
 def measure(device: str, dtype: torch.dtype) -> Machine:

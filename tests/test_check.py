@@ -259,11 +259,13 @@ def test_an_adapter_is_held_against_the_base(saved: dict[str, Path], tmp_path: P
     made = get_peft_model(models.load(saved["base"], torch.float32), LoraConfig(r=4, target_modules=["q_proj"]))
     made.save_pretrained(tmp_path / "adapter")
     found = checks.parents(str(saved["base"]), {"it": str(tmp_path / "adapter")})
-    assert "an adapter of 2 matrices" in " ".join(said(found, OK))
+    assert "an adapter of 2 tensors" in " ".join(said(found, OK))
     assert "there is one" in " ".join(said(found, RISK))
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    assert "only plain LoRA" in " ".join(said(checks.parents(str(saved["base"]), {"it": str(config.parent)}), WRONG))
+    assert "has no lora_magnitude_vector" in " ".join(
+        said(checks.parents(str(saved["base"]), {"it": str(config.parent)}), WRONG)
+    )
 
 
 def test_licences_are_read(saved: dict[str, Path], tmp_path: Path) -> None:

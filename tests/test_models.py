@@ -10,41 +10,11 @@ import gguf
 import pytest
 import torch
 from conftest import CONFIGS, build, fine_tune
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
 
 from merge3 import models
-from merge3.ingredients import LowRank
 from merge3.models import Expert, IncompatibleModels
-
-
-def adapter_of(base: PreTrainedModel, folder: Path, **options: object) -> PeftModel:
-    """A LoRA adapter of random weights, saved to `folder`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        config = LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"], **options)
-        made = get_peft_model(build(base.config, seed=1), config)
-        for name, parameter in made.named_parameters():
-            if "lora_" in name:
-                parameter.data.normal_()
-    made.save_pretrained(folder)
-    return made
-
-
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
-def test_an_adapter_changes_what_peft_merges(
-    llama: PreTrainedModel, tmp_path: Path, options: dict[str, object]
-) -> None:
-    made = adapter_of(llama, tmp_path, **options)
-    base = models.weights_of(llama)
-    found = models.changes(tmp_path, base, llama.config)
-    merged = dict(made.merge_and_unload().named_parameters())
-    assert {name for name in base if not torch.equal(base[name], merged[name])} == set(found)
-    for name, source in found.items():
-        assert isinstance(source, LowRank)
-        dense = source.rows(0, len(base[name]))
-        torch.testing.assert_close(base[name] + dense, merged[name].data, rtol=1e-5, atol=1e-5)
 
 
 def test_a_full_model_changes_what_differs(saved: dict[str, Path], llama: PreTrainedModel) -> None:
@@ -122,35 +92,6 @@ def test_experts_that_do_not_fit_are_refused_by_name(
         config = type(llama.config)(**(llama.config.to_dict() | config))
     build(config, 7).save_pretrained(tmp_path)
     with pytest.raises(IncompatibleModels, match=message):
-        models.changes(tmp_path, models.weights_of(llama), llama.config)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"bias": "all"},
-        {"use_dora": True},
-        {"rank_pattern": {"q_proj": 2}},
-        {"alora_invocation_tokens": [1, 2]},
-        {"peft_type": "IA3"},
-    ],
-)
-def test_adapters_beyond_plain_lora_are_refused(
-    llama: PreTrainedModel, tmp_path: Path, change: dict[str, object]
-) -> None:
-    adapter_of(llama, tmp_path)
-    config = tmp_path / models.ADAPTER_CONFIG
-    config.write_text(json.dumps(json.loads(config.read_text()) | change))
-    with pytest.raises(IncompatibleModels, match=next(iter(change))):
-        models.changes(tmp_path, models.weights_of(llama), llama.config)
-
-
-def test_an_adapter_with_biases_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
-    adapter_of(llama, tmp_path)
-    weights = tmp_path / models.ADAPTER_WEIGHTS
-    kept = load_file(weights)
-    save_file(kept | {"base_model.model.model.layers.0.mlp.down_proj.lora_B.bias": torch.ones(32)}, weights)
-    with pytest.raises(IncompatibleModels, match="LoRA matrices alone"):
         models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
@@ -265,14 +206,6 @@ def test_ingredients_live_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert models.home("cpu", 10**15) == "cpu"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
     assert [models.home("cuda:0", gigabytes * 10**9) for gigabytes in (17, 18)] == ["cuda:0", "cpu"]
-
-
-def test_an_adapter_of_another_model_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
-    adapter_of(llama, tmp_path)
-    weights = tmp_path / models.ADAPTER_WEIGHTS
-    save_file({k.replace("layers.1", "layers.9"): v for k, v in load_file(weights).items()}, weights)
-    with pytest.raises(IncompatibleModels, match=r"no parameter 'model\.layers\.9"):
-        models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
 def test_the_fingerprint_follows_what_answers_depend_on(saved: dict[str, Path], tmp_path: Path) -> None:
