@@ -130,7 +130,7 @@ def expert(
             if made_for and models.absolute(made_for) != models.absolute(origin):
                 return Finding(RISK, what, f"{said}, made for {made_for}; the base here is {origin}")
         else:
-            models._check_config(folder, config)
+            models.check_config(folder, config)
             said = f"{source}: a model of the base's shape and vocabulary"
             if not models.is_gguf(folder) and list(folder.glob("*.safetensors")):
                 models.stored_dtype(folder)

@@ -55,7 +55,10 @@ def read(values: Mapping[str, Any]) -> Merge:
     if not models:
         raise ValueError("expected at least one model beside the base, got none")
     if values.get("tokenizer_source") not in (None, "base", base or models[0][0]):
-        raise ValueError(f"tokenizer_source {values['tokenizer_source']!r} is not supported: the base's is kept")
+        raise ValueError(
+            f"tokenizer_source {values['tokenizer_source']!r} is not supported: the base's is kept; "
+            "`merge3 tokens` makes a base with another's"
+        )
     names = dict(zip(dict.fromkeys(source for source, _ in models), _names([s for s, _ in models]), strict=True))
     own = {names[source]: settings for source, settings in models}
     recipe = _recipe(method, shared, own, around=base is not None)

@@ -264,9 +264,9 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: 
     """
     if is_adapter(source):
         return _adapter(Path(source), base, config, added)
-    _check_config(source, config)
+    check_config(source, config)
     model = load(source, stored_dtype(source))
-    expert, rows = weights_of(model), _ends(model)
+    expert, rows = weights_of(model), ends(model)
     _check_names(source, set(expert), set(base))
     found: Changes = {}
     for name, tensor in expert.items():
@@ -322,7 +322,13 @@ def _opened(path: Path) -> Iterator[Any]:
         yield opened
 
 
-def _check_config(source: str | Path, base: Any) -> None:
+def check_config(source: str | Path, base: Any) -> None:
+    """Refuse a model that is no fine-tune of the base with this config.
+
+    Raises:
+        IncompatibleModels: they differ in a field that fine-tunes share.
+        FileNotFoundError: there is no such model.
+    """
     try:
         expert = config_of(source)
     except OSError as error:
@@ -340,23 +346,26 @@ def _check_config(source: str | Path, base: Any) -> None:
 def added_tokens(source: Path, base: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokens, with their numbers, that an expert's tokenizer, if it has one, added: a merge has the base's alone.
 
+    Among them are those that the base added, too, by another number.
+
     Raises:
-        IncompatibleModels: a number is one token in the expert and another in the base; the message names one.
+        IncompatibleModels: a number is one token in the expert and another in the base, and not added to both; the
+            message names one.
     """
-    theirs = vocabulary(source)
-    if theirs is None:
+    if not has_tokenizer(source):
         return {}
-    ours = base.get_vocab()
-    taken = set(ours.values())
-    different = {token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]}
-    different |= {token for token in theirs.keys() - ours.keys() if theirs[token] in taken}
+    tokenizer = load_tokenizer(source)
+    theirs, ours = tokenizer.get_vocab(), base.get_vocab()
+    taken = set(ours.values()) - (set(base.get_added_vocab().values()) & set(tokenizer.get_added_vocab().values()))
+    other = {token: number for token, number in theirs.items() if ours.get(token) != number}
+    different = [token for token, number in other.items() if number in taken or ours.get(token) in taken]
     if different:
         token = min(different)
         raise IncompatibleModels(
             f"expert {str(source)!r}: token {token!r} is {theirs[token]} in its vocabulary and {ours.get(token)} in "
             f"the base's ({len(different)} differ); experts must have the base's tokens where it has them"
         )
-    return {token: theirs[token] for token in sorted(theirs.keys() - ours.keys(), key=theirs.__getitem__)}
+    return {token: other[token] for token in sorted(other, key=other.__getitem__)}
 
 
 def vocabulary(source: Path) -> dict[str, int] | None:
@@ -372,14 +381,17 @@ def has_tokenizer(source: Path) -> bool:
 def left_out(expert: str, added: Mapping[str, int]) -> str:
     """What is to be said of an expert with `added_tokens`."""
     first = next(iter(added))
-    return f"{expert} has tokens that the base lacks ({len(added)}, the first {first!r}): merges leave them out"
+    return (
+        f"{expert} has tokens that the base lacks ({len(added)}, the first {first!r}): merges leave them out; "
+        "`merge3 tokens` makes a base that has them"
+    )
 
 
-def _ends(model: PreTrainedModel) -> list[str]:
+def ends(model: PreTrainedModel) -> list[str]:
     """The names of the parameters that have a row a token, the embedding's and the head's, each where it is used."""
     head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    ends = [model.get_input_embeddings(), *([] if head is None else [head])]
-    rows = {id(parameter) for end in ends for parameter in end.parameters()}
+    modules = [model.get_input_embeddings(), *([] if head is None else [head])]
+    rows = {id(parameter) for module in modules for parameter in module.parameters()}
     return [name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows]
 
 
@@ -445,10 +457,10 @@ def _adapter(folder: Path, base: Mapping[str, Tensor], config: Any, added: Colle
     settings, tensors = adapter(folder)
     try:
         whole, factors = adapters.read(settings, tensors)
-        ends = _ends(skeleton(config))
-        if shared := [name for name in ends if name not in base]:
-            adapters.unite(ends, shared, whole, factors, bool(settings.get("ensure_weight_tying")))
-        for name in whole.keys() & set(ends) & base.keys():
+        by_token = ends(skeleton(config))
+        if shared := [name for name in by_token if name not in base]:
+            adapters.unite(by_token, shared, whole, factors, bool(settings.get("ensure_weight_tying")))
+        for name in whole.keys() & set(by_token) & base.keys():
             whole[name] = _by_the_bases_tokens(whole[name], base[name], added)
         return adapters.changes(whole, factors, base)
     except ValueError as error:

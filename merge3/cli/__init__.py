@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--traceback", action="store_true", help="show where an error comes from")
     shtab.add_argument_to(made, ["--print-completion"], help="print what makes a shell complete commands, and end")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_run, add_chat, add_init, add_check, add_merge, add_recipe, add_plan):
+    for add in (add_run, add_chat, add_init, add_check, add_merge, add_tokens, add_recipe, add_plan):
         add(commands)
     for add in (add_respond, add_answers, add_import, add_study, add_verify):
         add(commands)
@@ -187,6 +187,21 @@ convert_hf_to_gguf.py makes a GGUF file of it.""",
     merge.add_argument("out", type=Path, help="a new folder for the model")
     merge.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     merge.add_argument("--scores", type=Path, help="for the card: a CSV file with model, accuracy, low, high")
+
+
+def add_tokens(commands: Any) -> None:
+    """`merge3 tokens`."""
+    tokens = command(
+        commands,
+        *("tokens", "making", "tokens"),
+        "write a base with the tokenizer of a fine-tune, whose added tokens and chat template merges then keep",
+        r"""merge3 tokens org/base org/chat-tune base-for-chat
+merge3 run --base base-for-chat --expert chat=org/chat-tune \
+    --expert maths=org/maths --items questions.jsonl --out merged""",
+    )
+    tokens.add_argument("base", help="folder, GGUF file or hub id")
+    tokens.add_argument("expert", help="whose tokens: folder, GGUF file or hub id; no adapter")
+    tokens.add_argument("out", type=Path, help="a new folder for the model")
 
 
 def add_recipe(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""`merge3 merge`, `recipe`, `plan`, `chat`."""
+"""`merge3 merge`, `tokens`, `recipe`, `plan`, `chat`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from merge3 import plan as costs
 from merge3.cli.show import as_json, as_line, ask, quiet
 from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, weights_folder
 from merge3.recipe import Merge
+from merge3.tokens import give
 
 MERGE_FILES = (".yaml", ".yml")
 
@@ -37,6 +38,16 @@ def merge(options: argparse.Namespace) -> None:
         as_json(written | {"seconds": seconds, "bytes": size})
     else:
         print(f"{options.out}: {parameters:,} parameters, read back and found the same")
+
+
+def tokens(options: argparse.Namespace) -> None:
+    """`merge3 tokens`."""
+    quiet()
+    added = give(options.base, options.expert, options.out)
+    if options.json:
+        as_json({"path": str(options.out), "tokens": added})
+    else:
+        print(f"{options.out}: the base with the tokenizer of {options.expert}, {len(added)} tokens added")
 
 
 def phenotype(merge: Merge) -> str | None:
