@@ -290,9 +290,12 @@ def _inputs(
     return {name: torch.from_numpy(value[:, shared:]) for name, value in given.items()} | {"attention_mask": mask}
 
 
-def _line_inputs(lines: Sequence[Tree], padding: int) -> dict[str, torch.Tensor]:
-    """Right-padded tensors of plain sequences; no mask is needed, since what follows a token is not seen by it."""
-    width = rounded(max(len(line.tokens) for line in lines))
+def _line_inputs(lines: Sequence[Tree], padding: int, holds: float) -> dict[str, torch.Tensor]:
+    """Right-padded tensors of plain sequences, of as many columns as the model `holds` at most.
+
+    No mask is needed, since what follows a token is not seen by it.
+    """
+    width = int(min(rounded(max(len(line.tokens) for line in lines)), holds))
     return {"input_ids": torch.tensor([[*line.tokens, *[padding] * (width - len(line.tokens))] for line in lines])}
 
 
@@ -602,7 +605,7 @@ def _ask(
             memory = Prefix(model.config.get_text_config().num_hidden_layers, width)
         inputs = _inputs(rows, padding, model.dtype, shared, width)
     else:
-        inputs = _line_inputs(rows, padding)
+        inputs = _line_inputs(rows, padding, context_length(model))
     at = [row for row, tree in enumerate(rows) for _ in range(tree.read_positions)]
     columns = [column - shared for tree in rows for column in range(tree.prompt - 1, len(tree.tokens))]
     logits = logits_at(model, inputs, at, columns, memory)

@@ -8,17 +8,20 @@ template they are turns of the conversation. A template is applied here, once, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
 import yaml
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
+from pyarrow import ArrowException
+from pyarrow import parquet as arrow
 
 from merge3 import items
 from merge3.items import Item, free_text
@@ -38,12 +41,6 @@ KINDS: Mapping[str, tuple[tuple[Any, ...], str]] = {  # of the settings of a ben
     "free": ((Mapping, type(None)), "keys and values"),
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FILES: Mapping[str, Any] = {
-    ".csv": pd.read_csv,
-    ".jsonl": pd.read_json,
-    ".json": pd.read_json,
-    ".parquet": pd.read_parquet,
-}
 
 
 @dataclass(frozen=True)
@@ -102,17 +99,10 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
             raise ValueError(
                 f"{source} is a file: it has no {'split ' + repr(split) if split else 'name ' + repr(name)}"
             )
-        as_it_stands: dict[str, Any] = {"dtype": False}  # else pandas makes numbers of texts
-        options: dict[str, Any] = {
-            ".csv": {"dtype": str, "keep_default_na": False},
-            ".json": as_it_stands,
-            ".jsonl": {"lines": True, **as_it_stands},
-        }.get(path.suffix, {})
         try:
-            found: list[dict[str, Any]] = FILES[path.suffix](path, **options).to_dict("records")
-        except ValueError as error:
+            found = FILES[path.suffix](path)
+        except (ValueError, csv.Error, ArrowException) as error:
             raise ValueError(f"{source} cannot be read as {path.suffix}: {error}") from error
-        found = [{name: _listed(value) for name, value in row.items()} for row in found]
     else:
         found = _dataset(source, name, split)
     if not found:
@@ -120,11 +110,32 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
     return found
 
 
-def _listed(value: Any) -> Any:
-    """A value of a Parquet row with its arrays as lists, which can be compared."""
-    if isinstance(value, np.ndarray):
-        return [_listed(one) for one in value]
-    return {name: _listed(one) for name, one in value.items()} if isinstance(value, dict) else value
+def _csv(path: Path) -> list[dict[str, Any]]:
+    """Rows whose cells are all text, as they stand there."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        head, *lines = list(csv.reader(stream, strict=True)) or [[]]
+    if twice := {name for name in head if head.count(name) > 1}:
+        raise ValueError(f"two columns are called {min(twice)!r}")
+    found = [(number, line) for number, line in enumerate(lines) if line]
+    for number, line in found:
+        if len(line) != len(head):
+            raise ValueError(f"row {number} has {len(line)} cells, the first line {len(head)}")
+    return [dict(zip(head, line, strict=True)) for _, line in found]
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    found = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError("expected a list of objects, a row each")
+    return found
+
+
+FILES: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = {
+    ".csv": _csv,
+    ".jsonl": items.json_lines,
+    ".json": _json,
+    ".parquet": lambda path: arrow.read_table(path).to_pylist(),
+}
 
 
 def _dataset(source: str, name: str | None, split: str | None) -> list[dict[str, Any]]:
@@ -148,24 +159,38 @@ def _dataset(source: str, name: str | None, split: str | None) -> list[dict[str,
 def to_items(
     table: Sequence[Mapping[str, Any]],
     form: Form,
-    examples: Sequence[Mapping[str, Any]] = (),
+    examples: Iterable[Mapping[str, Any]] = (),
     source: str = "benchmark",
 ) -> list[Item]:
     """The items of rows.
 
-    `examples` are rows of which the first `form.shots` that are not the asked one stand before it.
+    `examples` are rows of which the first `form.shots` that ask something else stand before a question.
 
     Raises:
-        ValueError: a template fails, options are no list of two or more, an answer is none of them, an id occurs
-            twice, or there are too few examples. `source` and the row are named.
+        ValueError: a template fails, options are no list of two or more, an answer is none of them or may be several,
+            an id occurs twice, or there are too few examples. `source` and the row are named.
     """
-    writer = _Writer(form)
-    if form.shots and len(examples) <= form.shots:
-        raise ValueError(f"{source}: {form.shots} shots need more than {form.shots} example rows, got {len(examples)}")
+    writer, rest = _Writer(form), iter(examples)
+    shown: list[tuple[str, str]] = []  # the examples that were needed so far
+
+    def before(question: str) -> list[tuple[str, str]]:
+        others, place = list[tuple[str, str]](), 0
+        while len(others) < form.shots:
+            if place == len(shown):
+                if (row := next(rest, None)) is None:
+                    raise ValueError(
+                        f"{form.shots} shots need as many example rows that ask something else; there are {len(others)}"
+                    )
+                shown.append(writer.example(row))
+            if shown[place][0] != question:
+                others.append(shown[place])
+            place += 1
+        return others
+
     found, seen = [], set[str]()
     for number, row in enumerate(table):
         try:
-            item = writer.item(row, number, [example for example in examples if example != row][: form.shots])
+            item = writer.item(row, number, before)
         except (TemplateError, ValueError) as error:
             raise ValueError(f"{source}, row {number}: {error}") from error
         if item.id in seen:
@@ -173,6 +198,15 @@ def to_items(
         seen.add(item.id)
         found.append(item)
     return found
+
+
+def _first(table: Sequence[Mapping[str, Any]], form: Form, count: int) -> list[int]:
+    """The first so many rows that ask different things."""
+    writer, found = _Writer(form), dict[str, int]()
+    for number, row in enumerate(table):
+        if len(found) < count:
+            found.setdefault(writer.example(row)[0], number)
+    return list(found.values())
 
 
 class Chat:
@@ -210,7 +244,7 @@ class _Writer:
 
     def __init__(self, form: Form) -> None:
         self.form = form
-        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
         if form.options is not None and form.free is not None:
             raise ValueError("a benchmark has either options or free: what is free has no options")
         self._free = free_text(form.free or {}, "free") if form.options is None else None
@@ -230,10 +264,11 @@ class _Writer:
         except TemplateError as error:
             raise ValueError(f"a template of the benchmark is wrong: {error}") from error
 
-    def item(self, row: Mapping[str, Any], number: int, examples: Sequence[Mapping[str, Any]]) -> Item:
-        """The item of a row."""
-        asked = [self._question(example) for example in (*examples, row)]
-        questions, answers = [question for question, _ in asked], [texts[0] for _, texts in asked[:-1]]
+    def item(self, row: Mapping[str, Any], number: int, before: Callable[[str], Sequence[tuple[str, str]]]) -> Item:
+        """The item of a row, after the examples, questions and answers, that stand `before` its question."""
+        question, right = self._question(row)
+        examples = before(question)
+        questions, answers = [*(q for q, _ in examples), question], [a for _, a in examples]
         if self._chat is None:
             shots = "".join(f"{q}{self.form.delimiter}{a}\n\n" for q, a in zip(questions, answers, strict=False))
             prompt = f"{self.form.system}{self.form.description}{shots}{questions[-1]}{self.form.delimiter}"
@@ -241,11 +276,16 @@ class _Writer:
             questions[0] = self.form.description + questions[0]
             prompt = self._chat(self.form.system, questions, answers)
         identity = self._value("id", row)
-        name, group = str(number if identity is None else identity), str(self._value("group", row) or "")
+        name, group = str(number if identity is None else identity), items.label(self._value("group", row))
         if self._free is not None:
-            return Item(name, prompt.rstrip(" "), group=group, expected=tuple(asked[-1][1]), free=self._free)
+            return Item(name, prompt.rstrip(" "), group=group, expected=tuple(right), free=self._free)
         options, answer = self._choices(row)
         return Item(name, prompt, tuple(options), answer, group)
+
+    def example(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The question and the answer of a row."""
+        question, right = self._question(row)
+        return question, right[0]
 
     def _question(self, row: Mapping[str, Any]) -> tuple[str, list[str]]:
         """The question, and the texts that are right."""
@@ -279,6 +319,17 @@ class _Writer:
         return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
+def _written(value: Any) -> Any:
+    """What a template writes, if it is there.
+
+    Raises:
+        ValueError: it is null.
+    """
+    if value is None or (isinstance(value, float) and value != value):
+        raise ValueError("a template writes a value that is null: write {{ it or '' }} where it may be")
+    return value
+
+
 def _index(answer: Any, options: Sequence[str], labels: Sequence[Any] | None) -> int:
     """The index of the right option, from an index, a label or a text.
 
@@ -294,12 +345,22 @@ def _index(answer: Any, options: Sequence[str], labels: Sequence[Any] | None) ->
         return place
     text = str(answer).strip()
     names = [str(label) for label in (LETTERS[: len(options)] if labels is None else labels)]
+    readings = []
     for candidates in (names, [option.strip() for option in options]):
         places = [place for place, candidate in enumerate(candidates) if candidate == text]
-        if len(places) == 1:
-            return places[0]
-    if labels is None and text.isdigit() and int(text) < len(options):
-        return int(text)
+        readings += places if len(places) == 1 else []
+    if labels is not None and readings:
+        return readings[0]
+    if text.isdigit() and int(text) < len(options) and labels is None:
+        readings.append(int(text))
+    if len(set(readings)) > 1:
+        several = " or ".join(map(str, sorted(set(readings))))
+        raise ValueError(
+            f"the answer {answer!r} may be option {several} of {list(options)}, by its letter, text or number: give "
+            "`labels`, the list that it is looked up in (the options, or ['A', 'B', ...]), or write `answer | int`"
+        )
+    if readings:
+        return readings[0]
     raise ValueError(f"the answer {answer!r} is neither one of {names} nor an option: {list(options)}")
 
 
@@ -355,12 +416,14 @@ def read(settings: Mapping[str, Any], seed: int, called: str = "benchmark") -> d
     """
     if isinstance(settings, Mapping) and ("test_split" in settings) == ("test_share" in settings):
         raise ValueError(f"{called} needs either test_split or test_share")
-    parts = gathered(settings, called)
-    return parts if "test" in parts else split(parts["search"], settings["test_share"], seed)
+    parts, shown = _gathered(settings, called)
+    return parts if "test" in parts else split(parts["search"], settings["test_share"], seed, shown)
 
 
-def gathered(settings: Mapping[str, Any], called: str = "benchmark") -> dict[str, list[Item]]:
+def _gathered(settings: Mapping[str, Any], called: str) -> tuple[dict[str, list[Item]], set[str]]:
     """All items of a benchmark, as "search"; those of its test_split, if it has one, as "test".
+
+    And the ids of those among them that stand, answered, before others.
 
     Raises:
         FileNotFoundError: there is no such source.
@@ -374,24 +437,30 @@ def gathered(settings: Mapping[str, Any], called: str = "benchmark") -> dict[str
             from merge3 import harness  # an optional extra
         except ImportError as error:
             raise ValueError(f"{called}: {error}") from error
-        return {"search": harness.items_of(source.removeprefix(TASK))}
+        return {"search": harness.items_of(source.removeprefix(TASK))}, set()
     if "prompt" not in own:
         _only_share(called, own, f"needs a prompt template; without one {source} is a file of items, which takes")
-        return {"search": items.read(Path(source))}
+        return {"search": items.read(Path(source))}, set()
     if lacking := [key for key in ("options", "answer") if key not in own]:
         raise ValueError(f"{called} has a prompt and needs {lacking[0]}, too (options are null of free-text items)")
     if "test_split" in own and own["test_split"] == own.get("split"):
         raise ValueError(f"{called}: split and test_split are the same, {own['test_split']!r}: nothing is held out")
     form = Form(**{key: value for key, value in own.items() if key not in WHERE})
-    shown = rows(source, name, own["shots_split"]) if "shots_split" in own else []
     tables = {"search": rows(source, name, own.get("split"))}
     if "test_split" in own:
         tables["test"] = rows(source, name, own["test_split"])
-    found = {part: to_items(table, form, shown or table, source) for part, table in tables.items()}
+    first = list[int]()
+    if "shots_split" in own:
+        examples = rows(source, name, own["shots_split"])
+    else:
+        first = _first(tables["search"], form, form.shots + 1) if form.shots else []
+        examples = [tables["search"][number] for number in first]
+    found = {part: to_items(table, form, examples, source) for part, table in tables.items()}
+    shown = {found["search"][number].id for number in first}
     both = [item.id for part in found.values() for item in part]
     if len(set(both)) < len(both):  # row numbers start again in every split
         found = {part: [replace(item, id=f"{part}:{item.id}") for item in of] for part, of in found.items()}
-    return found
+    return found, shown
 
 
 def items_of(source: str) -> list[Item]:
@@ -401,7 +470,8 @@ def items_of(source: str) -> list[Item]:
         FileNotFoundError: there is no such source.
         ValueError: it is no benchmark.
     """
-    return [item for part in gathered(settings_of(source), source).values() for item in part]
+    parts, _ = _gathered(settings_of(source), source)
+    return [item for part in parts.values() for item in part]
 
 
 def _checked(settings: Mapping[str, Any], called: str) -> dict[str, Any]:
@@ -428,8 +498,11 @@ def _only_share(called: str, own: Mapping[str, Any], why: str) -> None:
         raise ValueError(f"{called}.{unused[0]} {why} test_share alone")
 
 
-def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Item]]:
-    """Search and test items: `test_share` of each group, rounded, is held out; items of one prompt stay together.
+def split(found: list[Item], test_share: float, seed: int, shown: Collection[str] = ()) -> dict[str, list[Item]]:
+    """Search and test items: `test_share` of each group, rounded, is held out; items of one question stay together.
+
+    A question is a prompt, or, in a group of one prompt, a prompt and its options. None is held out that stands,
+    answered, before others: `shown` are the ids of such items.
 
     Raises:
         ValueError: the share is not inside (0, 1), or leaves a group without search or test items.
@@ -437,17 +510,28 @@ def split(found: list[Item], test_share: float, seed: int) -> dict[str, list[Ite
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must be inside (0, 1), got {test_share}")
     generator = np.random.default_rng(np.random.SeedSequence(seed))
-    held: set[str] = set()
-    for group in sorted({item.group for item in found}):
-        texts = sorted({item.prompt for item in found if item.group == group})
-        count = round(test_share * len(texts))
-        if not 0 < count < len(texts):
+    prompts: dict[str, set[str]] = {}
+    for item in found:
+        prompts.setdefault(item.group, set()).add(item.prompt)
+
+    def question(item: Item) -> tuple[str, tuple[str, ...]]:
+        return item.prompt, item.options if len(prompts[item.group]) == 1 else ()
+
+    open_ones = {question(item) for item in found if item.id in set(shown)}
+    held: set[tuple[str, tuple[str, ...]]] = set()
+    for group in sorted(prompts):
+        texts = sorted({question(item) for item in found if item.group == group})
+        hidden = [text for text in texts if text not in open_ones | held]
+        count = round(test_share * len(texts)) - len(held & set(texts))  # other groups may have held some already
+        held |= {hidden[i] for i in generator.permutation(len(hidden))[: max(0, count)]}
+    for group in sorted(prompts):
+        texts = sorted({question(item) for item in found if item.group == group})
+        if not 0 < len(held & set(texts)) < len(texts):
             raise ValueError(
-                f"{f'group {group!r} has' if group else 'there are'} {len(texts)} distinct prompts, too few to hold "
+                f"{f'group {group!r} has' if group else 'there are'} {len(texts)} distinct questions, too few to hold "
                 f"out {test_share} of them: give more, leave the group out, or choose another test_share"
             )
-        held |= {texts[i] for i in generator.permutation(len(texts))[:count]}
     return {
-        "search": [item for item in found if item.prompt not in held],
-        "test": [item for item in found if item.prompt in held],
+        "search": [item for item in found if question(item) not in held],
+        "test": [item for item in found if question(item) in held],
     }

@@ -69,14 +69,30 @@ class _Row:
             self.end = "stop"
             return
         self.written.append(token)
-        self.text = str(tokenizer.decode(self.written, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        self.text = _text(self.written, tokenizer)
+        whole = _text(self.written, tokenizer, special=True) if free.marked else ""
         places = [place for place in (self.text.find(stop) for stop in free.stop) if place >= 0]
         if places:
             self.text, self.end = self.text[: min(places)], "stop"
+        elif any(stop in whole for stop in free.stop):
+            self.text, self.end = _before(self.written, free.stop, tokenizer), "stop"
         elif grading.ended(self.text, free.extract):
             self.end = "answer"
         elif len(self.written) >= free.max_tokens:
             self.end = "length"
+
+
+def _text(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, special: bool = False) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
+
+
+def _before(written: Sequence[int], stops: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of what was written up to the first special token of a stop text."""
+    for length in range(len(written)):
+        rest = _text(written[length:], tokenizer, special=True)
+        if any(rest.startswith(stop) for stop in stops):
+            return _text(written[:length], tokenizer)
+    return _text(written, tokenizer)
 
 
 def ending(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -281,7 +297,8 @@ def _read(
     slots.at(places, width)
     seen = torch.ones(columns, width, dtype=torch.bool, device=device).tril()[shared:]
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill_(~seen, torch.finfo(model.dtype).min)
-    inputs = {"input_ids": ids, "position_ids": places, "attention_mask": mask.expand(len(prompts), 1, -1, -1)}
+    numbers = places.clamp(max=most - 1)  # padding has none of its own: a table of positions may end here
+    inputs = {"input_ids": ids, "position_ids": numbers, "attention_mask": mask.expand(len(prompts), 1, -1, -1)}
     last = [len(prompt) - 1 - shared for prompt in prompts]
     return logits_at(model, inputs, range(len(prompts)), last, slots)
 

@@ -10,31 +10,38 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 
 import numpy as np
 from jaxtyping import Float
 
-from merge3.items import FreeText, Item
+from merge3.items import Item
 from merge3.store import Answer, Failure, Reply
 
 TRUNCATED = "truncated"
 BROKEN_REASON = "likelihoods are not finite"
 WRITTEN = 20  # letters from which on a text's language can be told
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)|\d+)(?:[.,]\d+)?")
-THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
+SIGN = r"(?:(?<![\w)])[-+][$€£]?)?"  # a minus between two numbers is none
+NUMBER = re.compile(
+    SIGN + r"(?:(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)|\d+)(?:[.,]\d+)?|(?<![\w.])\.\d+)",
+)
+THOUSANDS = re.compile(r"(?<!^0),(?=\d{3}(?!\d))")
+MINUS = "\u2212"  # as typeset
+WORD = re.compile(r"[a-z]+(?:[_-][a-z]+)*")
 OWN = "MERGE3_MATCHES"  # packages whose functions an item may name, with commas between
 
 
 def _number(text: str) -> float | None:
     """The value of a text that is one number, thousands grouped or not; None where it is none.
 
-    A comma is one of decimals where no three digits follow.
+    A comma is one of decimals where no three digits follow, or a lone 0 stands before it.
     """
-    plain = re.sub(r"[\u00a0\u202f $€£%]", "", text.strip()).rstrip(".,")
-    plain = THOUSANDS.sub("", plain)
+    plain = re.sub(r"[\u00a0\u202f $€£%]", "", text.replace(MINUS, "-").strip()).rstrip(".,")
+    sign, plain = ("-", plain[1:]) if plain[:1] == "-" else ("", plain.removeprefix("+"))
+    plain = sign + THOUSANDS.sub("", plain)
     try:
         value = float(plain if "." in plain else plain.replace(",", ".", 1))
     except ValueError:
@@ -47,6 +54,10 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
+def _numbers(text: str) -> list[str]:
+    return NUMBER.findall(text.replace(MINUS, "-"))
+
+
 def _last(found: Sequence[str]) -> str | None:
     return found[-1] if found else None
 
@@ -54,8 +65,8 @@ def _last(found: Sequence[str]) -> str | None:
 EXTRACTORS: Mapping[str, Callable[[str], str | None]] = {
     "text": lambda text: text,
     "first_line": lambda text: next((line for line in text.splitlines() if line.strip()), None),
-    "first_number": lambda text: _last(NUMBER.findall(text)[:1]),
-    "last_number": lambda text: _last(NUMBER.findall(text)),
+    "first_number": lambda text: _last(_numbers(text)[:1]),
+    "last_number": lambda text: _last(_numbers(text)),
 }
 
 MATCHES: Mapping[str, Callable[[str, str], bool]] = {
@@ -80,20 +91,32 @@ def ended(text: str, how: str) -> bool:
     if how == "first_line":
         return bool(text.strip()) and "\n" in text.lstrip()
     if how == "first_number":
-        found = NUMBER.search(text)
+        found = NUMBER.search(text.replace(MINUS, "-"))
         return found is not None and bool(re.search(r"[^\d.,\u00a0\u202f ]", text[found.end() :]))
     return False
 
 
-def check(free: FreeText) -> None:
-    """Refuse settings that cannot grade, before anything is asked.
+def check(item: Item) -> None:
+    """Refuse a free-text item whose settings cannot grade, before anything is asked.
 
     Raises:
-        ValueError: no such extractor or match, or no detector of that language.
+        ValueError: no such extractor or match, no detector of that language, or what is expected is no number.
     """
+    free = item.free
+    if free is None:
+        return
     if free.extract not in EXTRACTORS:
         _expression(free.extract)
+        if WORD.fullmatch(free.extract) and (meant := get_close_matches(free.extract.replace("-", "_"), EXTRACTORS)):
+            raise ValueError(
+                f"item {item.id!r}: extract {free.extract!r} is no extractor; is {meant[0]!r} meant? As a regular "
+                f"expression it would be written ({free.extract})"
+            )
     _match(free.match)
+    if free.match == "numeric" and (strange := [text for text in item.expected if _number(text) is None]):
+        raise ValueError(
+            f"item {item.id!r}: match is numeric, and {strange[0][-60:]!r} is no number: no reply could be right"
+        )
     if free.language:
         language_of(" ", free.language)
 

@@ -108,7 +108,7 @@ class Answerer(LM):  # type: ignore[misc]
         asked = []
         for number, request in enumerate(requests):
             context, settings = request.args
-            if settings.get("do_sample") or settings.get("temperature"):
+            if settings.get("do_sample", bool(settings.get("temperature"))):
                 raise ValueError(f"replies are greedy here; task {request.task_name!r} asks for sampling")
             until = settings.get("until") or ()
             stop = (until,) if isinstance(until, str) else tuple(until)
@@ -195,11 +195,14 @@ def items_of(task: str, include_path: Path | None = None, **settings: Any) -> li
     Raises:
         ValueError: the task is a group or of another kind, whose answers lm-eval itself must grade (see `evaluate`).
     """
+    elsewhere = "let models answer it by `merge3 respond --task`"
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     loaded: Mapping[str, Any] = manager.load([task])["tasks"]
     if list(loaded) != [task] or loaded[task].OUTPUT_TYPE != "multiple_choice":
-        raise ValueError(f"{task!r} is no task of multiple choice: let models answer it by `merge3 respond --task`")
+        raise ValueError(f"{task!r} is no task of multiple choice: {elsewhere}")
     made = loaded[task]
+    if made.config.process_results is not None:
+        raise ValueError(f"{task!r} grades in a way of its own: {elsewhere}")
     made.build_all_requests(rank=0, world_size=1, **settings)
     documents: dict[int, list[Any]] = {}
     for instance in made.instances:
@@ -210,11 +213,13 @@ def items_of(task: str, include_path: Path | None = None, **settings: Any) -> li
         choices = made.doc_to_choice(instances[0].doc)
         texts = texts[: len(choices)]  # beyond them, acc_mutual_info asks choices without their context
         gold = made.doc_to_target(instances[0].doc)
-        answer = choices.index(gold) if isinstance(gold, str) else int(gold)
+        answer = choices.index(gold) if gold in choices else gold
+        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+            raise ValueError(f"task {task!r}, document {number}: {gold!r} is not one of {choices}; {elsewhere}")
         between = texts[0][1].removesuffix(choices[0])
         prompts = {context + between for context, _ in texts}
         if len(prompts) > 1:
-            raise ValueError(f"task {task!r}: its choices are in the contexts: use `merge3 respond --task`")
+            raise ValueError(f"task {task!r}: its choices are in the contexts: {elsewhere}")
         options = tuple(continuation.removeprefix(between) for _, continuation in texts)
         found.append(Item(f"{task}:{number}", prompts.pop(), options, answer))
     return found

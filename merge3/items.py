@@ -21,6 +21,7 @@ from merge3 import parquet
 
 COLUMNS = ("id", "prompt", "options", "answer", "group", "form")
 FREE = ("expected", "free")  # columns of a table that has free-text items, which have no options
+BESIDE = ("stop", "max_tokens", "extract", "match")  # names of what belongs into `free`
 NO_OPTION = -1  # their answer
 
 
@@ -49,6 +50,11 @@ class FreeText:
         if self.max_tokens < 1 or not all(self.stop):
             raise ValueError(f"expected max_tokens of 1 or more and stop texts that are not empty, got {self}")
 
+    @property
+    def marked(self) -> bool:
+        """Whether a stop text may be a special token of some model."""
+        return any(mark in stop for stop in self.stop for mark in "<[")
+
 
 @dataclass(frozen=True)
 class Item:
@@ -75,8 +81,6 @@ class Item:
             return
         if len(self.options) < 2:
             raise ValueError(f"item {self.id!r}: expected two options or more, got {len(self.options)}")
-        if len(set(self.options)) < len(self.options):
-            raise ValueError(f"item {self.id!r}: its options are not distinct: {list(self.options)}")
         if not 0 <= self.answer < len(self.options):
             raise ValueError(
                 f"item {self.id!r}: answer must be the index of an option, 0 to {len(self.options) - 1}, "
@@ -92,6 +96,8 @@ class Item:
             early = self.free.extract  # a reply ends where more of it cannot change what these find
             if early == "first_number" or (early == "first_line" and "\n" not in self.free.stop):
                 asked["until"] = early
+            if self.free.marked:
+                asked["marks"] = True  # before, a special token ended no reply
         text = json.dumps([self.prompt, asked], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -156,8 +162,8 @@ def _item(row: Mapping[Hashable, Any], source: str) -> Item:
         prompt=str(row["prompt"]),
         options=tuple(str(option) for option in options),
         answer=int(answer),
-        group=_label(row.get("group")),
-        form=_label(row.get("form")),
+        group=label(row.get("group")),
+        form=label(row.get("form")),
     )
 
 
@@ -168,6 +174,10 @@ def _given(value: Any) -> bool:
 
 def _free_item(row: Mapping[Hashable, Any], source: str) -> Item:
     expected, how = row["expected"], row.get("free")
+    if beside := [name for name in BESIDE if _given(row.get(name))]:
+        raise ValueError(
+            f"{source}: item {row['id']!r}: {beside[0]} belongs into its free, with how it is asked and graded"
+        )
     if not isinstance(row["prompt"], str | int) or not isinstance(row["id"], str | int):
         raise ValueError(f"{source}: item {row['id']!r}: prompt or id is missing or no text")
     if isinstance(how, str):
@@ -182,8 +192,8 @@ def _free_item(row: Mapping[Hashable, Any], source: str) -> Item:
     return Item(
         id=str(row["id"]),
         prompt=str(row["prompt"]),
-        group=_label(row.get("group")),
-        form=_label(row.get("form")),
+        group=label(row.get("group")),
+        form=label(row.get("form")),
         expected=tuple(str(text) for text in texts),
         free=free_text(how if isinstance(how, Mapping) else {}, f"{source}: item {row['id']!r}"),
     )
@@ -225,7 +235,8 @@ def free_text(settings: Mapping[str, Any], source: str = "free") -> FreeText:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _label(value: Any) -> str:
+def label(value: Any) -> str:
+    """A group or form as a text: empty where there is none."""
     return "" if value is None or value != value else str(value)  # NaN is not itself
 
 
@@ -241,28 +252,35 @@ def read(path: Path) -> list[Item]:
     if path.suffix == ".parquet":
         return from_frame(pd.read_parquet(path), str(path))
     if path.suffix == ".jsonl":
-        return from_frame(_json_lines(path), str(path))
+        rows = [row | {"id": str(row["id"])} if isinstance(row.get("id"), int) else row for row in json_lines(path)]
+        if not rows:
+            raise ValueError(f"{path} has no line: write one an item, a JSON object with {list(COLUMNS)}")
+        return from_frame(pd.DataFrame(rows, dtype=object), str(path))  # pandas would make numbers of texts
     raise ValueError(f"{path}: expected a .parquet or .jsonl file")
 
 
-def _json_lines(path: Path) -> pd.DataFrame:
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines.
+
+    Raises:
+        ValueError: it is not UTF-8, or a line is no JSON object; it is named.
+    """
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} has no line: write one an item, a JSON object with {list(COLUMNS)}")
     rows = []
-    for number, line in lines:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is no JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]}")
-        rows.append(row | {"id": str(row["id"])} if isinstance(row.get("id"), int) else row)
-    return pd.DataFrame(rows, dtype=object)  # as it stands there: pandas would make numbers of texts
+        rows.append(row)
+    return rows
 
 
 def write(path: Path, items: Sequence[Item]) -> None:

@@ -27,8 +27,7 @@ def respond(
         ValueError: an item's settings cannot grade its reply; nothing was asked yet.
     """
     for item in items:
-        if item.free is not None:
-            grading.check(item.free)
+        grading.check(item)
     chosen = [index for index, item in enumerate(items) if item.free is None]
     free = [index for index, item in enumerate(items) if item.free is not None]
     answers: list[Answer] = [Failure("not asked")] * len(items)

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet as arrow
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
@@ -77,6 +80,100 @@ def test_every_form_of_a_table_gives_the_same_items(ending: str, tmp_path: Path)
             rows(str(path), split="train")
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
+def test_values_stand_as_in_the_file(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"table.{ending}"
+    table: list[dict[str, Any]] = [{"n": 2**62, "x": 5, "of": [1, None]}, {"n": None, "x": 3, "of": [2, 3]}]
+    if ending == "parquet":
+        arrow.write_table(pyarrow.Table.from_pylist(table), path)
+    else:
+        table.append({"x": 2.5})
+        text = json.dumps(table) if ending == "json" else "".join(json.dumps(row) + "\n" for row in table)
+        path.write_text(f"\ufeff{text}", encoding="utf-8")
+    assert repr(rows(str(path))) == repr(table)  # 5 is not 5.0
+
+
+def test_a_row_without_a_field_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"a": 3, "b": 4, "r": 7}\n{"a": 3, "r": 7}\n')
+    with pytest.raises(ValueError, match=r"row 1: 'b' is undefined"):
+        items_of_form(tmp_path / "t.jsonl", Form("{{a}}+{{b}}=", None, "r"))
+
+
+def items_of_form(path: Path, form: Form) -> list[files.Item]:
+    return to_items(rows(str(path)), form)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "labels", "index"),
+    [
+        (["3", "2", "1", "0"], "0", None, "0 or 3"),
+        (["O", "A", "B", "AB"], "A", None, "0 or 1"),
+        (["1", "2", "3"], "2", None, "1 or 2"),
+        (["8", "7", "9", "6"], "2", None, 2),
+        (["A", "B"], "A", None, 0),
+        (["O", "A", "B", "AB"], "A", "o", 1),
+        (["O", "A", "B", "AB"], "A", "['A', 'B', 'C', 'D']", 0),
+    ],
+)
+def test_an_answer_is_one_option_or_refused(
+    options: list[str], answer: str, labels: str | None, index: int | str
+) -> None:
+    table, form = [{"o": options, "a": answer}], Form("?", "o", "a", labels=labels)
+    if isinstance(index, int):
+        assert to_items(table, form)[0].answer == index
+        return
+    with pytest.raises(ValueError, match=f"row 0: the answer '{answer}' may be option {index} of"):
+        to_items(table, form)
+
+
+def test_questions_that_stand_answered_before_others_are_not_held_out(tmp_path: Path) -> None:
+    settings = a_benchmark(tmp_path) | {"shots": 2, "test_share": 0.5}
+    for seed in range(10):
+        parts = read(settings, seed)
+        assert len(parts["search"]) == len(parts["test"]) == 3
+        assert [item.id for item in parts["search"]] == ["0", "1", "2"]
+    by_split = {key: value for key, value in settings.items() if key != "test_share"} | {"test_split": "dev"}
+    for item in read(by_split, 0)["test"]:
+        assert item.prompt.startswith("0 + 1? 1\n\n1 + 1? 2\n\n")  # of the search's rows
+    with pytest.raises(ValueError, match="6 distinct questions, too few to hold out"):
+        read(settings | {"shots": 5}, 0)
+
+
+def test_rows_that_ask_the_same_are_no_examples_of_each_other() -> None:
+    table = [{"n": n, "q": f"x {n % 2}", "o": ["x", "y"], "a": 0} for n in range(4)]
+    for item in to_items(table, Form("{{q}}", "o", "a", shots=1), table):
+        assert item.prompt in ("x 1 x\n\nx 0 ", "x 0 x\n\nx 1 ")
+
+
+def test_as_many_examples_as_shots_are_enough_where_others_are_asked(tmp_path: Path) -> None:
+    found = read(a_benchmark(tmp_path) | {"shots": 4, "shots_split": "dev", "test_share": 0.5}, 0)
+    assert {item.prompt.count(" + 1?") for part in found.values() for item in part} == {5}
+
+
+def test_groups_that_share_questions_hold_out_no_more_than_asked() -> None:
+    made = [files.Item(f"{g}{n}", f"Question {n}?", ("x", "y"), 0, group=g) for g in ("a", "b", "c") for n in range(40)]
+    assert {name: len(part) for name, part in split(made, 0.4, 0).items()} == {"search": 72, "test": 48}
+    crossed = [
+        files.Item(f"{g}{n}", f"Question {n}?", ("x", "y"), 0, group=g)
+        for g, numbers in (("a", (0, 1)), ("b", (1, 2)), ("c", (0, 2)))
+        for n in numbers
+    ]
+    with pytest.raises(ValueError, match="too few to hold out"):
+        split(crossed, 0.5, 0)
+
+
+def test_items_of_one_prompt_are_told_apart_by_their_options() -> None:
+    made = [files.Item(str(n), "", (f"This is {n}.", f"This are {n}."), 0) for n in range(40)]
+    parts = split([*made, replace(made[0], id="again")], 0.4, 0)
+    assert (len(parts["search"]) + len(parts["test"]), len({i.options for i in parts["test"]})) == (41, 16)
+    assert not {item.options for item in parts["search"]} & {item.options for item in parts["test"]}
+
+
+def test_a_group_may_be_zero() -> None:
+    (item,) = to_items([ARC | {"level": 0}], replace(FORM, group="level"))
+    assert item.group == "0"
+
+
 def test_options_may_be_an_array() -> None:
     (item,) = to_items([{"q": "?", "o": np.array(["x", "y"]), "a": np.int64(1)}], Form("{{q}}", "o", "a"))
     assert (item.options, item.answer) == (("x", "y"), 1)
@@ -87,6 +184,7 @@ def test_options_may_be_an_array() -> None:
     [
         ({"answerKey": "3"}, FORM, r"row 0: the answer '3' is neither one of \['1', '2'\] nor an option"),
         ({"answerKey": ""}, FORM, "row 0: it has no answer"),
+        ({"question": None}, FORM, "row 0: a template writes a value that is null"),
         ({"answerKey": None}, FORM, "row 0: it has no answer"),
         ({}, Form("{{text}}", "choices.text", "answerKey", labels="choices.label"), "row 0: 'text' is undefined"),
         ({}, Form("{{question}}", "choices.text", "key"), "row 0: answer: 'key' is undefined"),
@@ -96,8 +194,8 @@ def test_options_may_be_an_array() -> None:
         ({"answerKey": 5}, Form("{{question}}", "choices.text", "answerKey"), "row 0: the answer is option 5, of 2"),
         (
             {},
-            Form("{{question}}", "choices.text", "answerKey", shots=1),
-            "1 shots need more than 1 example rows, got 1",
+            replace(FORM, shots=1),
+            "row 0: 1 shots need as many example rows that ask something else; there are 0",
         ),
         (
             {},
@@ -121,9 +219,16 @@ def test_files_that_are_not_there_or_not_whole_are_said_so(tmp_path: Path) -> No
     for missing in (str(tmp_path / "x.csv"), str(tmp_path / "x"), "nobody/nothing"):
         with pytest.raises(FileNotFoundError, match="no benchmark at"):
             rows(missing)
-    (tmp_path / "half.jsonl").write_text('{"q": ')
-    with pytest.raises(ValueError, match=r"cannot be read as .jsonl"):
-        rows(str(tmp_path / "half.jsonl"))
+    for name, text, message in (
+        ("half.jsonl", '{"q": ', "line 1 is no JSON"),
+        ("one.json", '{"q": 1}', "expected a list of objects"),
+        ("short.csv", "q,a\n1\n", "row 0 has 1 cells, the first line 2"),
+        ("twice.csv", "q,q\n1,2\n", "two columns are called 'q'"),
+        ("none.parquet", "q", "cannot be read as .parquet"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            rows(str(tmp_path / name))
     (tmp_path / "empty.csv").write_text("q,a\n")
     with pytest.raises(ValueError, match="expected at least one row"):
         rows(str(tmp_path / "empty.csv"))

@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge3 import answering, cli, items, mergefile, models, responses, run
-from merge3.cli import main, making, searching
+from merge3.cli import asking, main, making, searching
 from merge3.items import FreeText, Item
 from merge3.models import fingerprint
 
@@ -156,6 +157,68 @@ def test_what_cannot_be_written_or_found_is_said_before_anything_is_asked(
         assert main(["plan", "m.yaml", *options]) == 1
     assert main(["study", str(tmp_path / "new" / "t.parquet"), "--relatives", "5"]) == 1
     assert "speak of merges of --parents" in capsys.readouterr().err
+
+
+def test_what_was_answered_before_an_interruption_stays(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [Item(f"i{n}", f"{n} + {n} = ", (str(2 * n), str(2 * n + 1)), 0) for n in range(5)]
+    items.write(tmp_path / "items.parquet", asked)
+    respond = ["respond", "--model", str(saved["base"]), "--items", str(tmp_path / "items.parquet")]
+    respond += ["--dtype", "float32", "--out", str(tmp_path / "t.parquet"), "--store", str(tmp_path / "store")]
+    monkeypatch.setattr(asking, "KEEP", 2)
+    ask, parts = asking.ask, []
+
+    def interrupted(*given: Any) -> Any:
+        parts.append(given)
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return ask(*given)
+
+    monkeypatch.setattr(asking, "ask", interrupted)
+    assert main(respond) == cli.STOPPED
+    assert main(["answers", str(tmp_path / "store"), "--items", str(tmp_path / "items.parquet")]) == 0
+    assert "2 answers" in capsys.readouterr().err
+    assert main(respond) == 0
+    assert [len(items) for _, _, items, *_ in parts] == [2, 2, 2, 1]
+    plain = [part for part in respond[:-2] if part != str(tmp_path / "t.parquet")] + [str(tmp_path / "u.parquet")]
+    assert main(plain) == 0
+    assert responses.read(tmp_path / "t.parquet").equals(responses.read(tmp_path / "u.parquet"))
+
+
+def test_a_broken_model_is_named_and_the_others_are_asked(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = models.load(saved["base"], torch.float32)
+    broken.get_output_embeddings().weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    models.load_tokenizer(saved["base"]).save_pretrained(tmp_path / "broken")
+    asked = [Item("a", "1 + 1 = ", ("2", "3"), 0), Item("same", "2 + 2 = ", ("4", "4", "5"), 0)]
+    items.write(tmp_path / "items.parquet", asked)
+    respond = ["respond", "--items", str(tmp_path / "items.parquet"), "--out", str(tmp_path / "t.parquet")]
+    for model in (tmp_path / "broken", saved["first"]):
+        respond += ["--model", str(model)]
+    assert main([*respond, "--dtype", "float32"]) == 0
+    printed = capsys.readouterr()
+    assert "broken is not scored: log-likelihoods of item" in printed.err
+    assert "broken: no item scored" in printed.out
+    assert "first: 1 of 2 items not scored (50.0%): two options are the same tokens" in printed.out
+    assert responses.read(tmp_path / "t.parquet").isna().to_numpy().tolist() == [[True, True], [False, True]]
+
+
+def test_items_that_ask_the_same_each_show_their_answer(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [Item(name, "1 + 1 = ", ("2", "3"), answer) for name, answer in (("a", 0), ("b", 1))]
+    items.write(tmp_path / "items.parquet", asked)
+    chosen = ["--items", str(tmp_path / "items.parquet")]
+    out = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "t.parquet")]
+    assert main(["respond", "--model", str(saved["base"]), *chosen, *out]) == 0
+    capsys.readouterr()
+    assert main(["answers", str(tmp_path / "store"), *chosen, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["item"] for line in lines] == ["a", "b"]
+    assert {line["correct"] for line in lines} == {True, False}
 
 
 def test_every_raw_answer_can_be_read(

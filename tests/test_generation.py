@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from conftest import CONFIGS, SIZES, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3.answering import TOLERANCE, BrokenModel
 from merge3.generation import generate
@@ -140,6 +142,49 @@ def test_a_reply_ends_at_its_stop_or_is_cut_off(llama: PreTrainedModel, tokenize
     assert (cut.end, cut.tokens) == ("length", 3)
     score, reason = grade_reply(ITEMS[0], cut)
     assert (np.isnan(score), reason) == (True, "truncated")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("around", [("", ""), ("", "\n"), ("\n", "")])
+def test_a_stop_text_may_be_a_special_token(
+    packed: bool, around: tuple[str, str], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<|im_end|>"], special_tokens=True)
+    written = [*own.encode("abc" + around[0]), 259, *own.encode(around[1] + "more")]
+    model = writer([*own.encode("?"), *written], 260)
+    free = replace(FREE, stop=(f"{around[0]}<|im_end|>{around[1]}",), max_tokens=20)
+    (answer,), _ = generate(model, own, [Item("i", "?", expected=("abc",), free=free)], 1, packed=packed)
+    assert isinstance(answer, Reply)
+    assert (answer.text, answer.end) == ("abc", "stop")
+    other = replace(free, stop=("\0",))
+    assert (
+        Item("i", "?", expected=("",), free=free).content_hash
+        != Item("i", "?", expected=("",), free=other).content_hash
+    )
+
+
+def writer(tokens: list[int], words: int) -> PreTrainedModel:
+    """A model that writes each of these tokens after the one before; none may occur twice."""
+    config = GPT2Config(n_embd=words, n_inner=4, n_layer=1, n_head=1, n_positions=64, vocab_size=words)
+    config.tie_word_embeddings = False
+    model = build(config, 1, spread=0.0)
+    model.transformer.wte.weight.copy_(torch.eye(words))
+    model.transformer.ln_f.weight.fill_(1.0)
+    for before, after in pairwise(tokens):
+        model.lm_head.weight[after, before] = 1.0
+    return model
+
+
+@pytest.mark.parametrize("prompt", ["x" * 238, "x" * 240])
+def test_a_context_may_end_anywhere(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    config = GPT2Config(**CONFIGS["gpt2"].to_dict() | {"n_positions": 250})
+    made = build(config, seed=1)
+    items = [replace(ITEMS[0], id=name, prompt=text) for name, text in (("long", prompt[:238]), ("short", "x"))]
+    assert texts(generate(made, tokenizer, items, 4096)[0]) == [slow(made, tokenizer, item) for item in items]
+    chosen = [Item("c", prompt, ("x", "yz"), 0), Item("d", "x", ("x", "yz"), 0)]
+    packed, apart = (respond(made, tokenizer, chosen, 4096, packed=how)[0] for how in (True, False))
+    np.testing.assert_allclose(np.array(packed), np.array(apart), rtol=1e-4)
 
 
 def test_a_reply_that_does_not_fit_is_a_failure(tokenizer: PreTrainedTokenizerBase) -> None:

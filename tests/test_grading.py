@@ -32,6 +32,14 @@ def no_vowel(answer: str, expected: str) -> bool:
         ("last_number", "12 + 5 = 17.", "17"),
         ("last_number", "it costs $1,234.50 in all", "1,234.50"),
         ("last_number", "-3", "-3"),
+        ("last_number", "it is \u22125", "-5"),
+        ("last_number", "x=-5", "-5"),
+        ("last_number", "10-5", "5"),
+        ("last_number", "from 3-4 pm", "4"),
+        ("last_number", "(2)-7", "7"),
+        ("last_number", "about .5", ".5"),
+        ("first_number", "1.5", "1.5"),
+        ("last_number", "a loss of -$3.50.", "-$3.50"),
         ("last_number", "none", None),
         (r"#### (\d+)", "so\n#### 42", "42"),
         (r"\d+ / \d+", "it is 96 / 4", "96 / 4"),
@@ -52,6 +60,14 @@ def test_answers_are_extracted(how: str, text: str, found: str | None) -> None:
         ("numeric", "$1,234", "1234.", True),
         ("numeric", "seventeen", "17", False),
         ("numeric", "3,5", "3.5", True),
+        ("numeric", "\u22125", "-5", True),
+        ("numeric", "-5", "\u22125", True),
+        ("numeric", "5", "\u22125", False),
+        ("numeric", ".5", "0.5", True),
+        ("numeric", "-$3.50", "-3.5", True),
+        ("numeric", "0,125", "0.125", True),
+        ("numeric", "-0,125", "-0.125", True),
+        ("numeric", "10,125", "10125", True),
         ("numeric", "3,5", "35", False),
         ("numeric", "1,234,567.5", "1234567.5", True),
         ("test_grading:no_vowel", "xyz", "17", True),
@@ -102,7 +118,7 @@ def test_items_run_no_code_that_was_not_allowed(monkeypatch: pytest.MonkeyPatch,
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv(grading.OWN, "other")
     with pytest.raises(ValueError, match="to allow that package"):
-        grading.check(FreeText(match="os.path:exists"))
+        grading.check(item(match="os.path:exists"))
 
 
 def test_a_decimal_comma_is_of_the_number() -> None:
@@ -114,7 +130,24 @@ def test_a_decimal_comma_is_of_the_number() -> None:
 def test_settings_that_cannot_grade_are_refused(how: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(grading.OWN, "no")
     with pytest.raises(ValueError, match=f"{how} must be one of"):
-        grading.check(FreeText(**{how: value}))
+        grading.check(item(**{how: value}))
+
+
+@pytest.mark.parametrize("how", ["last-number", "lastnumber", "number", "first_word"])
+def test_a_word_that_is_nearly_an_extractor_is_refused(how: str) -> None:
+    with pytest.raises(ValueError, match=f"extract '{how}' is no extractor; is '.*(number|line)' meant"):
+        grading.check(item(extract=how))
+    grading.check(item(extract="yes"))
+    grading.check(item(extract=f"({how})"))
+
+
+def test_what_is_expected_as_a_number_is_one() -> None:
+    for expected in ("17 apples", "So 3 * 6 = 18.\n#### 18", ""):
+        with pytest.raises(ValueError, match="is no number: no reply could be right"):
+            grading.check(item(expected, match="numeric"))
+    grading.check(item("-1,234.50", match="numeric"))
+    grading.check(item("17 apples", match="exact"))
+    grading.check(Item("i", "p", ("x", "y"), 0))
 
 
 def test_right_counts_in_the_language_alone() -> None:
@@ -126,7 +159,7 @@ def test_right_counts_in_the_language_alone() -> None:
     assert grade(asked, Reply(english, "stop", 9), ()) == (0.0, "right, but in language en")
     assert grade(asked, Reply("17", "stop", 1), ()) == (1.0, "")  # a number is of no language
     with pytest.raises(ValueError, match="language must be an ISO 639-1 code"):
-        grading.check(FreeText(language="klingon"))
+        grading.check(item(language="klingon"))
 
 
 def test_failures_that_differ_in_their_numbers_are_counted_together() -> None:

@@ -58,11 +58,35 @@ TASKS: dict[str, dict[str, Any]] = {
         ],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     },
+    "greedy": {
+        "output_type": "generate_until",
+        "doc_to_text": "Q: {{question}}\nA:",
+        "doc_to_target": "{{number}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False, "temperature": 1},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
     "last_word": {
         "output_type": "loglikelihood",
         "doc_to_text": "{{question}}",
         "doc_to_target": " {{number}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+}
+REFUSED: dict[str, dict[str, Any]] = {  # as items: lm-eval has to grade them itself
+    "own_way": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 0,
+        "process_results": "!function own.results",
+        "metric_list": [{"metric": "acc"}],
+    },
+    "several": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{[answer, 1]}}",
+        "metric_list": [{"metric": "acc"}],
     },
 }
 LENGTH = 24  # documents of each
@@ -83,9 +107,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(root / "data.jsonl")}}}
-    for name, own in TASKS.items():
+    (root / "own.py").write_text("def results(document, results):\n    return {'acc': 1.0}\n")
+    for name, own in (TASKS | REFUSED).items():
         splits = {"test_split": "test", "fewshot_split": "test"}
-        (root / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **data, **splits, **own}))
+        text = yaml.safe_dump({"task": name, **data, **splits, **own})
+        (root / f"{name}.yaml").write_text(text.replace("'!function own.results'", "!function own.results"))
     return root
 
 
@@ -113,7 +139,7 @@ def test_lm_evals_own_scores_are_reproduced_to_the_item(
         for metric in one["metrics"]:
             assert one[metric] == other[metric]
             varied.add(one[metric])
-        if task == "written":
+        if TASKS[task]["output_type"] == "generate_until":
             assert one["resps"] == other["resps"]
         else:
             likelihoods = [[float(value[0]) for value in sample["filtered_resps"]] for sample in (one, other)]
@@ -147,6 +173,10 @@ def test_a_task_of_multiple_choice_becomes_items_with_the_same_scores(
 def test_what_cannot_be_asked_is_refused(folder: Path, answerer: Answerer) -> None:
     with pytest.raises(ValueError, match="is no task of multiple choice"):
         items_of("written", folder)
+    with pytest.raises(ValueError, match="'own_way' grades in a way of its own: let models answer it by"):
+        items_of("own_way", folder)
+    with pytest.raises(ValueError, match=r"task 'several', document 0: \[0, 1\] is not one of .*respond --task"):
+        items_of("several", folder)
     answerer.model.config.max_position_embeddings = 10
     with pytest.raises(ValueError, match="the model's context holds"):
         evaluate(answerer, ["plain"], folder)

@@ -43,7 +43,6 @@ def test_content_hash_is_of_what_is_asked_alone() -> None:
         ({"options": [["x", None], ["x", "y"]]}, "item 'a': an option is missing or no text"),
         ({"id": ["a", "a"]}, "'a' occurs more than once"),
         ({"options": [["x"], ["x", "y"]]}, "two options or more"),
-        ({"options": [["x", "x"], ["x", "y"]]}, "not distinct"),
         ({"options": ["xy", ["x", "y"]]}, "must be a list of strings"),
     ],
 )
@@ -162,6 +161,7 @@ def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
         ({"expected": "x", "free": ["a"]}, r"free must be a mapping of its settings, got \['a'\]"),
         ({"expected": "x", "free": {"max_tokens": "8"}}, "max_tokens must be a number of tokens, got '8'"),
         ({"expected": "x", "free": {"stop": 5}}, "stop must be text, got 5"),
+        ({"expected": "x", "max_tokens": 5}, "max_tokens belongs into its free"),
     ],
 )
 def test_what_a_field_cannot_be_is_said_with_its_item(tmp_path: Path, row: dict[str, object], message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import answering, generation, grading, imports, items
 from merge3 import responses as tables
@@ -30,14 +31,16 @@ from merge3.models import (
 )
 from merge3.respond import packable
 from merge3.respond import respond as ask
-from merge3.store import Answer, Reply, Store, digest
+from merge3.store import Answer, Failure, Reply, Store, digest
+
+KEEP = 512  # items after which answers are kept
 
 
 def respond(options: argparse.Namespace) -> None:
     """`merge3 respond`.
 
     Raises:
-        ValueError: two models are called alike, or one is broken, or there are neither items nor tasks, or both.
+        ValueError: two models are called alike, or there are neither items nor tasks, or both.
     """
     if (options.items is None) == (options.task is None):
         raise ValueError("give either --items or --task")
@@ -56,6 +59,8 @@ def respond(options: argparse.Namespace) -> None:
         respond_tasks(options, folders, dtype)
         return
     asked = items_of(options.items)
+    for item in asked:
+        grading.check(item)
     store = None if options.store is None else Store(options.store)
     rows, lines, said = [], [], []
     for name, folder in folders.items():
@@ -68,16 +73,16 @@ def respond(options: argparse.Namespace) -> None:
         if base := adapted(folder):  # an adapter answers by its base, too
             key["base"] = fingerprint(weights_folder(base))
         kept = store.get(key) if store else {}
-        new = [item for item in asked if item.content_hash not in kept]
+        new = list({item.content_hash: item for item in asked if item.content_hash not in kept}.values())
         begin, work = perf_counter(), answering.Work()
-        if new:
-            packed = packable(model, tokenizer, new)
-            with progress(name, len(new)) as advance:
-                found, work = ask(model, tokenizer, new, options.batch_tokens, advance, packed)
-            fresh = {item.content_hash: answer for item, answer in zip(new, found, strict=True)}
-            kept |= fresh
-            if store:
-                store.put(key, fresh)
+        try:
+            for fresh, more in in_parts(name, model, tokenizer, new, options.batch_tokens):
+                kept, work = kept | fresh, work + more
+                if store:
+                    store.put(key, fresh)
+        except answering.BrokenModel as error:
+            print(f"{name} is not scored: {error}", file=sys.stderr)
+            kept, work = {item.content_hash: Failure(str(error)) for item in asked}, work + error.work
         seconds = perf_counter() - begin
         answers = [kept[item.content_hash] for item in asked]
         scores, reasons = grading.grades(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
@@ -94,6 +99,28 @@ def respond(options: argparse.Namespace) -> None:
         options.answers.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if options.json:
         as_json(said)
+
+
+def in_parts(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    new: Sequence[items.Item],
+    batch_tokens: int,
+) -> Iterator[tuple[dict[str, Answer], answering.Work]]:
+    """Answers by what is asked, some at a time: those stay that were kept before an interruption.
+
+    Raises:
+        BrokenModel: the model's numbers are not finite.
+    """
+    if not new:
+        return
+    packed = packable(model, tokenizer, new)
+    with progress(name, len(new)) as advance:
+        for start in range(0, len(new), KEEP):
+            part = new[start : start + KEEP]
+            found, work = ask(model, tokenizer, part, batch_tokens, advance, packed)
+            yield {item.content_hash: answer for item, answer in zip(part, found, strict=True)}, work
 
 
 def _parquet(path: Path) -> None:
@@ -179,16 +206,17 @@ def answers(options: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"there is no store at {options.store}: name the folder that `merge3 run` or `merge3 respond --store` wrote"
         )
-    asked = {item.content_hash: item for source in options.items for item in items_of(source)}
+    asked: dict[str, list[items.Item]] = {}  # by what is asked: several may ask the same, and expect another answer
+    for item in (item for source in options.items for item in items_of(source)):
+        asked.setdefault(item.content_hash, []).append(item)
     of_run = options.store / "answers"
     store, lines, kept = Store(of_run if of_run.is_dir() else options.store), [], 0
     for key in store.keys():  # noqa: SIM118 - no mapping
         name = named(key)
         if not name.startswith(options.model or ""):
             continue
-        for content, answer in store.get(key).items():
-            item = asked.get(content)
-            if item is None or options.item not in (None, item.id):
+        for item, answer in ((item, answer) for of, answer in store.get(key).items() for item in asked.get(of, ())):
+            if options.item not in (None, item.id):
                 continue
             divisors = [max(1, len(o)) if options.scoring == "characters" else 1 for o in item.options]
             score, reason = grading.grade(item, answer, divisors)
