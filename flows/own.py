@@ -14,7 +14,7 @@ from yaml import YAMLError, safe_load
 
 from flows.stage import PARAMS
 from merge3 import checks, models
-from merge3.benchmark import gathered, settings_of, with_share
+from merge3.benchmark import items_of, settings_of, with_share
 
 STUDY = "mine"
 NULL = "tag:yaml.org,2002:null"
@@ -32,8 +32,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
             "there is no params.yaml here: run it in a clone of the repository, or use `merge3 run`, which needs none"
         )
     settings = with_share(settings_of(source), test_share, source)
-    parts = gathered(settings, source)
-    found = sorted({item.group for part in parts.values() for item in part})
+    found = sorted({item.group for item in items_of(source)})
     roundtrip = YAML()  # keeps comments; safe: it makes plain values
     roundtrip.preserve_quotes, roundtrip.width = True, 160
     roundtrip.representer.add_representer(
