@@ -74,7 +74,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     by_group = compare.leads(table, tests, EVOLVED, standard, seed)
     figures["over_best_standard"] = {"name": standard, "groups": by_group}
     write_json(OUT / "metrics.json", figures)
-    write_json(OUT / "ledger.json", ledger)
+    write_json(OUT / "ledger.json", ledger | {"runtime": asker.identity})
     show_table("evaluate-scores", scored.to_dict("records"), "every model on the test items")
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))

@@ -142,7 +142,7 @@ def evolve(
     )
     history = History(plan.fitness, genome, partial(do, kept=was_kept))
     history.cost += start_cost
-    start_tokens = full.tokens if start else 0
+    start_tokens = history.charge(history.phenotype(history.average), found).tokens if start else 0
     tell_known(history, search, plan, found)
     begin = monotonic()
     try:
@@ -258,7 +258,7 @@ def tell_known(history: History, search: Search, plan: Plan, found: list[Item]) 
 
 
 def ledger(history: History, start_tokens: int, full: Cost) -> dict[str, Any]:
-    """What the search cost, and what every candidate would have, asked all items: `full` each."""
+    """What the search cost, no question counted twice, and what every candidate would have, asked all items: `full`."""
     return {
         "search_tokens": history.spent.tokens,
         "search_flops": history.spent.flops,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,16 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
             **{f"{name} (weights)": fingerprints[name] for name in experts},
             "search items": digest([item.content_hash for item in search]),
             "test items": digest([item.content_hash for item in tests]),
-            "answered on": read_json(RESPOND / "ledger.json")["test"]["runtime"].get("runtime", "any device"),
+            "merges answered the test on": answered_on(read_json(EVALUATE / "ledger.json")["runtime"]),
+            "parents answered it on": answered_on(read_json(RESPOND / "ledger.json")["test"]["runtime"]),
         },
         commands=COMMANDS,
     )
+
+
+def answered_on(identity: Mapping[str, str]) -> str:
+    """The machine and the dtype of answers, by what an asker says of them."""
+    return f"{identity.get('runtime', 'any device')}, {identity['dtype']}"
 
 
 def kept(

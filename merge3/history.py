@@ -23,6 +23,7 @@ from merge3.extract import METHODS, margins
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import knee, nondominated, spread
 from merge3.genome import Genome, snap
+from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
@@ -106,11 +107,12 @@ class History:
         self.standard = {self.phenotype(recipe): (name, recipe) for name, recipe in made_by_hand.items()}
         self.joined: set[str] = set()  # leaders that were asked all items on the way
         self.exact: dict[str, Evaluation] = {}  # of those that left none without a score
-        self.relatives_tokens = 0  # of them
+        self.relatives_tokens = 0  # of them, beside what they were asked as candidates
         self.finalists: list[dict[str, Any]] = []
         self.finalists_tokens = 0
         self.recipes: dict[str, Recipe] = {}
         self.seen: set[str] = set()  # phenotypes of the candidates
+        self.paid: dict[str, set[str]] = {}  # the questions, by content, that each was asked in this search
         self.spent = Cost()  # what they take that were not asked before in this search
         self.cost = Cost()  # of this run
 
@@ -118,6 +120,13 @@ class History:
     def one(self) -> Cost:
         """What a candidate takes that was not asked before in this search."""
         return self.fitness.cost
+
+    def charge(self, name: str, questions: Sequence[Item]) -> Cost:
+        """What a merge takes that is asked these questions, and was asked some before in this search."""
+        before = self.paid.setdefault(name, set())
+        new = [question for question in questions if question.content_hash not in before]
+        before |= {question.content_hash for question in new}
+        return self.fitness.asker.cost(new) if new else Cost()
 
     def phenotype(self, recipe: Recipe) -> str:
         """What names the model that a recipe makes."""
@@ -145,7 +154,7 @@ class History:
         evaluation = self.fitness(recipe) if new else self._again(name)
         if new:
             self.answered[name] = self.fitness, evaluation
-        one = self.one if new else Cost()
+        one = self.charge(name, self.fitness.questions) if new else Cost()
         genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
         told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": one.tokens}
         self.recipes.setdefault(name, recipe)
@@ -212,7 +221,7 @@ class History:
         for name, (genotype, recipe) in leaders.items():
             self.joined.add(name)
             evaluation = self.do(f"relative {name[:8]}", partial(everything, recipe))
-            self.relatives_tokens += everything.cost.tokens
+            self.relatives_tokens += self.charge(name, everything.questions).tokens
             self.cost += evaluation.cost
             advance(len(everything.questions))
             if evaluation.estimate is None or evaluation.margins is None or np.isnan(evaluation.margins).any():
@@ -355,7 +364,7 @@ class History:
         for name, (recipe, _, _) in leaders.items():
             self.recipes.setdefault(name, recipe)
             made[name] = self.do(f"finalist {name[:8]}", partial(fitness, recipe))
-            self.finalists_tokens += fitness.cost.tokens
+            self.finalists_tokens += self.charge(name, fitness.questions).tokens
             self.cost += made[name].cost
             advance(len(fitness.questions))
         fair = on_common(fitness, made)
@@ -401,15 +410,14 @@ class History:
         Raises:
             ValueError: every leader is broken.
         """
-        alive, made, items, paid = list(leaders), dict[str, Evaluation](), dict[str, int](), dict[str, int]()
+        alive, made, items = list(leaders), dict[str, Evaluation](), dict[str, int]()
 
         def ask(name: str, recipe: Recipe, fitness: Fitness, number: int) -> None:
             made[name] = self.do(f"finalist {number}-{name[:8]}", partial(fitness, recipe))
-            tokens = fitness.cost.tokens
-            self.finalists_tokens += tokens - paid.get(name, 0)
+            self.finalists_tokens += self.charge(name, fitness.questions).tokens
             self.cost += made[name].cost
             advance(len(fitness.questions) - items.get(name, 0))
-            paid[name], items[name] = tokens, len(fitness.questions)
+            items[name] = len(fitness.questions)
             self.recipes.setdefault(name, recipe)
 
         for number, fitness in enumerate(rounds):

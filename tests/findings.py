@@ -109,7 +109,7 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
         identity={
             "the winner (phenotype)": finalists["phenotype"].iloc[0],
             "base (weights)": "b" * 64,
-            "answered on": "cpu",
+            "merges answered the test on": "cpu",
         },
         commands=["dvc repro", "python -m flows.evolve"],
     )

@@ -548,6 +548,7 @@ def folder(results, tmp_path, monkeypatch):
         stage.EVALUATE / "metrics.json": results.metrics,
     } | {stage.DATA / name / "ledger.json": ledger for name, ledger in results.ledgers.items()}
     contents[stage.RESPOND / "ledger.json"] = respond
+    contents[stage.EVALUATE / "ledger.json"] |= {"runtime": {"dtype": "bfloat16"}}
     for path, content in contents.items():
         path.write_text(json.dumps(content), encoding="utf-8")
     return tmp_path
@@ -563,7 +564,8 @@ def test_the_stage_writes_the_page_of_its_files_its_figures_and_ends_with_the_re
     ours = (folder / "data/report/index.html").read_text(encoding="utf-8")
     same = replace(results, commands=stage.COMMANDS, raw={}, identity=made.identity)
     assert ours == page(same)
-    assert made.identity["answered on"] == "cpu, 2 threads"
+    assert made.identity["merges answered the test on"] == "any device, bfloat16"
+    assert made.identity["parents answered it on"] == "cpu, 2 threads, float32"
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "report: data/report/index.html"
     assert "The evolved merge beats the best expert, english_arithmetic, by 11.0 points:" in said
