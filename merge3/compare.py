@@ -1,10 +1,12 @@
 """Compare models on the same items: intervals by bootstrap, and a paired test.
 
-Items are resampled within their groups, so that every group weighs what it weighs in the benchmark.
+Items are resampled within their groups, so that every group weighs what it weighs in the benchmark; small groups are
+resampled as one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +17,7 @@ from scipy.stats import binomtest
 from merge3.items import Item
 
 RESAMPLES = 10_000
+SMALL = 20  # items: within a group of fewer, of k, resampling has only (k - 1) / k of the variance
 DRAWS = 1_000_000  # of items at once: 16 MB
 LEAST = 0.5  # share of the items that a model has to have scored, to be compared
 LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
@@ -25,19 +28,33 @@ def interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` (Efron 1979), resampled within groups.
 
+    Groups of fewer than `SMALL` are resampled together, as one.
+
     `values` are scores in [0, 1] of one model, or differences of two models' scores: then the interval is paired.
     """
     generator = np.random.default_rng(np.random.SeedSequence(seed))
-    labels = np.asarray(groups)
+    labels, sizes = np.asarray(groups), Counter(groups)
+    strata = [values[labels == group] for group in sorted(sizes) if sizes[group] >= SMALL]
+    small = values[np.array([sizes[group] < SMALL for group in groups])]
     totals = np.zeros(RESAMPLES)
-    for group in sorted(set(groups)):
-        members = values[labels == group]
+    for members in [*strata, *([small] if len(small) else [])]:
         rows = max(1, DRAWS // len(members))
         for first in range(0, RESAMPLES, rows):
             block = min(rows, RESAMPLES - first), len(members)
             totals[first : first + rows] += members[generator.integers(0, len(members), block)].sum(1)
     low, high = np.quantile(totals / len(values), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def accuracy_interval(answers: Float[np.ndarray, " items"], groups: Sequence[str], seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of 0/1 answers: `interval`, but Wilson's (1927) where all are right, or all wrong.
+
+    There is nothing to resample there.
+    """
+    if np.ptp(answers):
+        return interval(answers, groups, seed)
+    found = binomtest(int(answers.sum()), len(answers)).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mcnemar(first: Float[np.ndarray, " items"], second: Float[np.ndarray, " items"]) -> float:
@@ -89,7 +106,7 @@ def scores(table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int) -
     rows = []
     for model, answers in zip(table.index, table.to_numpy(), strict=True):
         own, both = ~np.isnan(answers), ~np.isnan(answers - best)
-        low, high = interval(answers[own], groups[own].tolist(), seed)
+        low, high = accuracy_interval(answers[own], groups[own].tolist(), seed)
         lead_low, lead_high = interval((best - answers)[both], groups[both].tolist(), seed)
         row = {"model": model, "accuracy": answers[own].mean(), "low": low, "high": high}
         row |= {"lead": (best - answers)[both].mean(), "lead_low": lead_low, "lead_high": lead_high}

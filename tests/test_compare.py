@@ -31,6 +31,35 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert 180 <= held <= 198  # 95 % of 200, within three standard errors
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_intervals_hold_the_truth_where_groups_are_small(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "RESAMPLES", 1000)
+    generator, groups, held = np.random.default_rng(0), [str(n // size) for n in range(240)], 0
+    for seed in range(200):
+        low, high = interval((generator.random(240) < 0.6).astype(float), groups, seed)
+        held += low <= 0.6 <= high
+    assert held >= 180
+
+
+def test_small_groups_are_resampled_as_one_beside_the_large() -> None:
+    values = np.array([1.0] * 40 + [0.0] * 40 + [1.0, 0.0] * 10)
+    groups = ["right"] * 40 + ["wrong"] * 40 + [str(n) for n in range(20)]
+    low, high = interval(values, groups, seed=0)
+    alone = interval(values[80:], groups[80:], seed=0)
+    assert (low, high) == (pytest.approx((40 + 20 * alone[0]) / 100), pytest.approx((40 + 20 * alone[1]) / 100))
+    assert low < 0.5 < high
+
+
+def test_all_right_or_all_wrong_is_no_certainty() -> None:
+    tests = [Item(str(n), f"{n}?", ("a", "b"), 0) for n in range(20)]
+    table = pd.DataFrame([[1.0] * 20, [0.0] * 20, [1.0] * 20], index=["right", "wrong", "too"])
+    found = compare.scores(table, tests, "right", 0).set_index("model")
+    z = norm.ppf(0.975)
+    assert found.loc["right", ["low", "high"]].tolist() == pytest.approx([20 / (20 + z**2), 1])
+    assert found.loc["wrong", ["low", "high"]].tolist() == pytest.approx([0, z**2 / (20 + z**2)])
+    assert found.loc["too", ["lead_low", "lead_high"]].tolist() == [0, 0]
+
+
 def test_one_seed_one_interval() -> None:
     values = np.random.default_rng(1).random(50)
     assert interval(values, ["x"] * 50, seed=1) == interval(values, ["x"] * 50, seed=1)
