@@ -268,7 +268,8 @@ class Cma(Search):
     def converged(self) -> bool:
         """Whether the deviation in every gene is below `CONVERGED`."""
         spread = np.diag(self._cma._C) if isinstance(self._cma, CMA) else self._cma._C
-        return bool(self._cma._sigma * np.sqrt(spread.max()) < CONVERGED)
+        own = spread[: self.genes.count]  # an idle companion never narrows
+        return bool(self._cma._sigma * np.sqrt(own.max()) < CONVERGED)
 
     def _propose(self, seed: int) -> list[Any]:
         self._cma.reseed_rng(seed)

@@ -148,8 +148,9 @@ def test_what_is_handed_out_is_a_copy(name: str) -> None:
     np.testing.assert_array_equal(first.ask(), second.ask())
 
 
-def test_restarts_double_the_population_or_are_small() -> None:
-    search = make("bipop", 2)
+@pytest.mark.parametrize("genes", [1, 2])
+def test_restarts_double_the_population_or_are_small(genes: int) -> None:
+    search = make("bipop", genes)
     sizes = [len(values) for values in run(search, 300)]
     restarts = [after for before, after in pairwise(sizes) if before != after]
     assert restarts[:3] == [16, 8, 32]
@@ -157,8 +158,10 @@ def test_restarts_double_the_population_or_are_small() -> None:
     assert not search.converged
 
 
-def test_a_search_that_has_narrowed_says_so() -> None:
-    search = make("cma", 2)
+@pytest.mark.parametrize("name", ["cma", "sep"])
+@pytest.mark.parametrize("genes", [1, 2])
+def test_a_search_that_has_narrowed_says_so(name: str, genes: int) -> None:
+    search = make(name, genes)
     assert not search.converged
     run(search, 80)
     assert search.converged
