@@ -25,11 +25,11 @@ from figures import RESULTS, Figure, publish
 from jaxtyping import Float
 
 from flows.asking import answer_all, open_asker
-from flows.evaluate import EVOLVED
 from flows.known import items_of, study_of
 from flows.stage import DATA, STAGES, read_json, read_params, say
 from merge3 import compare
 from merge3.asker import Asker
+from merge3.compare import EVOLVED
 from merge3.recipe import Recipe, standard_merges
 
 CODE, HERE = Path(__file__).parents[1], Path.cwd()

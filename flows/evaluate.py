@@ -13,13 +13,12 @@ from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
 from flows.stage import DATA, alone, main, read_json, say, show_table, write_json, write_text
 from merge3 import compare, responses
+from merge3.compare import EVOLVED
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
 RESPOND = DATA / "respond"
 EVOLVE = DATA / "evolve"
 OUT = DATA / "evaluate"
-
-EVOLVED = "evolved merge"
 
 
 @flow
@@ -29,7 +28,8 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
 
     `sample` candidates of the search, spread over the ranks of their estimates, are answered in full as well: the
     error and the rank correlation of the estimates are measured on them, the regret on them and the winner. Truth is
-    the accuracy on test items, an estimate that on search items: the error holds their difference too.
+    the accuracy on test items, an estimate that on search items: the error holds their difference too. Where a standard
+    merge won, the winner's row has its name.
 
     Raises:
         ValueError: `sample` is below 2, the search was one of another study, or the winner, the uniform average or all
@@ -44,7 +44,10 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     tests = items_of(groups, "test")
     candidates = sampled(pd.read_csv(EVOLVE / "history.csv"), sample)
     made = read_json(EVOLVE / "recipes.json")
-    named = {EVOLVED: Recipe.from_dict(winner["recipe"])} | standard_merges(experts)
+    standards = standard_merges(experts)
+    name = winner["merge"] if winner["merge"] in standards else EVOLVED
+    won = {name: Recipe.from_dict(winner["recipe"])}
+    named = won | standards | won  # the winner first
     others = {f"candidate {name[:12]}": Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
     recipes = named | others
     asker = open_asker(runtime, OUT / "answers", experts)
@@ -54,24 +57,25 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
         say(f"the experts answered the test items elsewhere ({respond}): differences of a few items mean nothing")
     asked_before = responses.columns(responses.read(RESPOND / "test.parquet"), list(answered.columns))
     table = pd.concat([answered.loc[list(named)], asked_before.loc[["base", *experts]]])
-    table, left = compare.comparable(table, [EVOLVED, AVERAGE])
+    table, left = compare.comparable(table, [name, AVERAGE])
     if not set(experts) & set(table.index):
         raise ValueError(f"no expert can be compared: {left[experts[0]]} of {experts[0]!r}")
     for model, said in left.items():
         say(f"{model} is left out of the comparison: {said}")
     OUT.mkdir(parents=True, exist_ok=True)
     responses.write(OUT / "responses.parquet", table)
-    scored = compare.scores(table, tests, EVOLVED, seed)
-    kinds = dict.fromkeys(experts, "expert") | dict.fromkeys(standard_merges(experts), "standard merge")
-    scored.insert(1, "kind", [kinds.get(name, name if name == "base" else "winner") for name in scored["model"]])
+    scored = compare.scores(table, tests, name, seed)
+    kinds = dict.fromkeys(experts, "expert") | dict.fromkeys(standards, "standard merge")
+    kinds |= {"base": "base", name: "winner"}
+    scored.insert(1, "kind", [kinds[model] for model in scored["model"]])
     write_text(OUT / "scores.csv", scored.to_csv(index=False))
     found, _ = compare.comparable(answered.loc[list(others)], [])
-    candidates = candidates[[name in found.index for name in others]].reset_index(drop=True)
+    candidates = candidates[[other in found.index for other in others]].reset_index(drop=True)
     candidates["truth"] = found.mean(axis=1).to_numpy()
     write_text(OUT / "sample.csv", candidates.to_csv(index=False))
     figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
     standard = scored[scored["kind"] == "standard merge"].set_index("model")["accuracy"].idxmax()
-    by_group = compare.leads(table, tests, EVOLVED, standard, seed)
+    by_group = compare.leads(table, tests, name, standard, seed)
     figures["over_best_standard"] = {"name": standard, "groups": by_group}
     write_json(OUT / "metrics.json", figures)
     write_json(OUT / "ledger.json", ledger | {"runtime": asker.identity})
@@ -81,7 +85,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     for group, lead in by_group.items():
         low, high = lead["lead_low"], lead["lead_high"]
         say(f"{group}: over {standard} {lead['lead']:+.1%}  [{low:+.1%}, {high:+.1%}]")
-    say(compare.verdict(EVOLVED, figures["no_better_than"]))
+    say(compare.verdict(name, figures["no_better_than"]))
 
 
 def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -102,6 +106,7 @@ def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:
 def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: dict[str, Any]) -> dict[str, Any]:
     """The figures of the study in short."""
     by_model = scored.set_index("model")
+    name = str(by_model.index[by_model["kind"] == "winner"][0])
     expert = by_model[by_model["kind"] == "expert"]["accuracy"].idxmax()
     fields = ["lead", "lead_low", "lead_high", "mcnemar_p", "holm_p"]
     estimates, truths = candidates["estimate"].to_numpy(), candidates["truth"].to_numpy()
@@ -109,18 +114,18 @@ def metrics(study: str, scored: pd.DataFrame, candidates: pd.DataFrame, winner: 
     return {
         "study": study,
         "winner": {
-            **by_model.loc[EVOLVED, ["accuracy", "low", "high"]].to_dict(),
+            **by_model.loc[name, ["accuracy", "low", "high"]].to_dict(),
             "estimate": winner["estimate"],
         },
         "best_expert": {"name": expert, "accuracy": by_model.loc[expert, "accuracy"]},
         "over_best_expert": by_model.loc[expert, fields].to_dict(),
-        "no_better_than": compare.unbeaten(scored, EVOLVED),
+        "no_better_than": compare.unbeaten(scored, name),
         "over_uniform_average": by_model.loc[AVERAGE, fields].to_dict(),
         "estimates": {
             "candidates": len(candidates),
             "mean_absolute_error": float(np.abs(estimates - truths).mean()),
             "spearman": float(spearmanr(estimates, truths).statistic) if varied else None,
-            "regret": float(max(truths.max(), by_model.loc[EVOLVED, "accuracy"]) - by_model.loc[EVOLVED, "accuracy"]),
+            "regret": float(max(truths.max(), by_model.loc[name, "accuracy"]) - by_model.loc[name, "accuracy"]),
         },
     }
 

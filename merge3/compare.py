@@ -20,6 +20,7 @@ RESAMPLES = 10_000
 SMALL = 20  # items: within a group of fewer, of k, resampling has only (k - 1) / k of the variance
 DRAWS = 1_000_000  # of items at once: 16 MB
 LEAST = 0.5  # share of the items that a model has to have scored, to be compared
+EVOLVED = "evolved merge"  # what the winner is called, where it is no standard merge
 LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
 
 
@@ -149,6 +150,8 @@ def unbeaten(scored: pd.DataFrame, winner: str) -> list[str]:
 
 def verdict(winner: str, rivals: Sequence[str]) -> str:
     """The result in a sentence."""
+    other = "" if winner == EVOLVED else "other "
+    who = f"{winner}, which the search found nothing better than," if other else f"the {winner}"
     if not rivals:
-        return f"the {winner} beats every expert and standard merge (McNemar, corrected for their number)"
-    return f"the {winner} is not shown to be better than {', '.join(rivals)} (McNemar, corrected for their number)"
+        return f"{who} beats every {other}expert and standard merge (McNemar, corrected for their number)"
+    return f"{who} is not shown to be better than {', '.join(rivals)} (McNemar, corrected for their number)"

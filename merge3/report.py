@@ -85,14 +85,15 @@ def goal(results: Results) -> str:
 
 def headline(results: Results) -> str:
     """The result in a sentence: the winner against the best expert, and whom it does not beat."""
-    row = results.best_expert
+    row, won = results.best_expert, results.by_hand
+    who = f"The {won}, which the search found nothing better than," if won else "The evolved merge"
     name, by = f"the best expert, {row['model']}", points(abs(row["lead"])).removeprefix("+")
     if outcome(row) == "worse":
-        return f"The evolved merge is worse than {name}, by {by} points"
+        return f"{who} is worse than {name}, by {by} points"
     if outcome(row) == "undecided":
-        return f"The evolved merge is not shown to be better than {name}"
+        return f"{who} is not shown to be better than {name}"
     others = [rival["model"] for rival in results.rivals if outcome(rival) != "better"]
-    return f"The evolved merge beats {name}, by {by} points" + (f", but not {listed(others)}" if others else "")
+    return f"{who} beats {name}, by {by} points" + (f", but not {listed(others)}" if others else "")
 
 
 def verdict(results: Results) -> str:

@@ -120,6 +120,11 @@ class Results:
         return self.score(self.metrics["best_expert"]["name"]) or {}
 
     @property
+    def by_hand(self) -> str:
+        """The standard merge that won; empty where an evolved one did."""
+        return "" if self.winner["merge"] == "evolved" else str(self.winner["merge"])
+
+    @property
     def rivals(self) -> list[dict[str, Any]]:
         """The rows of all models but the winner, the best first."""
         return [row for row in ranked(self.scores) if row["kind"] != WINNER]

@@ -47,7 +47,6 @@ from merge3.margins import FEWEST
 from merge3.models import absolute
 from merge3.recipe import GROUPS, Merge, Recipe, constant, standard_merges
 
-EVOLVED = "evolved merge"
 POPULATION, TOTALS = 12, (0.6, 1.8)  # random merges that answer every search item; what their weights add up to
 ASKED = 20  # search items that a candidate is asked
 GENERATION = 12  # candidates
@@ -85,14 +84,15 @@ class Result:
         merge: the winner's recipe, with its sources.
         estimate: its score on the search items: exact where it answered all, else by fresh ones, with 90 % interval.
         scores: a row a model on the held-out items: accuracy and 95 % interval, the winner's lead over it, paired, with
-            interval and tests. The winner is the first.
+            interval and tests. The winner is the first: `compare.EVOLVED`, or the rival that it is, see `notes`.
         history: a row a candidate of the search.
         tokens: what it took: of `preparation`, `search`, the `leaders` that answered all items on the way, `finalists`,
             `test`; `all_items` is what the search would have taken without extraction, `this_run` what was asked now
             and not kept from before.
         out: the folder of the written model.
         items: how many the search knew, and how many the winner's accuracy is of.
-        notes: what is risky about parents and items, what could not be scored, and what is left out.
+        notes: what is risky about parents and items, what could not be scored, what is left out, and whether the search
+            found nothing better than a standard merge or a parent, which is the winner then.
     """
 
     merge: Merge
@@ -112,7 +112,8 @@ class Result:
     @property
     def verdict(self) -> str:
         """Whom the winner beats, in a sentence."""
-        return compare.verdict(EVOLVED, compare.unbeaten(self.scores, EVOLVED))
+        winner = str(self.scores["model"].iloc[0])
+        return compare.verdict(winner, compare.unbeaten(self.scores, winner))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON, without the history."""
@@ -208,6 +209,7 @@ def run(
         f"{asker.identity['dtype']}. It asked {len(history)} candidates at most {ASKED} of {counts['search']} other "
         f"items, {tokens['search']:,} tokens, and leaders on the way all of them, {tokens['leaders']:,} tokens."
     )
+    measured += f" The winner is {this.name}: the search found nothing better." if this.name != compare.EVOLVED else ""
     measured += "".join(f" {name} is left out: {said}." for name, said in this.left.items())
     del asker, this  # export loads the models again: twice may not fit
     if torch.cuda.is_available():
@@ -288,6 +290,7 @@ class _Run:
         self.history: History | None = None
         self.left: dict[str, str] = {}  # out of the comparison
         self.tested = 0  # items that the winner's accuracy is of
+        self.name = compare.EVOLVED  # of the winner; a standard merge's or a parent's, where it is that
         self.notes = notes
         self.total = self.most()
         self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))
@@ -447,6 +450,8 @@ class _Run:
         everything = asked(whole(others)) if history.exact else None
         row = history.verify(history.leaders(FINALISTS, search), rounds, partial(self.follow, history), everything)
         self.tokens["finalists"] = history.finalists_tokens
+        if row["merge"] in standard_merges(self.names):
+            self.name = row["merge"]
         return history.recipes[row["phenotype"]], estimate_of(row)
 
     def follow(self, history: History, answers: int) -> None:
@@ -457,21 +462,28 @@ class _Run:
         self.step(answers, kept)
 
     def measure(self, winner: Recipe, seed: int) -> pd.DataFrame:
-        """Winner, parents and standard merges on the held-out items.
+        """Winner, parents and standard merges on the held-out items; a rival that is the winner is no rival.
 
         Raises:
             ValueError: the winner's answers cannot be scored.
         """
-        recipes = {EVOLVED: winner} | self.parents | standard_merges(self.names)
+        fingerprints = self.asker.merger.fingerprints
+        made = winner.phenotype(fingerprints)
+        rivals = self.parents | standard_merges(self.names)
+        same = [name for name, recipe in rivals.items() if recipe.phenotype(fingerprints) == made or name == self.name]
+        if same:
+            self.name = same[0]
+            self.notes.add(f"the search found nothing better than {self.name}: it is the winner")
+        recipes = {self.name: winner} | {name: recipe for name, recipe in rivals.items() if name not in same}
         table = self.answer("test", recipes, self.test)
-        table, self.left = compare.comparable(table, [EVOLVED])
+        table, self.left = compare.comparable(table, [self.name])
         for name, said in self.left.items():
             self.notes.add(f"{name} is not compared: {said}")
-        self.tested = int(table.notna().sum(axis=1)[EVOLVED])
-        scored = compare.scores(table, self.test, EVOLVED, seed)
-        kinds = {EVOLVED: "winner", "base": "base"} | dict.fromkeys(self.names, "expert")
+        self.tested = int(table.notna().sum(axis=1)[self.name])
+        scored = compare.scores(table, self.test, self.name, seed)
+        kinds = {"base": "base"} | dict.fromkeys(self.names, "expert") | {self.name: "winner"}
         scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])
-        distinct = {recipe.phenotype(self.asker.merger.fingerprints) for recipe in recipes.values()}
+        distinct = {recipe.phenotype(fingerprints) for recipe in recipes.values()}
         self.tokens["test"] = len(distinct) * self.asker.cost(self.test).tokens
         return scored
 

@@ -60,6 +60,11 @@ def test_all_right_or_all_wrong_is_no_certainty() -> None:
     assert found.loc["too", ["lead_low", "lead_high"]].tolist() == [0, 0]
 
 
+def test_the_verdict_names_who_won() -> None:
+    assert compare.verdict(compare.EVOLVED, []).startswith("the evolved merge beats every expert and standard merge")
+    assert compare.verdict("TIES", []).startswith("TIES, which the search found nothing better than, beats every other")
+
+
 def test_one_seed_one_interval() -> None:
     values = np.random.default_rng(1).random(50)
     assert interval(values, ["x"] * 50, seed=1) == interval(values, ["x"] * 50, seed=1)

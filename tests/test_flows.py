@@ -305,6 +305,22 @@ def test_the_standard_merges_are_among_the_finalists(here: Path, saved: dict[str
         assert lead["lead_low"] <= lead["lead"] <= lead["lead_high"]
 
 
+def test_a_standard_merge_that_wins_has_its_name_and_is_no_rival_of_its_own(here: Path, saved: dict[str, Path]) -> None:
+    path = Path("data/evolve/winner.json")
+    recipe = standard_merges(["first", "second"])["uniform average"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"merge": "uniform average", "recipe": recipe.to_dict()}))
+    world.run(world.params(saved), "evaluate", "report")
+    scores = pd.read_csv("data/evaluate/scores.csv")
+    assert scores["model"].tolist() == ["uniform average", "task arithmetic", "plain TIES", "base", "first", "second"]
+    assert scores["kind"].tolist() == ["winner", *["standard merge"] * 2, "base", *["expert"] * 2]
+    figures = json.loads(Path("data/evaluate/metrics.json").read_text())
+    assert "uniform average" not in [*figures["no_better_than"], figures["over_best_standard"]["name"]]
+    assert figures["over_uniform_average"]["lead"] == 0
+    said = Path("data/report/result.txt").read_text()
+    assert "The uniform average, which the search found nothing better than, is not shown to be better than" in said
+    assert "evolved merge" not in said
+
+
 @pytest.mark.parametrize("strategy", ["pooled", "como"])
 def test_a_front_has_its_hypervolume_and_its_knee_wins(here: Path, saved: dict[str, Path], strategy: str) -> None:
     values = change(world.params(saved), "evolve", strategy=strategy, objective="pareto", finalists=5)

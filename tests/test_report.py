@@ -214,6 +214,16 @@ def test_a_rival_that_beats_the_winner_is_named_in_the_headline(results):
     assert verdict(ours) == "Better than 7 of 8 rivals; worse than TIES"
 
 
+def test_a_standard_merge_that_won_is_named(results):
+    ours = renamed(results, {"evolved merge": "plain TIES"})
+    text = Reader(page(replace(ours, winner=results.winner | {"merge": "plain TIES"}))).text
+    assert "The plain TIES, which the search found nothing better than, beats the best expert, english_arith" in text
+    assert "found nothing better than the plain TIES, which was then measured on 720 questions" in text
+    assert "The plain TIES 61.3%" in text
+    assert "the best other standard merge, by group" in text
+    assert "evolved merge" not in text
+
+
 def test_a_missing_p_and_an_undefined_correlation_are_said_so(results):
     metrics = results.metrics | {"estimates": results.metrics["estimates"] | {"spearman": None}}
     text = Reader(page(replace(with_lead(results, 0.081, 0.05, 0.113, np.nan), metrics=metrics))).text

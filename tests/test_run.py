@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,7 @@ def test_the_result_is_plain_values(done: tuple) -> None:
     plain = json.loads((folder / "out.store" / "result.json").read_text())
     assert plain == json.loads(json.dumps(found.to_dict()))
     assert plain["recipe"]["experts"] == list(NAMES)
-    assert compare.unbeaten(found.scores, run.EVOLVED)  # random models: nothing is shown
+    assert compare.unbeaten(found.scores, compare.EVOLVED)  # random models: nothing is shown
 
 
 @pytest.mark.parametrize(
@@ -262,6 +263,26 @@ def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tm
     assert f"on {short['test']} items that the search did not see, in float32" in card
     assert f"of {short['search']} other items" in card.replace("\n", " ")
     assert json.loads((tmp_path / "out.store" / "result.json").read_text())["items"] == short
+
+
+def test_a_standard_merge_that_wins_is_named_and_is_no_rival_of_its_own(
+    saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    """What the uniform average answers is made right."""
+    asker = open_asker(str(saved["base"]), experts(saved), tmp_path / "asked", dtype="float32")
+    answers = asker.ask(constant("task_arithmetic", dict.fromkeys(NAMES, 0.5)), questions).answers
+    assert answers is not None
+    made = [replace(item, answer=int(np.argmax(answer))) for item, answer in zip(questions, answers, strict=True)]
+    found = run.run(saved["base"], experts(saved), made, tmp_path / "out", budget=BUDGET, dtype="float32")
+    assert found.scores["model"].tolist() == ["uniform average", "base", *NAMES, "task arithmetic", "plain TIES"]
+    assert found.scores["kind"].tolist() == ["winner", "base", *["expert"] * 2, *["standard merge"] * 2]
+    assert found.verdict.startswith("uniform average, which the search found nothing better than, is not shown")
+    assert found.verdict.count("uniform average") == 1
+    note = "the search found nothing better than uniform average: it is the winner"
+    assert note in found.notes
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The winner is uniform average: the search found nothing better." in card
+    assert "evolved merge" not in card
 
 
 def test_slerp_is_searched_and_what_cannot_be_is_refused_at_once(
