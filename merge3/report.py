@@ -209,7 +209,10 @@ def _cell(knots: Sequence[float] | None, most: float) -> dict[str, Any]:
 
 
 def duels(results: Results) -> list[dict[str, Any]]:
-    """The winner against each parent: how often who was right, and the clearest items of each kind, the answers raw."""
+    """The winner against each parent: how often who was right, and the clearest items of each kind, the answers raw.
+
+    `models` are those of the two whose answers are shown, the winner first: a rival's are not where none was kept.
+    """
     champion, by_id = results.champion["model"], {item.id: item for item in results.tests}
     ours, found = results.responses.loc[champion], report_tables.duels(results)
     made = []
@@ -222,15 +225,14 @@ def duels(results: Results) -> list[dict[str, Any]]:
             "lost": int((ours < theirs).sum()),
         }
         of = found[found["rival"] == rival["model"]]
+        models = [champion, *([rival["model"]] if results.raw.get(rival["model"]) else [])]
         shown = {
-            ending: [
-                answered(results, by_id[name], (champion, rival["model"]))
-                for name in of["item"][of["outcome"] == ending].head(SHOWN)
-            ]
+            ending: [answered(results, by_id[name], models) for name in of["item"][of["outcome"] == ending].head(SHOWN)]
             for ending in ("won", "lost")
         }
         parent = rival["kind"] in ("expert", BASE)
-        made.append({"rival": rival, "counts": counts, "items": sum(counts.values()), "shown": shown if parent else {}})
+        of_items = {"counts": counts, "items": sum(counts.values()), "shown": shown if parent else {}}
+        made.append({"rival": rival, "models": models, **of_items})
     return made
 
 

@@ -302,7 +302,8 @@ def duels(results: Results) -> pd.DataFrame:
     """A row an item and rival of which one, the winner or the rival, is right and the other is not.
 
     `decided` is by how much, in nats: the right option's lead at who is right, less that at who is wrong; empty where
-    a raw answer was not kept. The clearest first, of each rival's won and lost items.
+    a raw answer was not kept. Of a rival none of whose answers was kept it is by the winner's lead alone. The clearest
+    first, of each rival's won and lost items.
     """
     champion = results.champion["model"]
     ours, by_id = results.responses.loc[champion], {item.id: item for item in results.tests}
@@ -311,7 +312,8 @@ def duels(results: Results) -> pd.DataFrame:
         theirs = results.responses.loc[rival]
         for name in results.responses.columns[((ours > theirs) | (ours < theirs)).to_numpy()]:
             item, sign = by_id[name], 1 if ours[name] > theirs[name] else -1
-            decided = sign * (lead(results, champion, item) - lead(results, rival, item))
+            theirs_lead = lead(results, rival, item) if results.raw.get(rival) else 0.0
+            decided = sign * (lead(results, champion, item) - theirs_lead)
             rows.append((rival, name, item.group, "won" if sign > 0 else "lost", decided))
     table = pd.DataFrame(rows, columns=["rival", "item", "group", "outcome", "decided"])
     order = {row["model"]: place for place, row in enumerate(results.rivals)}

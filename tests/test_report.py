@@ -398,7 +398,33 @@ def test_the_pick_of_each_model_is_marked(results):
 
 def test_an_answer_that_was_not_kept_is_a_dash(results):
     text = Reader(page(replace(results, raw={}))).text
-    assert "one – – two ✓ – – three – – four – –" in text
+    assert "one – two ✓ – three – four –" in text
+    assert "to read some of each, with the answers that were kept." in text
+    assert "clearest" not in text
+
+
+def test_where_the_parents_answers_were_not_kept_items_come_by_the_merges_lead_without_a_column_of_dashes(
+    results, html
+):
+    ours = replace(results, raw={"evolved merge": results.raw["evolved merge"]})
+    text = Reader(page(ours)).text
+    assert "to read some of each, with the answers that were kept." in text
+    assert "lost; the clearest by the merge’s lead" in text
+    assert "Option, log-likelihood merge one" in text
+    part = text[text.index("The merge is right, base is not") : text.index("base is right, the merge is not")]
+    right, theirs = (results.responses.loc[name] for name in ("evolved merge", "base"))
+    leads = {
+        item.id: m[1] - max(m[:1] + m[2:])
+        for item in results.tests
+        for m in [results.raw["evolved merge"][item.id]]
+        if right[item.id] > theirs[item.id]
+    }
+    shown = sorted(leads, key=lambda name: -leads[name])[:4]
+    places = [part.index(f" {name} ") for name in shown]
+    assert places == sorted(places)
+    before = Reader(html).text
+    assert "the clearest of each, with what both models answered." in before
+    assert "Option, log-likelihood merge rival one" in before
 
 
 def test_a_long_prompt_is_shown_by_its_end(results):

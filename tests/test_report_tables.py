@@ -153,6 +153,11 @@ def test_duels_are_the_items_on_which_two_differ_the_clearest_first(results: Res
     assert base["outcome"].tolist() == ["won", "won", "won", "lost"]
     np.testing.assert_allclose(base["decided"], [9.0, 3.0, np.nan, 2.0])
     assert set(table["item"][table["rival"] == "TIES"]) == {"j"}
+    raw = {"evolved merge": raw["evolved merge"]}
+    alone = duels(replace(results, tests=tests, responses=answers, raw=raw))
+    base = alone[alone["rival"] == "base"]
+    assert base["item"].tolist() == ["k", "i", "l", "j"]
+    np.testing.assert_allclose(base["decided"], [8.0, 1.0, 1.0, 1.0])
 
 
 def test_options_scored_by_characters_are_decided_by_characters(results: Results) -> None:
