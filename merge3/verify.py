@@ -19,6 +19,7 @@ from merge3.extract import METHODS
 from merge3.irt import ItemParameters, fit_logistic, probability
 
 EXACT = 1e-9
+FEW = 5  # candidates of a case, and cases, on which exactness is checked
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,31 @@ def simulated(seed: int = 0) -> list[Check]:
 
 
 def on_answers(
-    known: Known, candidates: Float[np.ndarray, "candidates items"], groups: Sequence[str], seed: int = 0
+    cases: Sequence[tuple[Known, Float[np.ndarray, "candidates items"]]], groups: Sequence[str], seed: int = 0
 ) -> list[Check]:
-    """The checks on a table: exactness, and eps-stability of every estimator on a random subset of `known`'s size."""
+    """The checks on a table: exactness, and eps-stability of every estimator on a random subset of a known's size.
+
+    `cases` are candidates and what is known of them. Exactness is that of the first five candidates of the first five
+    cases, the worst; stability of all candidates together.
+    """
+    exact, found = list[Check](), dict[str, list[float]]()
+    for number, (known, candidates) in enumerate(cases):
+        names, asked = _asked(known, groups, seed)
+        if number < FEW:
+            exact.append(exactness(known, candidates[:FEW], names))
+        for name in names:
+            rows = candidates[:, asked.subset]
+            found.setdefault(name, []).extend(ESTIMATORS[name](row, asked).score for row in rows)
+    truths = np.concatenate([candidates.mean(axis=1) for _, candidates in cases])
+    worst = max(exact, key=lambda check: check.figures["largest_miss"])
+    return [worst, *(stability(np.array(made), truths, f"eps-stability of {name}") for name, made in found.items())]
+
+
+def _asked(known: Known, groups: Sequence[str], seed: int) -> tuple[list[str], Known]:
+    """The estimators that can be tried, and what is known with a random subset."""
     names = sorted(ANSWERED) if len(known.parents) else sorted(PARENTLESS)
     if known.population is None or len(known.population) < RIDGED:
         names = [name for name in names if name != "ridge"]
     abilities = known.parent_abilities if len(known.parents) else np.empty((0, known.items.dimensions))
     subset, weights = METHODS["uniform"](known.items, abilities, len(known.subset), groups, seed)
-    asked = Known(known.items, subset, weights, known.parents, known.calibration, known.population)
-    checks = [exactness(known, candidates[:5], names)]
-    for name in names:
-        estimates = np.array([ESTIMATORS[name](row[subset], asked).score for row in candidates])
-        checks.append(stability(estimates, candidates.mean(axis=1), f"eps-stability of {name}"))
-    return checks
+    return names, Known(known.items, subset, weights, known.parents, known.calibration, known.population)

@@ -180,6 +180,38 @@ def test_the_commands_print_write_and_plot(tmp_path, capsys):
     assert all(check["holds"] for check in json.loads(capsys.readouterr().out))
 
 
+def test_verify_looks_at_every_triplet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One candidate alone has no regret."""
+    responses.write(tmp_path / "table.parquet", world())
+    (tmp_path / "merges.csv").write_text("merge,parent_a,parent_b\n" + "".join(f"merge-{n},a,b\n" for n in range(12)))
+    case = [str(tmp_path / "table.parquet"), "--triplets", str(tmp_path / "merges.csv")]
+    assert cli.main(["verify", *case, "--count", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert any(check["figures"]["regret"] > 0 for check in found if check["name"].startswith("eps-stability"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "--parents", "a", "b"], "--groups speak of a response table: name it"),
+        (["verify", "--triplets", "x.csv"], "--groups speak of a response table: name it"),
+        (["verify", "--groups", "-"], "--groups speak of a response table: name it"),
+        (["verify", "TABLE", "--relatives", "3"], "--relatives speak of merges of --parents: name them"),
+        (["verify", "TABLE", "--merges", "m1*"], "--merges speak of merges of --parents: name them"),
+        (
+            ["study", "TABLE", "--merges", "m1*", "--relatives", "3"],
+            "--relatives and --merges speak of merges of --parents: name them",
+        ),
+    ],
+)
+def test_options_that_speak_of_nothing_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    responses.write(tmp_path / "table.parquet", world())
+    assert cli.main([argument.replace("TABLE", str(tmp_path / "table.parquet")) for argument in arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_clones_are_neither_two_merges_nor_strangers() -> None:
     table = world()
     clones = pd.concat(

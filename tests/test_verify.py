@@ -38,7 +38,18 @@ def test_on_answers_every_estimator_is_exact_and_stable(parents):
     items = ItemParameters(rng.lognormal(0, 0.4, (40, 1)), rng.normal(size=40))
     answers = (rng.random((20, 40)) < probability(items, rng.normal(size=(20, 1)))).astype(float)
     known = Known(items, np.arange(8), np.full(8, 1 / 8), answers[:parents], population=answers[:10])
-    checks = verify.on_answers(known, answers[10:], ["all"] * 40)
+    checks = verify.on_answers([(known, answers[10:])], ["all"] * 40)
     assert all(check.holds for check in checks)
     assert checks[0].figures["estimators"] >= len(PARENTLESS)
     assert len(checks) == 1 + checks[0].figures["estimators"]
+
+
+def test_stability_is_that_of_the_candidates_of_all_cases_together():
+    rng = np.random.default_rng(0)
+    items = ItemParameters(rng.lognormal(0, 0.4, (40, 1)), rng.normal(size=40))
+    answers = (rng.random((20, 40)) < probability(items, rng.normal(size=(20, 1)))).astype(float)
+    known = Known(items, np.arange(8), np.full(8, 1 / 8), answers[:2], population=answers[:10])
+    together = verify.on_answers([(known, answers[10:])], ["all"] * 40)
+    apart = verify.on_answers([(known, row[None]) for row in answers[10:]], ["all"] * 40)
+    assert [check.name for check in apart] == [check.name for check in together]
+    assert apart[1:] == together[1:]

@@ -16,13 +16,7 @@ from merge3.estimate import Known
 
 
 def study(options: argparse.Namespace) -> None:
-    """`merge3 study`.
-
-    Raises:
-        ValueError: an option needs --parents.
-    """
-    if not options.parents and (options.relatives or options.merges != "*" or options.weights):
-        raise ValueError("--relatives, --merges and --weights speak of merges of --parents: name them")
+    """`merge3 study`."""
     weights = None
     if options.weights:
         weights = pd.read_csv(options.weights, index_col=0, dtype=str, keep_default_na=False)
@@ -48,19 +42,25 @@ def verify(options: argparse.Namespace) -> None:
     """`merge3 verify`.
 
     Raises:
-        ValueError: a guarantee did not hold.
+        ValueError: a guarantee did not hold, an option needs a table, or --count is not among its items.
     """
-    checks = guarantees.simulated(options.seed)
+    if options.responses is None and (options.parents or options.triplets or options.groups or _of_merges(options)):
+        raise ValueError("--parents, --triplets, --merges, --relatives and --groups speak of a response table: name it")
+    checks = list[guarantees.Check]()
     if options.responses is not None:
         draw, groups = read_case(options)
-        for case in draw(options.seed)[:1]:
-            fitted = lineage.fit(case.strangers, case.parents, case.relatives)
+        count, items = options.count, len(groups)
+        if not 1 <= count <= items:
+            raise ValueError(f"--count must be between 1 and the {items} items, got {count}")
+        drawn = draw(options.seed)
+        fitted = lineage.fit_each(drawn[0].strangers, [(case.parents, case.relatives) for case in drawn])
+        asked = np.arange(count), np.full(count, 1 / count)
+        cases = []
+        for case, found in zip(drawn, fitted, strict=True):
             near = np.vstack([case.strangers, case.parents, case.relatives])
-            count = options.count
-            if not 1 <= count <= len(fitted):
-                raise ValueError(f"--count must be between 1 and the {len(fitted)} items, got {count}")
-            known = Known(fitted, np.arange(count), np.full(count, 1 / count), case.parents, population=near)
-            checks += guarantees.on_answers(known, case.candidates, groups, options.seed)
+            cases.append((Known(found.items, *asked, case.parents, population=near), case.candidates))
+        checks = guarantees.on_answers(cases, groups, options.seed)
+    checks = [*guarantees.simulated(options.seed), *checks]
     if options.json:
         as_json([asdict(check) for check in checks])
     for check in () if options.json else checks:
@@ -74,8 +74,10 @@ def read_case(options: argparse.Namespace, weights: pd.DataFrame | None = None) 
     """The draws of a study from its table, and the groups of the items.
 
     Raises:
-        ValueError: an item's id has no group in it where groups are wanted.
+        ValueError: an item's id has no group in it where groups are wanted, or an option needs --parents.
     """
+    if (given := _of_merges(options)) and not options.parents:
+        raise ValueError(f"{' and '.join(given)} speak of merges of --parents: name them")
     table = imports.matrix(options.responses)
     without = [name for name in table.columns if options.groups and options.groups not in str(name)]
     if without:
@@ -89,3 +91,10 @@ def read_case(options: argparse.Namespace, weights: pd.DataFrame | None = None) 
     if options.triplets:
         return studies.triplets(table, pd.read_csv(options.triplets, dtype=str, keep_default_na=False)), groups
     return studies.leaderboard(table), groups
+
+
+def _of_merges(options: argparse.Namespace) -> list[str]:
+    """The options that were given and that only merges of --parents have."""
+    given = {"--relatives": options.relatives, "--merges": options.merges != "*"}
+    given["--weights"] = getattr(options, "weights", None)  # which `verify` has not
+    return [name for name, there in given.items() if there]
