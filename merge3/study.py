@@ -85,10 +85,12 @@ def family(
     a column a coefficient: with it, estimates may be pooled over the coefficients.
 
     Raises:
-        ValueError: a parent is not in the table, fewer than three candidates are left, too few others are known, or the
-            weights lack a merge, are no finite numbers or all the same.
+        ValueError: a parent is not in the table or named twice, fewer than three candidates are left, too few others
+            are known, or the weights lack a merge, are no finite numbers or all the same.
     """
     _present(table, parents)
+    if twice := [name for name in parents if list(parents).count(name) > 1]:
+        raise ValueError(f"expected parents that differ, got {twice[0]!r} more than once: name each once")
     if relatives < 0:
         raise ValueError(f"expected 0 relatives or more, got {relatives}")
     rest = table.drop(index=list(parents))
@@ -122,14 +124,20 @@ def triplets(table: pd.DataFrame, merges: pd.DataFrame) -> Draw:
     Strangers are those that are in no triplet.
 
     Raises:
-        ValueError: a model is not in the table, or a column is missing.
+        ValueError: a model is not in the table, a column is missing, a merge is there twice or is its own parent, or
+            both its parents are one.
     """
     columns = ["merge", "parent_a", "parent_b"]
     if missing := [name for name in columns if name not in merges.columns]:
         raise ValueError(f"expected the columns {columns}, got none called {missing[0]!r}")
     if merges.empty:
         raise ValueError("expected one merge or more with its parents, got none")
+    if (twice := merges["merge"][merges["merge"].duplicated()]).size:
+        raise ValueError(f"expected a row a merge, got several of {twice.iloc[0]!r}: keep one")
     names = merges[columns].to_numpy()
+    if alike := [row for row in names.tolist() if len(set(row)) < len(row)]:
+        merge, a, b = alike[0]
+        raise ValueError(f"expected a merge of two other models, got {merge!r} of {a!r} and {b!r}: name its parents")
     _present(table, names.ravel().tolist())
     others = table.drop(index=list(set(names.ravel()))).drop_duplicates().to_numpy()
     rows = [(table.loc[[a, b]].to_numpy(), table.loc[[merge]].to_numpy()) for merge, a, b in names]

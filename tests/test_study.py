@@ -38,6 +38,10 @@ def weights(merges=12, seed=0):
     return pd.DataFrame({"a": made[:, 0], "b": 3 * made[:, 1], "c": 1.0}, index=[f"merge-{i}" for i in range(merges)])
 
 
+def listed(*rows):
+    return pd.DataFrame(rows, columns=["merge", "parent_a", "parent_b"])
+
+
 def related(merges=40, count=200, seed=0):
     """A family whose merges' abilities are a smooth function of two weights, and the weights."""
     rng = np.random.default_rng(seed)
@@ -149,7 +153,11 @@ def test_the_recommended_pair_is_the_best_of_all_figures():
     [
         (lambda: study.family(world(), ["a", "nobody"]), "'nobody' is not in the table"),
         (lambda: study.family(world(), ["a", "b"], "merge-*", relatives=10), "three candidates or more"),
+        (lambda: study.family(world(), ["a", "b", "a"]), "parents that differ, got 'a' more than once"),
         (lambda: study.triplets(world(), pd.DataFrame({"merge": ["a"]})), "got none called 'parent_a'"),
+        (lambda: study.triplets(world(), listed(("merge-0", "merge-0", "b"))), "got 'merge-0' of 'merge-0' and 'b'"),
+        (lambda: study.triplets(world(), listed(("merge-0", "b", "b"))), "got 'merge-0' of 'b' and 'b'"),
+        (lambda: study.triplets(world(), listed(("merge-0", "a", "b"), ("merge-0", "b", "a"))), "several of 'merge-0'"),
     ],
 )
 def test_what_cannot_be_studied_is_refused(draw, message):
