@@ -176,7 +176,7 @@ def leaderboard(table: pd.DataFrame) -> Draw:
 def study(
     draw: Draw,
     groups: Sequence[str],
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[int] | None = None,
     draws: int = 20,
     seed: int = 0,
     methods: Sequence[str] = (*METHODS, ADAPTIVE),
@@ -189,12 +189,15 @@ def study(
     relatives shared among the candidates), error with low and high (5 and 95 % of the draws), spearman, regret (true
     score of the best less that of the one with the highest estimate) and coverage (of 90 % intervals, as wide as those
     who are known teach: `rehearsals`, or of merges with parents of their own a random half the other). The pair
-    "parents", items 0 is the mean of the parents' scores.
+    "parents", items 0 is the mean of the parents' scores. Where no counts are given they are those of `COUNTS` that
+    there are items for, else all items.
 
     Raises:
         ValueError: no draw, or a count that is not among the items.
     """
     total = draw(seed)[0].candidates.shape[1]
+    if counts is None:
+        counts = [count for count in COUNTS if count <= total] or [total]
     if draws < 1 or not all(1 <= count <= total for count in counts):
         raise ValueError(
             f"expected a draw or more, and counts between 1 and the {total} items, got {draws} draws of {list(counts)}"
@@ -261,6 +264,21 @@ def recommend(table: pd.DataFrame) -> pd.DataFrame:
         ranks = rows["error"].rank() + (-rows["spearman"]).rank() + rows["regret"].rank()
         best.append(rows.iloc[int(ranks.to_numpy().argmin())])
     return pd.DataFrame(best)
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a picture that `plot` cannot write, before a study is made for it.
+
+    Raises:
+        ValueError: it is a folder, is in none, or its ending is that of no picture.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in kinds:
+        raise ValueError(f"{path}: expected a picture's ending, one of {', '.join(kinds)}, got {path.suffix!r}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{path}: expected a file in a folder that exists: make {path.parent}, or name another")
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:

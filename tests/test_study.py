@@ -188,6 +188,28 @@ def test_the_commands_print_write_and_plot(tmp_path, capsys):
     assert all(check["holds"] for check in json.loads(capsys.readouterr().out))
 
 
+@pytest.mark.parametrize(("items", "counts"), [(40, {10, 20}), (5, {5})])
+def test_where_no_counts_are_given_they_are_those_that_there_are_items_for(items: int, counts: set[int]) -> None:
+    draw = study.leaderboard(world(count=items))
+    table = study.study(draw, ["x"] * items, draws=1, methods=("uniform",), estimators=("mean",))
+    assert set(table["items"]) == counts
+
+
+def test_a_small_table_is_studied_and_a_picture_that_cannot_be_written_is_refused_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "table.parquet"
+    responses.write(path, world(count=12))
+    assert cli.main(["study", str(path), "--draws", "1", "--json"]) == 0
+    assert {row["items"] for row in json.loads(capsys.readouterr().out)} == {10}
+    for picture, said in (
+        ("x.docx", "expected a picture's ending, one of "),
+        ("none/x.png", f"make {tmp_path / 'none'}"),
+    ):
+        assert cli.main(["study", str(path), "--draws", "0", "--plot", str(tmp_path / picture)]) == 1
+        assert said in capsys.readouterr().err  # and not that there are no draws
+
+
 def test_verify_looks_at_every_triplet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """One candidate alone has no regret."""
     responses.write(tmp_path / "table.parquet", world())

@@ -313,7 +313,9 @@ def add_study(commands: Any) -> None:
 merge3 study leaderboard.csv --counts 20 --json""",
     )
     add_case(study)
-    study.add_argument("--counts", type=int, nargs="+", default=(10, 20, 50), help="items asked (default: 10 20 50)")
+    study.add_argument(
+        "--counts", type=int, nargs="+", help="items asked (default: 10 20 50, as far as there are so many)"
+    )
     study.add_argument("--draws", type=int, default=20, help="repetitions (default: 20)")
     study.add_argument("--weights", type=Path, help="with --parents: a CSV file of the merges' names and coefficients")
     study.add_argument("--plot", type=Path, help="the figures as a picture (default: beside the table)")

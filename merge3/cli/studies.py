@@ -17,6 +17,8 @@ from merge3.estimate import Known
 
 def study(options: argparse.Namespace) -> None:
     """`merge3 study`."""
+    if options.plot:
+        studies.check_plot(options.plot)
     weights = None
     if options.weights:
         weights = pd.read_csv(options.weights, index_col=0, dtype=str, keep_default_na=False)
