@@ -491,4 +491,4 @@ class _Run:
 def estimate_of(row: Mapping[str, Any]) -> Estimate:
     """The estimate in a row of the history."""
     score, low, high = (float(row[name]) for name in ("estimate", "low", "high"))
-    return Estimate(score, low, high, (high - low) / (2 * Z90))
+    return Estimate(score, low, high, max(high - score, score - low) / Z90)  # one end may be clipped

@@ -17,6 +17,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge3 import cli, compare, items, mergefile, run
+from merge3.estimate import Z90
 from merge3.extract import MARGINS
 from merge3.items import FreeText, Item
 from merge3.live import open_asker
@@ -283,6 +284,12 @@ def test_a_standard_merge_that_wins_is_named_and_is_no_rival_of_its_own(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "The winner is uniform average: the search found nothing better." in card
     assert "evolved merge" not in card
+
+
+@pytest.mark.parametrize("score", [0.03, 0.5, 0.95])
+def test_the_standard_error_of_an_estimate_is_that_of_an_interval_that_was_not_clipped(score: float) -> None:
+    low, high = max(0.0, score - Z90 * 0.05), min(1.0, score + Z90 * 0.05)
+    assert run.estimate_of({"estimate": score, "low": low, "high": high}).standard_error == pytest.approx(0.05)
 
 
 def test_slerp_is_searched_and_what_cannot_be_is_refused_at_once(
