@@ -77,8 +77,11 @@ def expert_answers(experts: list[str], found: list[Item]) -> np.ndarray:
 def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
     """Full answers of the population's merges: those of the item fit, and the held-out ones.
 
-    Where a population was imported, there are no relatives to fit, and its held-out models stand for them. Merges with
+    Where a population was imported, there are no relatives to fit, and its held-out models stand for them. Models with
     an answer missing are left out.
+
+    Raises:
+        ValueError: no held-out model is left.
     """
     table = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
     members = pd.read_csv(
@@ -86,7 +89,12 @@ def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
     ).loc[table.index]
     whole = table.notna().all(axis=1).to_numpy()
     table, members = table[whole], members[whole]
-    held_out, merges = members["held_out"].to_numpy(), (members["study"] != "").to_numpy()
+    held_out, merges = members["held_out"].to_numpy(dtype=bool), (members["study"] != "").to_numpy()
+    if not held_out.any():
+        raise ValueError(
+            f"no held-out model of the population has all {len(found)} search items scored; {(~whole).sum()} of its "
+            f"{len(whole)} models miss some: leave out the items that they miss, or take models answered in full"
+        )
     return table[merges & ~held_out].to_numpy(), table[held_out].to_numpy()
 
 

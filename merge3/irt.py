@@ -71,8 +71,8 @@ def fit_items(
         seed: of the starting point of "mirt"; the others have no chance in them.
 
     Raises:
-        ValueError: no items, an item nobody answered, a population of one model, or a value other than 0, 1
-            and NaN.
+        ValueError: no items, an item nobody answered, a population of one model or whose models answer all items alike,
+            or a value other than 0, 1 and NaN.
         KeyError: an unknown engine.
     """
     if engine not in ENGINES:
@@ -85,10 +85,15 @@ def fit_items(
     if (silent := np.flatnonzero(np.isnan(responses).all(axis=0))).size:
         raise ValueError(f"no model answered the items at {silent[:10].tolist()}: score them or drop them")
     tagged = np.unique(np.nan_to_num(responses, nan=-1.0), axis=0)
+    if len(responses) < 2:
+        raise ValueError(
+            "a population of one model: items are fitted on how models differ, so add the answers of other models"
+        )
     if len(tagged) < 2:
         raise ValueError(
-            f"a population of one model: {len(responses)} rows, {len(tagged)} distinct; items are fitted on "
-            "how models differ, so add the answers of other models"
+            f"all {len(responses)} models answer these {responses.shape[1]} items alike "
+            f"({np.nanmean(responses):.0%} right), so nothing can be learned from them: take other items, harder ones "
+            "where all are right, easier ones where none is"
         )
     distinct = np.where(tagged < 0, np.nan, tagged)
     if dimensions is None:

@@ -418,6 +418,17 @@ def test_a_population_of_one_imported_model_is_refused(here: Path, saved: dict[s
         world.run(change(world.params(saved), "population", responses="board.parquet"), "population")
 
 
+def test_a_population_whose_models_all_miss_an_answer_is_refused(here: Path, saved: dict[str, Path]) -> None:
+    ids = [item.id for item in items.read(Path("data/prepare/search.parquet"))]
+    cells = np.random.default_rng(0).integers(0, 2, (30, len(ids))).astype(float)
+    cells[np.arange(30), np.arange(30)] = np.nan
+    responses.write(Path("board.parquet"), responses.table([f"{n}" for n in range(30)], ids, cells))
+    values = change(world.params(saved), "population", responses="board.parquet")
+    values = change(change(values, "extract", method="fisher"), "estimate", method="parent_aware")
+    with pytest.raises(ValueError, match=r"all 48 search items scored; 30 of its 30 models miss some: leave out"):
+        world.run(values, "population", "calibrate", "extract", "estimate")
+
+
 # --- what is wrong is said
 
 

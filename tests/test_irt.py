@@ -169,7 +169,13 @@ def test_more_dimensions_than_models_stay_finite(dimensions):
 @pytest.mark.parametrize(
     ("responses", "engine", "dimensions", "message"),
     [
-        (np.ones((5, 3)), "mirt", 1, "a population of one model: 5 rows, 1 distinct"),
+        (np.ones((1, 3)), "mirt", 1, "a population of one model: items are fitted on how models differ, so add"),
+        (
+            np.ones((5, 3)),
+            "mirt",
+            1,
+            r"all 5 models answer these 3 items alike \(100% right\), so nothing can be learned",
+        ),
         (np.ones((5, 0)), "mirt", 1, "at least one item"),
         (np.array([[1.0, 0.0], [0.5, 1.0]]), "mirt", 1, r"got \[0.5\]"),
         (np.array([[1.0, np.nan], [0.0, np.nan]]), "mirt", 1, r"no model answered the items at \[1\]"),
