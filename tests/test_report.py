@@ -159,6 +159,15 @@ def test_the_search_the_sample_and_the_estimators_are_on_the_page(results, html)
         assert f"{row['estimate']:.1%}" in text
 
 
+def test_what_a_form_is_is_said(results, html):
+    assert "form of the questions. The form is how a question is put." in Reader(html).text
+    ours = results.scores.rename(columns={"form symbols": "form known", "form words": "form own"})
+    text = Reader(page(replace(results, scores=ours))).text
+    assert "how a question is put: known, worded as search questions are, or own, as none of them is." in text
+    plain = results.scores.drop(columns=["form symbols", "form words"])
+    assert "how a question is put" not in page(replace(results, scores=plain))
+
+
 def test_the_leads_by_group_are_on_the_page(results, html):
     text = Reader(html).text
     for group, row in results.metrics["over_best_standard"]["groups"].items():
