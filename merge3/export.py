@@ -108,6 +108,10 @@ def _built(merge: Merge, device: str, added: Mapping[str, Mapping[str, int]]) ->
     if merge.stack:
         return stacked(merge, folders, dtype, device)
     base = models.load(folder, stored)
+    if merge.depth not in (None, has := base.config.get_text_config().num_hidden_layers):
+        raise ValueError(
+            f"the layers to merge must all cover the model: the base has {has}, asked for are {merge.depth}"
+        )
     weights = models.weights_of(base)
     for named in (merge.recipe.weights, merge.recipe.densities):
         for expert, parts in named.items():

@@ -51,7 +51,7 @@ def from_dict(values: Mapping[str, Any]) -> Merge:
     Raises:
         ValueError: a field is missing or unknown, or the recipe cannot be merged.
     """
-    expected = ["base", "experts", "method", *OWN, "dtype", "stack"]
+    expected = ["base", "experts", "method", *OWN, "dtype", "stack", "depth"]
     missing = [name for name in ("base", "experts", "method") if name not in values]
     if unknown := sorted(set(values) - set(expected)) + missing:
         raise ValueError(f"{'missing' if unknown[0] in missing else 'unknown'} {unknown[0]!r}; fields are {expected}")
@@ -60,7 +60,8 @@ def from_dict(values: Mapping[str, Any]) -> Merge:
     plain = {name: values[name] for name in OWN if name in values}
     recipe = Recipe.from_dict({"method": values["method"], "experts": list(values["experts"]), **plain})
     stack = tuple(_layers(entry) for entry in values.get("stack") or ())
-    return Merge(recipe, str(values["base"]), dict(values["experts"]), values.get("dtype"), stack)
+    depth = None if values.get("depth") is None else int(values["depth"])
+    return Merge(recipe, str(values["base"]), dict(values["experts"]), values.get("dtype"), stack, depth)
 
 
 def _layers(entry: Any) -> Layers:
@@ -79,6 +80,8 @@ def to_yaml(merge: Merge) -> str:
         values["dtype"] = merge.dtype
     if merge.stack:
         values["stack"] = [vars(layers) for layers in merge.stack]
+    if merge.depth is not None:
+        values["depth"] = merge.depth
     return _dump(values)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from merge3.recipe import ANY, GROUPS, PIECE, TRAITS, Knots, Layers, Merge, Parts, Recipe
 
 FIELDS = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+ENTRY = {"models": {"model", "parameters"}, "sources": {"model", "layer_range", "parameters"}}
+SLICE = {"sources", "parameters", "base_model"}
 IGNORED = {"int8_mask", "eps"}  # how mergekit computes, not what
 FIXED: Mapping[str, bool] = {"nuslerp_flatten": True, "nuslerp_row_wise": False, "filter_wise": False}
 THEIRS = {("multislerp", "normalize"): "normalize_weights"}  # mergekit's name of an option, where ours is another
@@ -36,19 +38,27 @@ def read(values: Mapping[str, Any]) -> Merge:
     if unknown := sorted(set(values) - FIELDS):
         raise ValueError(f"mergekit's {unknown[0]!r} is not supported; supported are {sorted(FIELDS)}")
     base = _source(values["base_model"]) if values.get("base_model") else None
-    sources = [source for part in values.get("slices") or () for source in part.get("sources") or ()]
-    for entry in [*(values.get("models") or ()), *sources]:
-        _adapted(entry, base)
+    for part in values.get("slices") or ():
+        _known("a slice", part, SLICE)
+        if (own := part.get("base_model")) is not None and own != base:
+            raise ValueError(f"a slice's base_model {own!r} is not supported: give it as the file's, which is {base!r}")
+        _entries("sources", part.get("sources") or (), base)
+    _entries("models", values.get("models") or (), base)
     if base is None and method not in (*BASELESS, "nuslerp", "multislerp"):
         raise ValueError(f"{method} needs a base_model")
-    shared = dict(values.get("parameters") or {})
+    shared, depth = dict(values.get("parameters") or {}), None
     if values.get("models") and values.get("slices"):
         raise ValueError("give either models or slices")
     if values.get("slices"):
-        models, stack, shared = _slices(values["slices"], method, shared)
+        models, stack, shared, depth = _slices(values["slices"], method, shared)
     else:
         models, stack = [(_source(m["model"]), dict(m.get("parameters") or {})) for m in values.get("models") or ()], []
-    if base is not None and method in BASELESS and not stack and base not in [source for source, _ in models]:
+    if (
+        base is not None
+        and method in BASELESS
+        and not values.get("slices")
+        and base not in [source for source, _ in models]
+    ):
         models.append((base, {}))
     if base is not None and method not in BASELESS:
         models = [model for model in models if model[0] != base]
@@ -64,7 +74,8 @@ def read(values: Mapping[str, Any]) -> Merge:
     recipe = _recipe(method, shared, own, around=base is not None)
     dtype = values.get("out_dtype") or values.get("dtype")
     layers = tuple(Layers(names[source], first, last) for source, first, last in stack)
-    return Merge(recipe, base or models[0][0], {name: source for source, name in names.items()}, dtype, layers)
+    experts = {name: source for source, name in names.items()}
+    return Merge(recipe, base or models[0][0], experts, dtype, layers, depth)
 
 
 def write(merge: Merge) -> dict[str, Any]:
@@ -82,7 +93,7 @@ def write(merge: Merge) -> dict[str, Any]:
     parameters: dict[str, Any] = {THEIRS.get((method, name), name): _plain(value) for name, value in options.items()}
     if method == "slerp":
         parameters["t"] = _setting(recipe.weights.get(recipe.experts[-1], {}), 0.0)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name, source in experts.items():
         own = {}
         if traits.weights and method != "slerp":
@@ -91,7 +102,10 @@ def write(merge: Merge) -> dict[str, Any]:
         if traits.densities:
             own["density"] = _setting(recipe.densities.get(name, {}), 1.0)
         entries.append({"model": source} | ({"parameters": own} if own else {}))
-    if merge.stack:
+    if merge.depth is not None:
+        named: list[dict[str, Any]] = [*([{"model": base}] if base is not None else []), *entries]
+        values["slices"] = [{"sources": [entry | {"layer_range": [0, merge.depth]} for entry in named]}]
+    elif merge.stack:
         own_of = {entry["model"]: entry for entry in entries}
         values["slices"] = [
             {"sources": [own_of[merge.experts[layers.expert]] | {"layer_range": [layers.first, layers.last]}]}
@@ -108,10 +122,11 @@ def write(merge: Merge) -> dict[str, Any]:
 
 def _slices(
     slices: Any, method: str, shared: dict[str, Any]
-) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, int, int]], dict[str, Any]]:
-    """Models with their parameters, the stack of layers, and the file's parameters with a slice's own before them.
+) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, int, int]], dict[str, Any], int | None]:
+    """Models with their parameters, the stack of layers, the file's parameters with a slice's own before them, depth.
 
-    One slice of several models from layer 0 on is a merge of the models; slices of one model each are stacked.
+    One slice of several models from layer 0 on is a merge of the models, which must have as many layers (the depth);
+    slices of one model each are stacked.
     """
     stack, models = list[tuple[str, int, int]](), list[tuple[str, dict[str, Any]]]()
     if method == "passthrough":
@@ -126,14 +141,15 @@ def _slices(
             models.append((name, own))
             first, last = map(int, source["layer_range"])
             stack.append((name, first, last))
-        return list(dict(models).items()), stack, shared
+        return list(dict(models).items()), stack, shared, None
     if len(slices) > 1:
         raise ValueError(f"slices of {method} are not supported but for one that covers the model; got {len(slices)}")
     ranges = {tuple(source["layer_range"]) for source in slices[0]["sources"]}
     if len(ranges) > 1 or next(iter(ranges))[0] != 0:
         raise ValueError(f"layer ranges of a {method} must all cover the model, got {sorted(ranges)}")
     models = [(_source(source["model"]), dict(source.get("parameters") or {})) for source in slices[0]["sources"]]
-    return models, [], {**shared, **(slices[0].get("parameters") or {})}
+    ((_, depth),) = ranges
+    return models, [], {**shared, **(slices[0].get("parameters") or {})}, int(depth)
 
 
 def _recipe(method: str, shared: dict[str, Any], own: dict[str, dict[str, Any]], *, around: bool) -> Recipe:
@@ -223,20 +239,37 @@ def _source(model: Any) -> str:
     return model.split("+")[-1]
 
 
-def _adapted(entry: Any, base: str | None) -> None:
-    """Refuse an entry whose model is none, or an adapter of another model than the base.
+def _entries(field: str, entries: Any, base: str | None) -> None:
+    """Refuse entries of `models`, or of a slice's `sources`, that say more than is done here.
 
     Raises:
-        ValueError: it is one.
+        ValueError: one names no model, an adapter of another model than the base, or a setting that is not known; or
+            two name one model.
     """
-    if not isinstance(entry, Mapping) or "model" not in entry:
-        raise ValueError(f"each of models, and of a slice's sources, names a model: got {entry!r}")
-    *of, adapter = str(entry["model"]).split("+")
-    if of and of != [base]:
-        raise ValueError(
-            f"{entry['model']!r} is an adapter of {of[0]!r}, and the base_model is {base!r}: merge {adapter!r} into "
-            "its own model first"
-        )
+    named = set[str]()
+    for entry in entries:
+        if not isinstance(entry, Mapping) or "model" not in entry:
+            raise ValueError(f"each of models, and of a slice's sources, names a model: got {entry!r}")
+        _known(f"an entry of {field}", entry, ENTRY[field])
+        *of, adapter = str(entry["model"]).split("+")
+        if of and of != [base]:
+            raise ValueError(
+                f"{entry['model']!r} is an adapter of {of[0]!r}, and the base_model is {base!r}: merge {adapter!r} "
+                "into its own model first"
+            )
+        if adapter in named:
+            raise ValueError(f"{adapter!r} is there twice in {field}: name each model once, with one weight")
+        named.add(adapter)
+
+
+def _known(what: str, values: Mapping[str, Any], fields: set[str]) -> None:
+    """Refuse fields that are not known.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if unknown := sorted(set(values) - fields):
+        raise ValueError(f"{what} has a field {unknown[0]!r}, which is not supported; supported are {sorted(fields)}")
 
 
 def _names(sources: Sequence[str]) -> list[str]:

@@ -234,7 +234,8 @@ class Merge:
 
     `base` and `experts` are folders, GGUF files or hub ids; the base gives config and tokenizer. `dtype` is what is
     written, None what the base is stored in. `stack` is layers put on one another, each as the recipe's `passthrough`
-    weight of its expert says; the first gives embeddings, the last the final norm and the head.
+    weight of its expert says; the first gives embeddings, the last the final norm and the head. `depth` is how many
+    layers the models must have, None where any number will do.
     """
 
     recipe: Recipe
@@ -242,6 +243,7 @@ class Merge:
     experts: Mapping[str, str]
     dtype: str | None = None
     stack: tuple[Layers, ...] = ()
+    depth: int | None = None
 
     def __post_init__(self) -> None:
         if missing := [expert for expert in self.recipe.experts if expert not in self.experts]:

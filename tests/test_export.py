@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from merge3 import export, mergefile, models
+from merge3 import export, mergefile, mergekit, models
 from merge3.models import IncompatibleModels, weights_of
 from merge3.recipe import Layers, Merge, Recipe, constant
 
@@ -182,6 +182,25 @@ def test_layers_are_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
     deep = Merge(recipe, str(saved["base"]), sources(saved), stack=(Layers("a", 0, 3),))
     with pytest.raises(ValueError, match="'a' has 2 layers, the stack asks for 3"):
         export.build(deep)
+
+
+def test_a_slice_that_covers_a_part_of_the_model_is_refused(saved: dict[str, Path]) -> None:
+    whole, part = (
+        mergekit.read(
+            {
+                "merge_method": "slerp",
+                "base_model": str(saved["first"]),
+                "slices": [
+                    {"sources": [{"model": source, "layer_range": [0, last]} for source in sources(saved).values()]}
+                ],
+                "parameters": {"t": 0.5},
+            }
+        )
+        for last in (2, 1)
+    )
+    assert export.build(whole).config.num_hidden_layers == 2
+    with pytest.raises(ValueError, match="must all cover the model: the base has 2, asked for are 1"):
+        export.build(part)
 
 
 def test_a_folder_that_holds_something_is_left_alone(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -98,11 +98,22 @@ def test_what_has_no_weight_has_none_in_mergekits_form(tmp_path: Path, weights: 
         mergefile.to_mergekit(Merge(odd, "base", {"a": "./a"}))
 
 
+@pytest.mark.parametrize("method", ["linear", "karcher", "ties"])
+def test_one_slice_is_a_merge_of_its_models_alone(tmp_path: Path, method: str) -> None:
+    own = {} if method == "karcher" else {"parameters": {"weight": 0.5}}
+    entries = [{"model": model, "layer_range": [0, 4]} | own for model in ("org/a", "org/b")]
+    values = {"merge_method": method, "base_model": "org/base", "slices": [{"sources": entries}]}
+    merge = mergekit.read(values)
+    assert (merge.base, dict(merge.experts), merge.depth) == ("org/base", {"a": "org/a", "b": "org/b"}, 4)
+    assert mergefile.read(written(tmp_path, mergefile.to_yaml(merge))) == merge
+
+
 def changed(**values: Any) -> dict[str, Any]:
     return THEIRS | values
 
 
 MODEL = {"model": "x", "parameters": {"weight": 1.0}}
+PART = {"sources": [{**MODEL, "layer_range": [0, 2]}]}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +145,21 @@ MODEL = {"model": "x", "parameters": {"weight": 1.0}}
             changed(models=None, slices=[{"sources": [{"model": "x", "layer_range": [0, 1]}]}] * 2),
             "slices of ties are not supported but for one",
         ),
+        (
+            changed(models=None, slices=[PART | {"base_model": "other"}]),
+            "a slice's base_model 'other' is not supported",
+        ),
+        (
+            changed(models=None, slices=[PART | {"residual_weight": 0.5}]),
+            "a slice has a field 'residual_weight', which is not supported",
+        ),
+        (
+            changed(models=None, slices=[{"sources": [{**MODEL, "layer_range": [0, 2], "scale": 2}]}]),
+            "an entry of sources has a field 'scale'",
+        ),
+        (changed(models=[{"model": "x", "weight": 1.0}]), "an entry of models has a field 'weight'"),
+        (changed(models=[MODEL, MODEL]), "'x' is there twice in models: name each model once"),
+        (changed(models=None, slices=[{"sources": PART["sources"] * 2}]), "'x' is there twice in sources"),
     ],
 )
 def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, Any], message: str) -> None:

@@ -52,11 +52,12 @@ def test_what_is_written_for_mergekit_is_read_back_as_the_same_merge(name: str, 
         path = tmp_path / "again.yaml"
         path.write_text(text)
         again = mergefile.read(path)
-        assert (again.base, dict(again.experts), again.dtype, again.stack) == (
+        assert (again.base, dict(again.experts), again.dtype, again.stack, again.depth) == (
             merge.base,
             dict(merge.experts),
             merge.dtype,
             merge.stack,
+            merge.depth,
         )
         prints = {name: name for name in merge.experts}
         assert again.recipe.phenotype(prints) == merge.recipe.phenotype(prints)
