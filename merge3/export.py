@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from merge3 import licences, mergefile, models
 from merge3.merging import LiveMerger
-from merge3.recipe import ANY, GROUPS, Layers, Merge, Recipe, holds, layer_of
+from merge3.recipe import ANY, GROUPS, Layers, Merge, Recipe, depth_of, holds, layer_of
 
 SHARD = "5GB"
 PROBE = 16  # tokens on which the written model is held against the live one
@@ -165,41 +165,44 @@ def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, devic
         if isinstance(kinds, list) and len(kinds) == first.config.num_hidden_layers:
             setattr(config, field, [kind for layers in merge.stack for kind in kinds[layers.first : layers.last]])
     live: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    live.generation_config = copy.deepcopy(first.generation_config)
     weights = {name: models.weights_of(model) for name, model in parts.items()}
     lowest = weights[merge.stack[0].expert]
     for name, parameter in models.weights_of(live).items():
-        expert, there = _origin(name, merge.stack, lowest)
-        found = weights[expert].get(there)
+        part, there = _origin(name, merge.stack, lowest)
+        found = weights[part.expert].get(there)
         if found is None or found.shape != parameter.shape:
             shape = "none" if found is None else f"one of shape {tuple(found.shape)}"
-            raise ValueError(f"{name!r} needs shape {tuple(parameter.shape)}; {expert!r} has {shape} at {there!r}")
-        scale = _scale(merge.recipe, expert, there, depths[expert])
+            raise ValueError(f"{name!r} needs shape {tuple(parameter.shape)}; {part.expert!r} has {shape} at {there!r}")
+        scale = _scale(merge.recipe, part, there)
         parameter.copy_(found.float() * scale if scale != 1 else found)
     module: torch.nn.Module = live
     module.to(torch.device(device)).train(False).requires_grad_(False)
     return live
 
 
-def _origin(name: str, stack: Sequence[Layers], first: Mapping[str, Tensor]) -> tuple[str, str]:
-    """The expert of a parameter of a stack, and the parameter's name there."""
+def _origin(name: str, stack: Sequence[Layers], first: Mapping[str, Tensor]) -> tuple[Layers, str]:
+    """The part of a stack that a parameter is from, and the parameter's name in that part's expert."""
     layer = layer_of(name)
     if layer is None:
         order = list(first)
         before = order.index(name) < min(i for i, other in enumerate(order) if layer_of(other) is not None)
-        return (stack[0] if before else stack[-1]).expert, name
+        return (stack[0] if before else stack[-1]), name
     for layers in stack:
         if layer < layers.last - layers.first:
             original = next(key for key in first if layer_of(key) == 0)
             prefix = original[: original.index(".0.")]
             rest = name[len(prefix) + 1 :].split(".", 1)[1]
-            return layers.expert, f"{prefix}.{layers.first + layer}.{rest}"
+            return layers, f"{prefix}.{layers.first + layer}.{rest}"
         layer -= layers.last - layers.first
     raise ValueError(f"{name!r} is beyond the stack")
 
 
-def _scale(recipe: Recipe, expert: str, name: str, layers: int) -> float:
-    one = Recipe("passthrough", (expert,), {expert: recipe.weights.get(expert, {"*": (1.0,)})})
-    return one.at(name, layers).weights[0]
+def _scale(recipe: Recipe, part: Layers, name: str) -> float:
+    one = Recipe("passthrough", (part.expert,), {part.expert: recipe.weights.get(part.expert, {ANY: (1.0,)})})
+    layer = layer_of(name)
+    depth = depth_of(None if layer is None else layer - part.first, part.last - part.first)
+    return one.at_depth(name, depth).weights[0]
 
 
 @torch.inference_mode()

@@ -85,6 +85,13 @@ def layer_of(tensor: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def depth_of(layer: int | None, layers: int) -> float:
+    """The depth in [0, 1] of one of `layers` layers; as in mergekit 0 outside of them, and 1 where there is but one."""
+    if layer is None:
+        return 0.0
+    return layer / (layers - 1) if layers > 1 else 1.0
+
+
 def holds(part: str, tensor: str) -> bool:
     """Whether a part of the model holds a parameter: a group, a piece of parameters' names, or `*`.
 
@@ -132,13 +139,11 @@ class Recipe:
         return summed or self.method == "passthrough"
 
     def at(self, tensor: str, layers: int) -> Coefficients:
-        """The coefficients for one parameter of a model of `layers` layers.
+        """The coefficients for one parameter of a model of `layers` layers, see `depth_of`."""
+        return self.at_depth(tensor, depth_of(layer_of(tensor), layers))
 
-        Parameters outside the layers take the first knot, the layer of a model that has but one the last, as in
-        mergekit.
-        """
-        layer = layer_of(tensor)
-        depth = 0.0 if layer is None else layer / (layers - 1) if layers > 1 else 1.0
+    def at_depth(self, tensor: str, depth: float) -> Coefficients:
+        """The coefficients for one parameter, at a depth in [0, 1]."""
         return Coefficients(
             tuple(_value(self.weights.get(expert, {}), tensor, depth, 0.0) for expert in self.experts),
             tuple(_value(self.densities.get(expert, {}), tensor, depth, 1.0) for expert in self.experts),
@@ -234,8 +239,8 @@ class Merge:
 
     `base` and `experts` are folders, GGUF files or hub ids; the base gives config and tokenizer. `dtype` is what is
     written, None what the base is stored in. `stack` is layers put on one another, each as the recipe's `passthrough`
-    weight of its expert says; the first gives embeddings, the last the final norm and the head. `depth` is how many
-    layers the models must have, None where any number will do.
+    weight of its expert says, whose knots run along each part; the first gives embeddings, the last the final norm and
+    the head. `depth` is how many layers the models must have, None where any number will do.
     """
 
     recipe: Recipe

@@ -14,6 +14,8 @@ from transformers import (
     AutoTokenizer,
     DeepseekV3Config,
     Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Phi3Config,
@@ -182,6 +184,20 @@ def test_layers_are_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
     deep = Merge(recipe, str(saved["base"]), sources(saved), stack=(Layers("a", 0, 3),))
     with pytest.raises(ValueError, match="'a' has 2 layers, the stack asks for 3"):
         export.build(deep)
+
+
+def test_a_stacks_knots_run_along_each_part(tmp_path: Path) -> None:
+    deep = build(LlamaConfig(**SIZES | {"num_hidden_layers": 4}, **MORE), 1)
+    deep.generation_config = GenerationConfig(eos_token_id=[1, 2])
+    deep.save_pretrained(tmp_path / "deep")
+    recipe = Recipe("passthrough", ("a",), {"a": {"mlp": (0.5, 2.0), "*": (1.0,)}})
+    stack = (Layers("a", 0, 3), Layers("a", 2, 3), Layers("a", 2, 4))
+    live = export.build(Merge(recipe, str(tmp_path / "deep"), {"a": str(tmp_path / "deep")}, stack=stack))
+    name = "model.layers.{}.mlp.up_proj.weight".format
+    for place, (layer, scale) in enumerate([(0, 0.5), (1, 1.25), (2, 2.0), (2, 2.0), (2, 0.5), (3, 2.0)]):
+        assert torch.equal(weights_of(live)[name(place)], scale * weights_of(deep)[name(layer)])
+    assert live.generation_config is not None
+    assert live.generation_config.eos_token_id == [1, 2]
 
 
 def test_a_slice_that_covers_a_part_of_the_model_is_refused(saved: dict[str, Path]) -> None:
