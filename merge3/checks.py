@@ -134,7 +134,9 @@ def expert(
             said = f"{source}: a model of the base's shape and vocabulary"
             if not models.is_gguf(folder) and list(folder.glob("*.safetensors")):
                 models.stored_dtype(folder)
-            rows, ours = (getattr(of, "vocab_size", None) for of in (models.config_of(folder), config))
+            rows, ours = (
+                getattr(of.get_text_config(), "vocab_size", None) for of in (models.config_of(folder), config)
+            )
             if not models.has_tokenizer(folder) and rows != ours:
                 text = (
                     f"{source} has no tokenizer and {rows} rows of tokens, the base {ours}: taken as the base's tokens"

@@ -33,7 +33,7 @@ def export(
     measured: str = "",
     say: Callable[[str], None] = lambda line: None,
 ) -> PreTrainedModel:
-    """Write the merged model to `out`: safetensors shards, config, the base's tokenizer, recipe and card.
+    """Write the merged model to `out`: safetensors shards, config, the base's tokenizer and processors, recipe, card.
 
     `scores` and `measured`, how they came about, go into the card, see `card`. `say` is told what of the parents is
     left out.
@@ -50,7 +50,8 @@ def export(
     begun(out).rmdir()
     if scores is not None and (missing := {"model", "accuracy", "low", "high"} - set(scores.columns)):
         raise ValueError(f"scores must have the columns model, accuracy, low and high; there is no {min(missing)!r}")
-    tokenizer = models.load_tokenizer(models.weights_folder(merge.base))
+    folder = models.weights_folder(merge.base)
+    tokenizer = models.load_tokenizer(folder)
     added = _added(merge, tokenizer)
     notes = [models.left_out(name, tokens) for name, tokens in added.items() if tokens]
     for note in notes:
@@ -59,6 +60,8 @@ def export(
     partial = begun(out)
     live.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
+    for path in folder.glob(models.PROCESSORS):
+        shutil.copy(path, partial)
     (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
     (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores, measured, notes), encoding="utf-8")
     check_written(live, partial, device)
@@ -151,11 +154,14 @@ def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, devic
     """Layers of experts put on one another (a frankenmerge): embeddings of the first, final norm and head of the last.
 
     Raises:
-        ValueError: an expert has not so many layers, or the experts are of different sizes.
+        ValueError: an expert has not so many layers, or layers of more than text; or the experts are of different
+            sizes.
     """
     parts = {name: models.load(folders[name], models.stored_dtype(folders[name])) for name in folders}
     first = parts[merge.stack[0].expert]
     config = copy.deepcopy(first.config)
+    if config.get_text_config() is not config:
+        raise ValueError(f"layers of a {config.model_type} cannot be stacked: it has other layers beside those of text")
     depths = {name: model.config.num_hidden_layers for name, model in parts.items()}
     for layers in merge.stack:
         if layers.last > depths[layers.expert]:

@@ -22,7 +22,7 @@ from merge3.ingredients import Ingredients, LowRank, matrix
 from merge3.kernels import Instruction
 from merge3.methods import METHODS
 from merge3.models import Changes, tensors_of, weights_of
-from merge3.recipe import Recipe, check, layer_of
+from merge3.recipe import Recipe, check, layer_of, tower_of
 
 PIECE = 2**21  # elements that a thread merges at a time
 LARGE = 2**24  # off the CPU, where one thread merges; a vote holds a dozen copies of them in float32
@@ -61,7 +61,10 @@ class LiveMerger:
         self.fingerprints = fingerprints
         self._parameters = tensors_of(model)
         self._own = weights_of(model)  # where single merges are written
-        self.layers = 1 + max((layer for layer in map(layer_of, self._own) if layer is not None), default=0)
+        self.layers: dict[str, int] = {}  # of each tower
+        for name in self._own:
+            tower = tower_of(name)
+            self.layers[tower] = max(self.layers.get(tower, 1), 1 + (layer_of(name) or 0))
         self.changed = sorted({name for expert in experts.values() for name in expert})
         """The parameters in which some expert differs from the base."""
         self._base = base
@@ -150,7 +153,7 @@ class LiveMerger:
 
     def _instruct(self, recipe: Recipe, parameter: Ingredients) -> Instruction:
         """What the method does with one parameter."""
-        coefficients = recipe.at(parameter.name, self.layers)
+        coefficients = recipe.at(parameter.name, self.layers[tower_of(parameter.name)])
         return METHODS[recipe.method](parameter, recipe.experts, coefficients, recipe.mask_seed)
 
 

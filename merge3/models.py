@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ Changes = dict[str, Source]  # parameter name -> what an expert has there; absen
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")  # of a model on the hub, beside its weights
+PROCESSORS = "*processor_config.json"  # of what is no text
 NAMED = ("config.json", ADAPTER_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
 SAME = (  # fields of a config that all experts share with the base
     *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -333,8 +335,9 @@ def check_config(source: str | Path, base: Any) -> None:
         expert = config_of(source)
     except OSError as error:
         raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
-    for field in SAME:
-        ours, theirs = getattr(base, field, None), getattr(expert, field, None)
+    pairs = ((base, expert), (base.get_text_config(), expert.get_text_config()))  # one where there is only text
+    for field, (our, their) in product(SAME, pairs):
+        ours, theirs = getattr(our, field, None), getattr(their, field, None)
         close = isinstance(ours, float) and isinstance(theirs, float) and isclose(ours, theirs, rel_tol=1e-6)
         if ours != theirs and not close:  # a GGUF file holds numbers in float32
             raise IncompatibleModels(

@@ -85,6 +85,13 @@ def layer_of(tensor: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+@cache
+def tower_of(tensor: str) -> str:
+    """What its layers are counted in, by the name before them: a model of text and pictures has two; '' outside."""
+    match = _LAYER.search(tensor)
+    return tensor[: match.start()] if match else ""
+
+
 def depth_of(layer: int | None, layers: int) -> float:
     """The depth in [0, 1] of one of `layers` layers; as in mergekit 0 outside of them, and 1 where there is but one."""
     if layer is None:

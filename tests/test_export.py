@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DeepseekV3Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GenerationConfig,
     LlamaConfig,
@@ -52,6 +53,11 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {  # a vocabulary padded beyond the
         v_head_dim=8,
     ),
 }
+PICTURES = Gemma3Config(  # a vision tower that is deeper than the text's
+    text_config=Gemma3TextConfig(**SIZES, **MORE, head_dim=8).to_dict(),
+    vision_config={**SIZES, "hidden_size": 16, "num_hidden_layers": 3, "image_size": 28, "patch_size": 14},
+    mm_tokens_per_image=4,
+)
 BLEND = {"a": 0.5, "b": 0.3}
 
 
@@ -217,6 +223,37 @@ def test_a_slice_that_covers_a_part_of_the_model_is_refused(saved: dict[str, Pat
     assert export.build(whole).config.num_hidden_layers == 2
     with pytest.raises(ValueError, match="must all cover the model: the base has 2, asked for are 1"):
         export.build(part)
+
+
+def test_a_model_of_text_and_pictures_is_merged_whole(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    base = build(PICTURES, 1)
+    expert = fine_tune(base, 2)
+    for name, model in {"base": base, "a": expert}.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (tmp_path / "base" / name).write_text(f'{{"name": "{name}"}}')
+    recipe = Recipe("task_arithmetic", ("a",), {"a": {"*": (0.0, 1.0)}})
+    merge = Merge(recipe, str(tmp_path / "base"), {"a": str(tmp_path / "a")})
+    live = weights_of(export.export(merge, tmp_path / "out"))
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert (tmp_path / "out" / name).read_text() == f'{{"name": "{name}"}}'
+    text = "model.language_model.layers.{}.mlp.up_proj.weight".format
+    picture = "model.vision_tower.encoder.layers.{}.mlp.fc1.weight".format
+    for name, share in ((text(0), 0.0), (text(1), 1.0), (picture(0), 0.0), (picture(1), 0.5), (picture(2), 1.0)):
+        start, end = weights_of(base)[name], weights_of(expert)[name]
+        torch.testing.assert_close(live[name], start + share * (end - start), rtol=1e-5, atol=1e-6)
+    stack = Merge(constant("passthrough", {"a": 1.0}), merge.base, merge.experts, stack=(Layers("a", 0, 2),))
+    with pytest.raises(ValueError, match="layers of a gemma3 cannot be stacked"):
+        export.build(stack)
+
+
+def test_an_expert_whose_text_is_of_another_config_is_refused(tmp_path: Path) -> None:
+    other = PICTURES.to_dict()
+    other["text_config"]["rope_parameters"]["full_attention"]["rope_theta"] = 5.0
+    build(Gemma3Config(**other), 1).save_pretrained(tmp_path)
+    with pytest.raises(IncompatibleModels, match=r"rope_parameters is .*, the base's is"):
+        models.check_config(tmp_path, PICTURES)
 
 
 def test_a_folder_that_holds_something_is_left_alone(saved: dict[str, Path], tmp_path: Path) -> None:
