@@ -86,8 +86,14 @@ def to_yaml(merge: Merge) -> str:
 
 
 def to_mergekit(merge: Merge) -> str:
-    """The form of a merge that mergekit reads."""
-    return _dump(mergekit.write(merge))
+    """The form of a merge that mergekit reads, under a comment where it cannot say all.
+
+    Raises:
+        ValueError: a part of the model cannot be said by mergekit's filters.
+    """
+    values = mergekit.write(merge)
+    note = mergekit.note(values, merge)
+    return (f"# {note}\n" if note else "") + _dump(values)
 
 
 def _dump(values: Mapping[str, Any]) -> str:

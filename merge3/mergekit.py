@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merge3.models import is_adapter
 from merge3.recipe import ANY, GROUPS, PIECE, TRAITS, Knots, Layers, Merge, Parts, Recipe
 
 FIELDS = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source"}
@@ -37,13 +38,14 @@ def read(values: Mapping[str, Any]) -> Merge:
         raise ValueError(f"merge_method must be one of {sorted(TRAITS)}, got {method!r}")
     if unknown := sorted(set(values) - FIELDS):
         raise ValueError(f"mergekit's {unknown[0]!r} is not supported; supported are {sorted(FIELDS)}")
-    base = _source(values["base_model"]) if values.get("base_model") else None
+    base = _base(values["base_model"]) if values.get("base_model") else None
+    adapted = set[str]()
     for part in values.get("slices") or ():
         _known("a slice", part, SLICE)
         if (own := part.get("base_model")) is not None and own != base:
             raise ValueError(f"a slice's base_model {own!r} is not supported: give it as the file's, which is {base!r}")
-        _entries("sources", part.get("sources") or (), base)
-    _entries("models", values.get("models") or (), base)
+        adapted |= _entries("sources", part.get("sources") or (), base)
+    adapted |= _entries("models", values.get("models") or (), base)
     if base is None and method not in (*BASELESS, "nuslerp", "multislerp"):
         raise ValueError(f"{method} needs a base_model")
     shared, depth = dict(values.get("parameters") or {}), None
@@ -60,6 +62,8 @@ def read(values: Mapping[str, Any]) -> Merge:
         and base not in [source for source, _ in models]
     ):
         models.append((base, {}))
+    elif method == "linear":
+        models = [(source, own) for source, own in models if source != base or own.get("weight") != 0]
     if base is not None and method not in BASELESS:
         models = [model for model in models if model[0] != base]
     if not models:
@@ -75,49 +79,74 @@ def read(values: Mapping[str, Any]) -> Merge:
     dtype = values.get("out_dtype") or values.get("dtype")
     layers = tuple(Layers(names[source], first, last) for source, first, last in stack)
     experts = {name: source for source, name in names.items()}
-    return Merge(recipe, base or models[0][0], experts, dtype, layers, depth)
+    adapters = frozenset(names[source] for source in adapted)
+    return Merge(recipe, base or models[0][0], experts, dtype, layers, depth, adapters)
 
 
 def write(merge: Merge) -> dict[str, Any]:
-    """The fields of a mergekit file. The seed of masks has none there: mergekit draws its own."""
+    """The fields of a mergekit file. The seed of masks has none there: mergekit draws its own.
+
+    Where mergekit would merge a `base_model`, too, there is none, see `note`.
+
+    Raises:
+        ValueError: a part of the model cannot be said by mergekit's filters.
+    """
     recipe, method = merge.recipe, merge.recipe.method
     traits, options = TRAITS[method], dict(recipe.all_options)
     around = bool(options.pop(AROUND, 1.0))
     values: dict[str, Any] = {"merge_method": method}
-    base = merge.base if method not in BASELESS and around else None
+    models = {
+        name: f"{merge.base}+{source}" if name in merge.adapters or is_adapter(source) else source
+        for name, source in merge.experts.items()
+    }
+    sliced, among = bool(merge.stack) or merge.depth is not None, merge.base in models.values()
     if method == "slerp" and len(recipe.experts) == 2:
-        base = merge.experts[recipe.experts[0]]
-    experts = {name: source for name, source in merge.experts.items() if source != base}
+        base: str | None = models[recipe.experts[0]]
+    elif method in BASELESS:
+        base = merge.base if sliced or among or method == "linear" else None
+    else:
+        base = merge.base if around else None
     if base is not None:
         values["base_model"] = base
     parameters: dict[str, Any] = {THEIRS.get((method, name), name): _plain(value) for name, value in options.items()}
     if method == "slerp":
         parameters["t"] = _setting(recipe.weights.get(recipe.experts[-1], {}), 0.0)
-    entries: list[dict[str, Any]] = []
-    for name, source in experts.items():
+    entries: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        if model == base and method not in BASELESS:
+            continue
         own = {}
         if traits.weights and method != "slerp":
             default = 0.0 if method != "passthrough" else 1.0
             own[_weight(method)] = _setting(recipe.weights.get(name, {}), default)
         if traits.densities:
             own["density"] = _setting(recipe.densities.get(name, {}), 1.0)
-        entries.append({"model": source} | ({"parameters": own} if own else {}))
+        entries[name] = {"model": model} | ({"parameters": own} if own else {})
+    listed = list(entries.values())
     if merge.depth is not None:
-        named: list[dict[str, Any]] = [*([{"model": base}] if base is not None else []), *entries]
-        values["slices"] = [{"sources": [entry | {"layer_range": [0, merge.depth]} for entry in named]}]
+        first: list[dict[str, Any]] = [{"model": base}] if base is not None and method not in BASELESS else []
+        values["slices"] = [{"sources": [entry | {"layer_range": [0, merge.depth]} for entry in first + listed]}]
     elif merge.stack:
-        own_of = {entry["model"]: entry for entry in entries}
         values["slices"] = [
-            {"sources": [own_of[merge.experts[layers.expert]] | {"layer_range": [layers.first, layers.last]}]}
+            {"sources": [entries[layers.expert] | {"layer_range": [layers.first, layers.last]}]}
             for layers in merge.stack
         ]
+    elif method == "linear" and not among:  # mergekit would add it with the others' weight
+        values["models"] = [*listed, {"model": base, "parameters": {_weight(method): 0.0}}]
     else:
-        values["models"] = entries
+        values["models"] = listed
     if parameters:
         values["parameters"] = parameters
     if merge.dtype:
         values["dtype"] = merge.dtype
     return values
+
+
+def note(values: Mapping[str, Any], merge: Merge) -> str | None:
+    """What the fields that `write` returned leave out of a merge; None where they say all of it."""
+    if values.get("base_model") == merge.base:
+        return None
+    return f"config and tokenizer are those of one of the models: mergekit would merge the base, {merge.base}, too"
 
 
 def _slices(
@@ -239,14 +268,28 @@ def _source(model: Any) -> str:
     return model.split("+")[-1]
 
 
-def _entries(field: str, entries: Any, base: str | None) -> None:
+def _base(model: Any) -> str:
+    """The folder or hub id of the base.
+
+    Raises:
+        ValueError: it is no text, or an adapter.
+    """
+    if isinstance(model, str) and "+" in model:
+        raise ValueError(f"base_model {model!r} is an adapter: merge it into its own model first")
+    return _source(model)
+
+
+def _entries(field: str, entries: Any, base: str | None) -> set[str]:
     """Refuse entries of `models`, or of a slice's `sources`, that say more than is done here.
+
+    Returns:
+        Which of the models are said to be adapters.
 
     Raises:
         ValueError: one names no model, an adapter of another model than the base, or a setting that is not known; or
             two name one model.
     """
-    named = set[str]()
+    named, adapters = set[str](), set[str]()
     for entry in entries:
         if not isinstance(entry, Mapping) or "model" not in entry:
             raise ValueError(f"each of models, and of a slice's sources, names a model: got {entry!r}")
@@ -260,6 +303,8 @@ def _entries(field: str, entries: Any, base: str | None) -> None:
         if adapter in named:
             raise ValueError(f"{adapter!r} is there twice in {field}: name each model once, with one weight")
         named.add(adapter)
+        adapters |= {adapter} if of else set()
+    return adapters
 
 
 def _known(what: str, values: Mapping[str, Any], fields: set[str]) -> None:

@@ -247,7 +247,8 @@ class Merge:
     `base` and `experts` are folders, GGUF files or hub ids; the base gives config and tokenizer. `dtype` is what is
     written, None what the base is stored in. `stack` is layers put on one another, each as the recipe's `passthrough`
     weight of its expert says, whose knots run along each part; the first gives embeddings, the last the final norm and
-    the head. `depth` is how many layers the models must have, None where any number will do.
+    the head. `depth` is how many layers the models must have, None where any number will do. `adapters` are experts
+    that are known to be adapters of the base before they are looked at.
     """
 
     recipe: Recipe
@@ -256,6 +257,7 @@ class Merge:
     dtype: str | None = None
     stack: tuple[Layers, ...] = ()
     depth: int | None = None
+    adapters: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         if missing := [expert for expert in self.recipe.experts if expert not in self.experts]:

@@ -105,7 +105,38 @@ def test_one_slice_is_a_merge_of_its_models_alone(tmp_path: Path, method: str) -
     values = {"merge_method": method, "base_model": "org/base", "slices": [{"sources": entries}]}
     merge = mergekit.read(values)
     assert (merge.base, dict(merge.experts), merge.depth) == ("org/base", {"a": "org/a", "b": "org/b"}, 4)
-    assert mergefile.read(written(tmp_path, mergefile.to_yaml(merge))) == merge
+    for text in (mergefile.to_yaml(merge), mergefile.to_mergekit(merge)):
+        assert mergefile.read(written(tmp_path, text)) == merge
+
+
+def test_an_adapter_is_written_for_mergekit_on_its_base(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    lora = str(tmp_path / "lora")
+    merge = Merge(constant("task_arithmetic", {"a": 0.5, "b": 0.5}), "org/base", {"a": "org/a", "b": lora})
+    values = mergekit.write(merge)
+    assert [entry["model"] for entry in values["models"]] == ["org/a", f"org/base+{lora}"]
+    theirs = THEIRS | {"models": [{"model": "org/base+me/lora", "parameters": {"weight": 1}}]}
+    again = mergefile.read(written(tmp_path, mergefile.to_mergekit(mergekit.read(theirs))))
+    assert mergekit.write(again)["models"][0]["model"] == "org/base+me/lora"
+
+
+def test_the_bases_config_and_tokenizer_are_kept_by_mergekit_where_it_can(tmp_path: Path) -> None:
+    experts = {"a": "org/a", "b": "org/b"}
+    merge = Merge(constant("linear", {"a": 0.5, "b": 0.3}), "org/base", experts)
+    values = mergekit.write(merge)
+    assert values["base_model"] == "org/base"
+    assert values["models"][-1] == {"model": "org/base", "parameters": {"weight": 0.0}}
+    assert mergefile.read(written(tmp_path, mergefile.to_mergekit(merge))).experts == experts
+    for recipe in (
+        *(Recipe("karcher", ("a", "b"), {}), Recipe("slerp", ("a", "b"), {"b": {"*": (0.5,)}})),
+        Recipe("nuslerp", ("a", "b"), {e: {"*": (0.5,)} for e in experts}, options={"around_base": 0.0}),
+    ):
+        text = mergefile.to_mergekit(Merge(recipe, "org/base", experts))
+        assert text.startswith("# config and tokenizer are those of one of the models: mergekit would merge the base, ")
+        assert dict(mergefile.read(written(tmp_path, text)).experts).keys() | {"a"} == {"a", "b"}
+    among = mergekit.write(Merge(Recipe("karcher", ("a", "b"), {}), "org/a", experts))
+    assert (among["base_model"], [entry["model"] for entry in among["models"]]) == ("org/a", ["org/a", "org/b"])
 
 
 def changed(**values: Any) -> dict[str, Any]:
@@ -158,6 +189,7 @@ PART = {"sources": [{**MODEL, "layer_range": [0, 2]}]}
             "an entry of sources has a field 'scale'",
         ),
         (changed(models=[{"model": "x", "weight": 1.0}]), "an entry of models has a field 'weight'"),
+        (changed(base_model="org/base+me/lora"), r"base_model 'org/base\+me/lora' is an adapter"),
         (changed(models=[MODEL, MODEL]), "'x' is there twice in models: name each model once"),
         (changed(models=None, slices=[{"sources": PART["sources"] * 2}]), "'x' is there twice in sources"),
     ],
