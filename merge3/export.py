@@ -106,7 +106,7 @@ def _built(merge: Merge, device: str, added: Mapping[str, Mapping[str, int]]) ->
     models.check_device(device)
     folder = models.weights_folder(merge.base)
     stored = models.stored_dtype(folder)
-    dtype = stored if merge.dtype is None else models.resolve_dtype(merge.dtype, device)
+    dtype = models.written_dtype(folder) if merge.dtype is None else models.resolve_dtype(merge.dtype, device)
     folders = {name: models.weights_folder(source) for name, source in merge.experts.items()}
     if merge.stack:
         return stacked(merge, folders, dtype, device)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
-from math import isclose
+from math import isclose, prod
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ SAME = (  # fields of a config that all experts share with the base
     *("head_dim", "rope_parameters", "rms_norm_eps", "hidden_act", "tie_word_embeddings"),
 )
 
+MADE = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")  # anew by transformers, as masks are
 UNSAFE = "a file is no safetensors file; pickled weights are not opened"
 
 
@@ -282,7 +284,7 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: 
 
 
 def stored_dtype(source: str | Path) -> torch.dtype:
-    """The widest dtype of a model's tensors in its files: loaded so, nothing is rounded, and files are mapped.
+    """The widest dtype of what a model uses of its files: loaded so, nothing is rounded, and files are mapped.
 
     A GGUF file, which is made dense, is float32.
 
@@ -290,22 +292,44 @@ def stored_dtype(source: str | Path) -> torch.dtype:
         FileNotFoundError: there is no such model.
         IncompatibleModels: its tensors are of another kind than float32, float16 and bfloat16.
     """
+    found = _stored(source)
+    return next(iter(found)) if len(found) == 1 else torch.float32
+
+
+def written_dtype(source: str | Path) -> torch.dtype:
+    """The dtype that most bytes of a model are stored in, which merges of it are written in; of two alike the wider.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        IncompatibleModels: as `stored_dtype`.
+    """
+    found = _stored(source)
+    return max(found, key=lambda dtype: (found[dtype], dtype.itemsize))
+
+
+def _stored(source: str | Path) -> dict[torch.dtype, int]:
+    """The bytes of each dtype that a model uses of its files."""
     if is_gguf(source):
-        return torch.float32
+        return {torch.float32: 1}
     folder = weights_folder(str(source))
-    found = set()
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    found = dict[torch.dtype, int]()
     for path in folder.glob("*.safetensors"):
         with _opened(path) as file:
-            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
-    found.discard("BOOL")  # masks that transformers makes anew
-    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                tensor = file.get_slice(name)
+                kind = tensor.get_dtype()
+                if kind == "BOOL" or MADE.search(name):
+                    continue
+                if kind not in names:
+                    raise IncompatibleModels(
+                        f"model {str(source)!r}: tensors of dtype {kind} cannot be merged; expected {sorted(names)}"
+                    )
+                dtype = names[kind]
+                found[dtype] = found.get(dtype, 0) + prod(tensor.get_shape()) * dtype.itemsize
     if not found:
         raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
-    if strange := sorted(found - set(names)):
-        raise IncompatibleModels(
-            f"model {str(source)!r}: tensors of dtype {strange[0]} cannot be merged; expected {sorted(names)}"
-        )
-    return names[found.pop()] if len(found) == 1 else torch.float32
+    return found
 
 
 @contextmanager

@@ -245,10 +245,10 @@ class Merge:
     """A recipe with its sources.
 
     `base` and `experts` are folders, GGUF files or hub ids; the base gives config and tokenizer. `dtype` is what is
-    written, None what the base is stored in. `stack` is layers put on one another, each as the recipe's `passthrough`
-    weight of its expert says, whose knots run along each part; the first gives embeddings, the last the final norm and
-    the head. `depth` is how many layers the models must have, None where any number will do. `adapters` are experts
-    that are known to be adapters of the base before they are looked at.
+    written, None what most of the base is stored in. `stack` is layers put on one another, each as the recipe's
+    `passthrough` weight of its expert says, whose knots run along each part; the first gives embeddings, the last the
+    final norm and the head. `depth` is how many layers the models must have, None where any number will do. `adapters`
+    are experts that are known to be adapters of the base before they are looked at.
     """
 
     recipe: Recipe

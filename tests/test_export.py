@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 import yaml
 from conftest import build, fine_tune, with_tokens
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -172,6 +174,24 @@ def test_another_dtype_is_rounded_once(saved: dict[str, Path]) -> None:
     assert half.dtype == torch.bfloat16
     for name, parameter in weights_of(half).items():
         assert torch.equal(parameter, whole[name].bfloat16())
+
+
+def test_one_wide_tensor_is_merged_whole_and_leaves_the_dtype_as_most_are(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    found = {}
+    for name in ("base", "first"):
+        shutil.copytree(saved[name], tmp_path / name)
+        models.load(saved[name], torch.bfloat16).save_pretrained(tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        norm = load_file(saved[name] / "model.safetensors")["model.norm.weight"]
+        save_file(load_file(file) | {"model.norm.weight": norm}, file, metadata={"format": "pt"})
+        found[name] = norm
+    both = {"a": str(tmp_path / "base"), "b": str(tmp_path / "first")}
+    merge = Merge(constant("linear", {"a": 1.0, "b": 1.0}), str(tmp_path / "base"), both)
+    live = weights_of(export.build(merge))
+    assert {weight.dtype for weight in live.values()} == {torch.bfloat16}
+    assert torch.equal(live["model.norm.weight"], ((found["base"] + found["first"]) / 2).bfloat16())
 
 
 def test_layers_are_stacked(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -261,6 +261,24 @@ def test_weights_are_kept_as_they_are_stored(saved: dict[str, Path], tmp_path: P
         models.stored_dtype(tmp_path / "m")
 
 
+def test_what_a_model_does_not_use_has_no_say_in_its_dtype(saved: dict[str, Path], tmp_path: Path) -> None:
+    models.load(saved["first"], torch.bfloat16).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = load_file(file)
+    made = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4),
+        "mask": torch.ones(4, dtype=torch.bool),
+    }
+    save_file(kept | made, file, metadata={"format": "pt"})
+    assert models.stored_dtype(tmp_path) is models.written_dtype(tmp_path) is torch.bfloat16
+    save_file(kept | {"model.norm.weight": kept["model.norm.weight"].float()}, file, metadata={"format": "pt"})
+    assert models.stored_dtype(tmp_path) is torch.float32  # nothing is rounded
+    assert models.written_dtype(tmp_path) is torch.bfloat16
+
+
 def test_a_tokenizer_is_written_alike_wherever_it_came_from(
     tmp_path: Path,
     tokenizer: PreTrainedTokenizerBase,
