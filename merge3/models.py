@@ -192,7 +192,13 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
     how = {"quantization_config": GgufConfig(**file, dequantize=True)} if file else {"use_safetensors": True}
     try:
         pair: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, trust_remote_code=False, output_loading_info=True, **file, **how
+            place,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **file,
+            **how,
         )
     except SafetensorError as error:
         raise IncompatibleModels(f"model {str(source)!r}: {UNSAFE} ({error})") from error

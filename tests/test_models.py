@@ -100,6 +100,10 @@ def test_experts_that_do_not_fit_are_refused_by_name(
     [
         (lambda kept: {k: v for k, v in kept.items() if "layers.1.mlp.up" not in k}, "1 missing keys"),
         (lambda kept: kept | {"model.extra.weight": torch.ones(2)}, "1 unexpected keys"),
+        (
+            lambda kept: kept | {"model.embed_tokens.weight": torch.ones(262, 32)},
+            r"1 mismatched keys in its weights, first .'model\.embed_tokens\.weight', .*262, 32.*259, 32",
+        ),
     ],
 )
 def test_weights_that_are_not_whole_are_refused(
