@@ -51,7 +51,7 @@ def export(
     if scores is not None and (missing := {"model", "accuracy", "low", "high"} - set(scores.columns)):
         raise ValueError(f"scores must have the columns model, accuracy, low and high; there is no {min(missing)!r}")
     folder = models.weights_folder(merge.base)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = models.stored_tokenizer(folder)
     added = _added(merge, tokenizer)
     notes = [models.left_out(name, tokens) for name, tokens in added.items() if tokens]
     for note in notes:
@@ -60,8 +60,8 @@ def export(
     partial = begun(out)
     live.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
-    for path in folder.glob(models.PROCESSORS):
-        shutil.copy(path, partial)
+    models.copy_files(folder, models.SENTENCEPIECE, partial)
+    models.copy_files(folder, models.PROCESSORS, partial)
     (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
     (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores, measured, notes), encoding="utf-8")
     check_written(live, partial, device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ Changes = dict[str, Source]  # parameter name -> what an expert has there; absen
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")  # of a model on the hub, beside its weights
+SENTENCEPIECE = "tokenizer.model"  # which transformers reads and does not write
 PROCESSORS = "*processor_config.json"  # of what is no text
 NAMED = ("config.json", ADAPTER_CONFIG, "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
 SAME = (  # fields of a config that all experts share with the base
@@ -225,10 +227,16 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, GGUF file or hub id, with a padding token; of a bare adapter, its base's."""
     if (base := adapted(Path(source))) and not list(Path(source).glob("tokenizer*")):
         return load_tokenizer(base)
-    place, file = _located(source)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
+    tokenizer = stored_tokenizer(source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def stored_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, GGUF file or hub id as its files say, which may have no padding token."""
+    place, file = _located(source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
     return tokenizer
 
 
@@ -239,6 +247,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("local_files_only", None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_files(source: Path, pattern: str, folder: Path) -> None:
+    """Copy the files of a model folder that have such a name, if there are any."""
+    for path in source.glob(pattern):
+        shutil.copy(path, folder)
 
 
 def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
     added = models.added_tokens(donor, models.load_tokenizer(folder))
     models.check_config(donor, models.config_of(folder))
     model, other = (models.load(source, models.stored_dtype(source)) for source in (folder, donor))
-    tokenizer = models.load_tokenizer(donor)
+    tokenizer = models.stored_tokenizer(donor)
     embedding, *_ = models.ends(model)
     rows = len(models.weights_of(model)[embedding])
     if (wanted := max(len(tokenizer), *added.values(), 0)) > rows:
@@ -61,6 +61,8 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
     partial = begun(out)
     model.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
+    models.copy_files(donor, models.SENTENCEPIECE, partial)
+    models.copy_files(folder, models.PROCESSORS, partial)
     (partial / "README.md").write_text(_card(base, expert, out.name, added), encoding="utf-8")
     if out.exists():
         out.rmdir()

@@ -194,6 +194,21 @@ def test_one_wide_tensor_is_merged_whole_and_leaves_the_dtype_as_most_are(
     assert torch.equal(live["model.norm.weight"], ((found["base"] + found["first"]) / 2).bfloat16())
 
 
+def test_the_bases_tokenizer_is_written_without_a_padding_token_that_it_lacks(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(saved["base"], tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.model").write_bytes(b"pieces")
+    file = tmp_path / "base" / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
+    for name, merged in (("without", tmp_path / "base"), ("with", saved["base"])):
+        export.export(Merge(constant("linear", BLEND), str(merged), sources(saved)), tmp_path / name)
+    without, whole = (json.loads((tmp_path / n / "tokenizer_config.json").read_text()) for n in ("without", "with"))
+    assert whole == without | {"pad_token": "<pad>"}
+    assert (tmp_path / "without" / "tokenizer.model").read_bytes() == b"pieces"
+    assert models.load_tokenizer(tmp_path / "without").pad_token == "</s>"  # as before: the end pads
+
+
 def test_layers_are_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
     recipe = Recipe("passthrough", ("a", "b"), {"a": {"*": (1.0,)}, "b": {"mlp": (0.5,), "*": (1.0,)}})
     stack = (Layers("a", 0, 2), Layers("b", 1, 2))

@@ -43,6 +43,8 @@ def family(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase, t
 
 def test_the_base_has_the_tokens_and_is_the_base_otherwise(family: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
+    (Path(family["chat"]) / "tokenizer.model").write_bytes(b"pieces")
+    (Path(family["base"]) / "preprocessor_config.json").write_text("{}")
     assert give(family["base"], family["chat"], out) == {"<|im_start|>": 259, "<|im_end|>": 260}
     base, chat, made = (models.load(source, torch.float32) for source in (family["base"], family["chat"], out))
     ours, theirs, before = (models.weights_of(model) for model in (made, chat, base))
@@ -55,6 +57,8 @@ def test_the_base_has_the_tokens_and_is_the_base_otherwise(family: dict[str, str
     assert made.generation_config.eos_token_id == [257, 260]
     tokenizer = models.load_tokenizer(out)
     assert (tokenizer.chat_template, tokenizer.eos_token) == (TEMPLATE, "<|im_end|>")
+    assert (out / "tokenizer.model").read_bytes() == b"pieces"
+    assert (out / "preprocessor_config.json").exists()
 
 
 def test_merges_of_it_keep_the_tokens(family: dict[str, str], tmp_path: Path) -> None:
