@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from merge3 import licences, mergefile, models
 from merge3.merging import LiveMerger
-from merge3.recipe import ANY, GROUPS, Layers, Merge, Recipe, depth_of, holds, layer_of
+from merge3.recipe import ANY, GROUPS, PIECE, Layers, Merge, Recipe, depth_of, holds, layer_of
 
 SHARD = "5GB"
 PROBE = 16  # tokens on which the written model is held against the live one
@@ -118,7 +118,8 @@ def _built(merge: Merge, device: str, added: Mapping[str, Mapping[str, int]]) ->
     weights = models.weights_of(base)
     for named in (merge.recipe.weights, merge.recipe.densities):
         for expert, parts in named.items():
-            if unknown := [part for part in parts if not any(holds(part, name) for name in weights)]:
+            written = [part for part in parts if not part.startswith(PIECE)]
+            if unknown := [part for part in written if not any(holds(part, name) for name in weights)]:
                 raise ValueError(
                     f"part {unknown[0]!r} of {expert!r} holds none of the model's parameters: a part is one of "
                     f"{[*GROUPS, ANY]} or a piece of names as {next(reversed(weights))}"

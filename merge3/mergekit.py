@@ -12,11 +12,16 @@ from typing import Any
 from merge3.models import is_adapter
 from merge3.recipe import ANY, GROUPS, PIECE, TRAITS, Knots, Layers, Merge, Parts, Recipe
 
-FIELDS = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+FIELDS = {"merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype"}
+TOKENIZER = {"tokenizer_source", "tokenizer"}
 ENTRY = {"models": {"model", "parameters"}, "sources": {"model", "layer_range", "parameters"}}
 SLICE = {"sources", "parameters", "base_model"}
 IGNORED = {"int8_mask", "eps"}  # how mergekit computes, not what
-FIXED: Mapping[str, bool] = {"nuslerp_flatten": True, "nuslerp_row_wise": False, "filter_wise": False}
+FIXED: Mapping[str, bool] = {  # where it is no option
+    **{"nuslerp_flatten": True, "nuslerp_row_wise": False},
+    **{"filter_wise": False, "rescale": False},
+}
+IDLE = {"task_arithmetic": {"density", "rescale"}, "model_stock": {"normalize"}}  # read there, and without effect
 THEIRS = {("multislerp", "normalize"): "normalize_weights"}  # mergekit's name of an option, where ours is another
 AROUND = "around_base"  # ours alone: mergekit tells it by whether there is a base
 BASELESS = ("linear", "karcher", "passthrough")  # in which mergekit's base is one of the models
@@ -36,8 +41,8 @@ def read(values: Mapping[str, Any]) -> Merge:
     method = str(values.get("merge_method"))
     if method not in TRAITS:
         raise ValueError(f"merge_method must be one of {sorted(TRAITS)}, got {method!r}")
-    if unknown := sorted(set(values) - FIELDS):
-        raise ValueError(f"mergekit's {unknown[0]!r} is not supported; supported are {sorted(FIELDS)}")
+    if unknown := sorted(set(values) - FIELDS - TOKENIZER):
+        raise ValueError(f"mergekit's {unknown[0]!r} is not supported; supported are {sorted(FIELDS | TOKENIZER)}")
     base = _base(values["base_model"]) if values.get("base_model") else None
     adapted = set[str]()
     for part in values.get("slices") or ():
@@ -68,11 +73,14 @@ def read(values: Mapping[str, Any]) -> Merge:
         models = [model for model in models if model[0] != base]
     if not models:
         raise ValueError("expected at least one model beside the base, got none")
-    if values.get("tokenizer_source") not in (None, "base", base or models[0][0]):
-        raise ValueError(
-            f"tokenizer_source {values['tokenizer_source']!r} is not supported: the base's is kept; "
-            "`merge3 tokens` makes a base with another's"
-        )
+    tokenizer = values.get("tokenizer") or {"source": values.get("tokenizer_source")}
+    if (
+        set(values) >= TOKENIZER
+        or set(tokenizer) != {"source"}
+        or tokenizer["source"] not in (None, "base", base or models[0][0])
+    ):
+        shown = ", ".join(f"{field} {values[field]!r}" for field in sorted(TOKENIZER & set(values)))
+        raise ValueError(f"{shown} is not supported: the base's is kept; `merge3 tokens` makes a base with another's")
     names = dict(zip(dict.fromkeys(source for source, _ in models), _names([s for s, _ in models]), strict=True))
     own = {names[source]: settings for source, settings in models}
     recipe = _recipe(method, shared, own, around=base is not None)
@@ -185,11 +193,13 @@ def _recipe(method: str, shared: dict[str, Any], own: dict[str, dict[str, Any]],
     """The recipe of a method, the file's parameters, and each model's own."""
     traits, weight = TRAITS[method], _weight(method)
     options = {name: THEIRS.get((method, name), name) for name in traits.options if name != AROUND}
-    known = {weight, *options.values(), *IGNORED, *FIXED} | ({"density"} if traits.densities else set())
+    known = {weight, *options.values()} | ({"density"} if traits.densities else set())
+    idle = IGNORED | IDLE.get(method, set())
+    fixed = {name: value for name, value in FIXED.items() if name not in known | idle}
     for settings in (shared, *own.values()):
-        if strange := sorted(set(settings) - known):
-            raise ValueError(f"{method} has no parameter {strange[0]!r}; it has {sorted(known - IGNORED - set(FIXED))}")
-        if refused := [name for name, value in FIXED.items() if settings.get(name, value) is not value]:
+        if strange := sorted(set(settings) - known - idle - set(fixed)):
+            raise ValueError(f"{method} has no parameter {strange[0]!r}; it has {sorted(known)}")
+        if refused := [name for name, value in fixed.items() if settings.get(name, value) != value]:
             raise ValueError(f"{refused[0]}: {settings[refused[0]]} is not supported")
     weights, densities = {}, {}
     for name, settings in own.items():
@@ -226,7 +236,7 @@ def _rules(name: str, settings: Sequence[Mapping[str, Any]], default: float | No
             part, knots = ANY, condition
             if isinstance(condition, Mapping):
                 part, knots = condition.get("filter") or ANY, condition["value"]
-            part = PIECE + part if part in GROUPS else part
+            part = part if part == ANY else PIECE + part
             parts.setdefault(part, _knots(name, knots))
     if ANY not in parts:
         if default is None:
@@ -252,9 +262,11 @@ def _scalar(name: str, settings: Sequence[Mapping[str, Any]]) -> float | None:
     values = [scope[name] for scope in settings if name in scope]
     if not values:
         return None
-    if any(value != values[0] for value in values) or not isinstance(values[0], bool | int | float):
-        raise ValueError(f"{name!r} must be one number here, for all models and parameters; got {values}")
-    return float(values[0])
+    try:
+        (number,) = {float(value) for value in values}  # YAML reads 1e-9 as text
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name!r} must be one number here, for all models and parameters; got {values}") from error
+    return number
 
 
 def _source(model: Any) -> str:

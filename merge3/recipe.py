@@ -20,7 +20,7 @@ VERSION = 3  # of the arithmetic in `kernels`; a change that alters weights rais
 
 GROUPS = ("attention", "mlp", "rest")
 ANY = "*"  # the part of a model that is all of it
-PIECE = "~"  # before a piece of a name that is also the name of a group
+PIECE = "~"  # before a piece of a name that may be the name of a group, or hold nothing
 COUNTED = ("passthrough", "nuslerp", "multislerp")  # methods by which an expert without weight counts
 _ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
 _MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe)\.")
@@ -102,7 +102,7 @@ def depth_of(layer: int | None, layers: int) -> float:
 def holds(part: str, tensor: str) -> bool:
     """Whether a part of the model holds a parameter: a group, a piece of parameters' names, or `*`.
 
-    `~mlp` is the piece `mlp`, where the group of that name is not meant.
+    `~mlp` is the piece `mlp`, where the group of that name is not meant; any piece may be marked so.
     """
     return part in (ANY, group_of(tensor)) or (part not in GROUPS and part.removeprefix(PIECE) in tensor)
 
@@ -365,7 +365,15 @@ def _parts(value: Any, where: str) -> dict[str, Knots]:
 
 
 def _ordered(parts: Parts) -> dict[str, Knots]:
-    """Parts in the order of their names where they are groups, which do not overlap; else as they stand."""
+    """Parts in the order of their names where they are groups, which do not overlap; else as they stand.
+
+    A piece is marked as one where it is the name of a group, too, and nowhere else.
+    """
+    plain: dict[str, Knots] = {}
+    for part, knots in parts.items():
+        bare = part.removeprefix(PIECE)
+        plain.setdefault(part if bare in (*GROUPS, ANY) else bare, knots)
+    parts = plain
     expanded = dict.fromkeys(GROUPS, parts[ANY]) if set(parts) == {ANY} else dict(parts)
     return {part: expanded[part] for part in sorted(expanded)} if set(expanded) <= set(GROUPS) else expanded
 

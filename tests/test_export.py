@@ -334,6 +334,17 @@ def test_a_part_that_holds_nothing_is_refused(saved: dict[str, Path], field: str
         export.build(merge)
 
 
+def test_a_filter_of_mergekits_may_hold_nothing(saved: dict[str, Path], tmp_path: Path) -> None:
+    weight = [{"filter": "modelnorm", "value": 0.75}, {"value": 0.5}]
+    entries = [{"model": str(saved["first"]), "parameters": {"weight": weight}}]
+    merge = mergekit.read({"merge_method": "task_arithmetic", "base_model": str(saved["base"]), "models": entries})
+    export.export(merge, tmp_path / "out")
+    plain = Merge(constant("task_arithmetic", {"a": 0.5}), merge.base, {"a": str(saved["first"])})
+    again = weights_of(export.build(mergefile.read(tmp_path / "out" / "merge.yaml")))
+    for name, parameter in weights_of(export.build(plain)).items():
+        assert torch.equal(again[name], parameter)
+
+
 def test_what_cannot_be_written_is_said_before_anything_is_merged(saved: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     merge = Merge(constant("linear", BLEND), str(saved["base"]), sources(saved))

@@ -139,6 +139,31 @@ def test_the_bases_config_and_tokenizer_are_kept_by_mergekit_where_it_can(tmp_pa
     assert (among["base_model"], [entry["model"] for entry in among["models"]]) == ("org/a", ["org/a", "org/b"])
 
 
+TWO: list[dict[str, Any]] = [{"model": model, "parameters": {"weight": 0.5}} for model in ("org/a", "org/b")]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "file"),
+    [
+        ("ties", {}, {"tokenizer": {"source": "base"}}),
+        ("ties", {"rescale": False}, {}),
+        ("task_arithmetic", {"density": 0.5, "rescale": True}, {}),
+        ("model_stock", {"normalize": False}, {}),
+    ],
+)
+def test_what_changes_nothing_in_mergekit_changes_nothing(
+    method: str, parameters: dict[str, Any], file: dict[str, Any]
+) -> None:
+    models = [{"model": entry["model"]} for entry in TWO] if method == "model_stock" else TWO
+    plain = {"merge_method": method, "base_model": "org/base", "models": models}
+    assert mergekit.read(plain | {"parameters": parameters} | file) == mergekit.read(plain)
+
+
+def test_a_number_that_yaml_reads_as_text_is_one(tmp_path: Path) -> None:
+    text = "merge_method: karcher\nmodels: [{model: org/a}, {model: org/b}]\nparameters: {tol: 1e-9}\n"
+    assert mergefile.read(written(tmp_path, text)).recipe.options == {"tol": 1e-9}
+
+
 def changed(**values: Any) -> dict[str, Any]:
     return THEIRS | values
 
@@ -189,6 +214,11 @@ PART = {"sources": [{**MODEL, "layer_range": [0, 2]}]}
             "an entry of sources has a field 'scale'",
         ),
         (changed(models=[{"model": "x", "weight": 1.0}]), "an entry of models has a field 'weight'"),
+        (changed(tokenizer={"source": "union"}), "tokenizer {'source': 'union'} is not supported"),
+        (changed(tokenizer={"source": "base", "tokens": {}}), "tokenizer {'source': 'base', 'tokens': {}} is not"),
+        (changed(tokenizer={"source": "base"}, tokenizer_source="base"), "tokenizer_source 'base' is not supported"),
+        (changed(models=[MODEL], parameters={"rescale": True}), "rescale: True is not supported"),
+        (changed(models=[MODEL], parameters={"lambda": "high"}), "'lambda' must be one number here"),
         (changed(base_model="org/base+me/lora"), r"base_model 'org/base\+me/lora' is an adapter"),
         (changed(models=[MODEL, MODEL]), "'x' is there twice in models: name each model once"),
         (changed(models=None, slices=[{"sources": PART["sources"] * 2}]), "'x' is there twice in sources"),

@@ -130,6 +130,15 @@ def test_all_of_a_model_is_its_three_groups() -> None:
     )
 
 
+def test_a_piece_is_one_recipe_marked_or_not() -> None:
+    plain, marked = (
+        Recipe("ties", ("a",), {"a": {part: (0.5,), "*": (1.0,)}}, {"a": {part: (0.2,)}}) for part in ("norm", "~norm")
+    )
+    assert marked.phenotype({"a": "a"}) == plain.phenotype({"a": "a"})
+    group, piece = (Recipe("ties", ("a",), {"a": {part: (0.5,), "*": (1.0,)}}) for part in ("mlp", "~mlp"))
+    assert piece.phenotype({"a": "a"}) != group.phenotype({"a": "a"})
+
+
 def test_options_count() -> None:
     assert same(constant("breadcrumbs", {"a": 1.0}, options={"gamma": 0.01}), constant("breadcrumbs", {"a": 1.0}))
     assert not same(constant("breadcrumbs", {"a": 1.0}, options={"gamma": 0.1}), constant("breadcrumbs", {"a": 1.0}))
