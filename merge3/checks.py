@@ -126,8 +126,7 @@ def expert(
         if models.is_adapter(folder):
             changed = models.changes(folder, models.weights_of(base), config, added.values())  # type: ignore[arg-type]
             said = f"{source}: an adapter of {len(changed)} tensors"
-            made_for = models.adapted(folder)
-            if made_for and models.absolute(made_for) != models.absolute(origin):
+            if made_for := models.of_another(folder, origin):
                 return Finding(RISK, what, f"{said}, made for {made_for}; the base here is {origin}")
         else:
             models.check_config(folder, config)

@@ -36,7 +36,7 @@ def export(
     """Write the merged model to `out`: safetensors shards, config, the base's tokenizer and processors, recipe, card.
 
     `scores` and `measured`, how they came about, go into the card, see `card`. `say` is told what of the parents is
-    left out.
+    left out, and which adapters were made for another base.
 
     Returns:
         The live merge.
@@ -54,6 +54,11 @@ def export(
     tokenizer = models.stored_tokenizer(folder)
     added = _added(merge, tokenizer)
     notes = [models.left_out(name, tokens) for name, tokens in added.items() if tokens]
+    notes += [
+        f"{name} is an adapter made for {other}; the base here is {merge.base}"
+        for name, source in merge.experts.items()
+        if (other := models.of_another(models.weights_folder(source), merge.base))
+    ]
     for note in notes:
         say(note)
     live = _built(merge, device, added)

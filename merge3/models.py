@@ -112,10 +112,19 @@ def absolute(source: str | Path) -> str:
 
 
 def adapted(folder: Path) -> str | None:
-    """The model that an adapter is of, by its config; None for a model that is none."""
+    """The model that an adapter is of, by its config; None for a model that is none, or where it does not say."""
     if not is_adapter(folder):
         return None
-    return str(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return None if named is None else str(named)
+
+
+def of_another(folder: Path, base: str) -> str | None:
+    """The model that an adapter was made for, where that is not `base`, by path or hub id or the last part of it."""
+    made_for = adapted(folder)
+    if made_for is None or made_for == Path(base).name or absolute(made_for) == absolute(base):
+        return None
+    return made_for
 
 
 def is_gguf(source: str | Path) -> bool:

@@ -110,6 +110,19 @@ def test_adapters_and_models_are_merged_together(saved: dict[str, Path], tmp_pat
         torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_adapter_made_for_another_base_is_said_to_be(saved: dict[str, Path], tmp_path: Path) -> None:
+    base = models.load(saved["base"], torch.float32)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    merge = Merge(constant("linear", {"a": 1.0}), str(saved["base"]), {"a": str(tmp_path / "adapter")})
+    file, told = tmp_path / "adapter" / "adapter_config.json", list[str]()
+    own = file.read_text()
+    for place, named in enumerate((str(saved["base"]), saved["base"].name, "org/other")):
+        file.write_text(own.replace(str(saved["base"]), named))
+        export.export(merge, tmp_path / str(place), say=told.append)
+    assert told == [f"a is an adapter made for org/other; the base here is {saved['base']}"]
+    assert f"{told[0]}." in (tmp_path / "2" / "README.md").read_text()
+
+
 def test_tokens_that_an_expert_added_are_left_out_and_said_so(
     saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
