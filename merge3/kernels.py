@@ -23,6 +23,7 @@ from torch import Tensor
 from merge3.ingredients import LEVELS, Ingredients, LowRank, Source, matrix
 
 BLOCK = 2**20  # elements of a low-rank product that are made at a time
+KINDS = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 1}  # as the compiled kernels call them
 STRIP = 2048  # elements that a compiled kernel works on at a time; some 80 kB in all, of a core's cache
 
 
@@ -95,7 +96,7 @@ def apply(
     depend on the others.
     """
     tensors = [parameter.base, *outs, *(s for s in parameter.experts.values() if isinstance(s, Tensor))]
-    usual = all(t.dtype in (torch.float32, torch.bfloat16) and t.is_contiguous() for t in tensors)
+    usual = all(t.dtype in KINDS and t.is_contiguous() for t in tensors)
     compiled = usual and parameter.base.device.type == "cpu"
     sums = [(i, out) for i, out in zip(instructions, outs, strict=True) if isinstance(i, Combination)]
     if sums and compiled:
@@ -197,7 +198,7 @@ def combine_compiled(
     start: int,
     stop: int,
 ) -> None:
-    """`Combination`s by the compiled kernel; float32 and bfloat16, on the CPU."""
+    """`Combination`s by the compiled kernel; of `KINDS`, on the CPU."""
     terms = [_terms(instruction, parameter, experts) for instruction in instructions]
     weights = np.array([weights for _, weights in terms], np.float32)
     used = np.flatnonzero(weights.any(axis=0))  # what weighs nothing in any merge is not read
@@ -209,16 +210,16 @@ def combine_compiled(
     if not any(isinstance(source, LowRank) for source in sources):
         rows, columns = 1, rows * columns  # one long row: fewer, fuller strips
     _compiled().combine(
-        *(_addresses(read), _widths(read), _addresses(downs)),
+        *(_addresses(read), _kinds(read), _addresses(downs)),
         np.array([0 if down is None else len(down) for down in downs], np.int64),
-        *(np.ascontiguousarray(weights[:, used]), _addresses(targets), _widths(targets), rows, columns),
+        *(np.ascontiguousarray(weights[:, used]), _addresses(targets), _kinds(targets), rows, columns),
     )
 
 
 def vote_compiled(
     instruction: Vote, parameter: Ingredients, experts: Sequence[str], out: Tensor, start: int, stop: int
 ) -> None:
-    """A `Vote` by the compiled kernel; float32 and bfloat16, on the CPU."""
+    """A `Vote` by the compiled kernel; of `KINDS`, on the CPU."""
     voters, figures = list[tuple[Source, Keep]](), list[list[float]]()
     for expert, w, ballot, keep in zip(
         experts, instruction.weights, instruction.ballots, instruction.keep, strict=True
@@ -242,9 +243,9 @@ def vote_compiled(
         draws = [None if keep.draws is None else keep.draws[here] for _, keep in voters]
         ranks = [None if keep.ranks is None else keep.ranks[here] for _, keep in voters]
         _compiled().vote(
-            *(base.data_ptr(), _width(base), _addresses(rows), _widths(rows), _addresses(draws), _addresses(ranks)),
+            *(base.data_ptr(), _kind(base), _addresses(rows), _kinds(rows), _addresses(draws), _addresses(ranks)),
             *(table, instruction.elect, instruction.mean, np.float32(instruction.scale)),
-            *(target.data_ptr(), _width(target), target.numel()),
+            *(target.data_ptr(), _kind(target), target.numel()),
         )
 
 
@@ -270,12 +271,12 @@ def _addresses(tensors: Sequence[Tensor | None]) -> np.ndarray:
     return np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], np.int64)
 
 
-def _width(tensor: Tensor) -> int:
-    return tensor.element_size()
+def _kind(tensor: Tensor) -> int:
+    return KINDS[tensor.dtype]
 
 
-def _widths(tensors: Sequence[Tensor]) -> np.ndarray:
-    return np.array([_width(tensor) for tensor in tensors], np.int64)
+def _kinds(tensors: Sequence[Tensor]) -> np.ndarray:
+    return np.array([_kind(tensor) for tensor in tensors], np.int64)
 
 
 @dataclass(frozen=True)
@@ -289,8 +290,8 @@ class _Compiled:
 def _compiled() -> _Compiled:
     """The compiled kernels: made at first use (seconds), kept for the process, never written to disk.
 
-    Arrays come as addresses, so that one compilation serves any number of experts. Rows of 2 bytes are bfloat16, of 4
-    float32. Terms are added in their order; only low-rank products use fused multiply-adds.
+    Arrays come as addresses, with their `KINDS`, so that one compilation serves any number of experts. Terms are added
+    in their order; only low-rank products use fused multiply-adds.
     """
     njit = numba.njit(error_model="numpy", nogil=True)
     zero, one = np.float32(0), np.float32(1)
@@ -302,26 +303,53 @@ def _compiled() -> _Compiled:
 
         return types.voidptr(types.int64), generate
 
+    shift = np.uint32(112 << 23)  # the difference of the exponents' biases, of float32 and float16
+    lift = np.float32(2.0**112)
+    lowest = np.uint32(113 << 23)  # float32's bits of the smallest float16 that is not subnormal
+    beyond = np.uint32(143 << 23)  # of 65536, which is infinite there
+    grid = np.float32(0.5)  # added to a smaller number, its last bits are multiples of the smallest float16
+    grid_bits = np.uint32(126 << 23)
+    sign = np.uint32(0x8000)
+
     @njit
-    def widen(address, width, first, out):
+    def widen(address, kind, first, out):
         """Read elements from `first` on as the bits of float32."""
-        if width == 2:
+        if kind == 2:
             half = numba.carray(pointer(address + 2 * first), out.size, np.uint16)
             for j in range(out.size):
                 out[j] = np.uint32(half[j]) << np.uint32(16)
+        elif kind == 1:
+            half = numba.carray(pointer(address + 2 * first), out.size, np.uint16)
+            number = out.view(np.float32)
+            for j in range(out.size):
+                out[j] = (np.uint32(half[j]) & np.uint32(0x7FFF)) << np.uint32(13)
+            for j in range(out.size):
+                number[j] *= lift
+            for j in range(out.size):
+                out[j] |= (np.uint32(half[j]) & sign) << np.uint32(16)
         else:
             whole = numba.carray(pointer(address + 4 * first), out.size, np.uint32)
             for j in range(out.size):
                 out[j] = whole[j]
 
     @njit
-    def narrow(bits, address, width, first):
-        """Write float32, rounded to the nearest, ties to even, where bfloat16 is wanted."""
-        if width == 2:
+    def narrow(bits, address, kind, first):
+        """Write float32, rounded to the nearest, ties to even, where bfloat16 or float16 is wanted."""
+        if kind == 2:
             half = numba.carray(pointer(address + 2 * first), bits.size, np.uint16)
             for j in range(bits.size):
                 u = bits[j]
                 half[j] = np.uint16((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+        elif kind == 1:
+            half = numba.carray(pointer(address + 2 * first), bits.size, np.uint16)
+            small = (np.abs(bits.view(np.float32)) + grid).view(np.uint32)
+            for j in range(bits.size):
+                u = bits[j] & np.uint32(0x7FFFFFFF)
+                odd = (u >> np.uint32(13)) & np.uint32(1)
+                usual = np.uint32(u - shift + np.uint32(0xFFF) + odd) >> np.uint32(13)
+                rounded = usual if u >= lowest else small[j] - grid_bits
+                rounded = rounded if u < beyond else np.uint32(0x7C00)
+                half[j] = np.uint16(rounded | ((bits[j] >> np.uint32(16)) & sign))
         else:
             whole = numba.carray(pointer(address + 4 * first), bits.size, np.uint32)
             for j in range(bits.size):
@@ -355,7 +383,7 @@ def _compiled() -> _Compiled:
                 out[j] += up[k] * a[j]
 
     @njit
-    def combine(sources, widths, downs, ranks, weights, targets, target_widths, rows, columns):
+    def combine(sources, kinds, downs, ranks, weights, targets, target_kinds, rows, columns):
         table = np.empty((sources.size + 1, STRIP), np.float32)
         height, width = max(1, STRIP // columns), min(STRIP, columns)  # of a strip: some rows, or a part of one
         for row in range(0, rows, height):
@@ -365,7 +393,7 @@ def _compiled() -> _Compiled:
                 size = high * wide
                 for s in range(sources.size):
                     if ranks[s] == 0:
-                        widen(sources[s], widths[s], first, table[s, :size].view(np.uint32))
+                        widen(sources[s], kinds[s], first, table[s, :size].view(np.uint32))
                         continue
                     for i in range(high):
                         up = numba.carray(pointer(sources[s] + 4 * (row + i) * ranks[s]), ranks[s], np.float32)
@@ -382,7 +410,7 @@ def _compiled() -> _Compiled:
                             empty = False
                     if empty:
                         merged[:] = zero
-                    narrow(merged.view(np.uint32), targets[m], target_widths[m], first)
+                    narrow(merged.view(np.uint32), targets[m], target_kinds[m], first)
 
     @njit
     def subtract(x, base):
@@ -434,7 +462,7 @@ def _compiled() -> _Compiled:
             added[j] = (up[j] if elected else added[j] - up[j]) / share
 
     @njit
-    def vote(base, base_width, sources, widths, draws, ranks, figures, elect, mean, scale_by, target, width, count):
+    def vote(base, base_kind, sources, kinds, draws, ranks, figures, elect, mean, scale_by, target, kind, count):
         table = np.empty((7, STRIP), np.float32)
         for first in range(0, count, STRIP):
             size = min(STRIP, count - first)
@@ -447,12 +475,12 @@ def _compiled() -> _Compiled:
                 table[5, :size],
                 table[6, :size],
             )
-            widen(base, base_width, first, b.view(np.uint32))
+            widen(base, base_kind, first, b.view(np.uint32))
             table[2:, :size] = zero
             for e in range(sources.size):
                 w, ballot, low, high = figures[e, 0], figures[e, 1], figures[e, 2], figures[e, 3]
                 floor, rise, rescale, model = figures[e, 4], figures[e, 5], figures[e, 6] > 0, figures[e, 7] > 0
-                widen(sources[e], widths[e], first, d.view(np.uint32))
+                widen(sources[e], kinds[e], first, d.view(np.uint32))
                 if model:
                     subtract(d, b)
                 if low > 0 or high < np.inf:
@@ -470,6 +498,6 @@ def _compiled() -> _Compiled:
             if elect:
                 settle(total, added, up, weight_up, weight_down, mean)
             add(scale_by, added, b)
-            narrow(b.view(np.uint32), target, width, first)
+            narrow(b.view(np.uint32), target, kind, first)
 
     return _Compiled(combine, vote)

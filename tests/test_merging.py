@@ -162,7 +162,9 @@ def low_rank(merger: LiveMerger, name: str) -> LowRank:
     return LowRank(torch.randn(out, 6, generator=generator), torch.randn(6, inner, generator=generator))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])  # the last by torch's operations
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+)  # the last by torch's operations
 def test_merges_made_together_are_those_made_alone(dtype: torch.dtype) -> None:
     first, base, _ = live("llama", dtype)
     name = "model.layers.1.mlp.gate_proj.weight"
