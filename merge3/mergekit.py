@@ -27,7 +27,7 @@ AROUND = "around_base"  # ours alone: mergekit tells it by whether there is a ba
 BASELESS = ("linear", "karcher", "passthrough")  # in which mergekit's base is one of the models
 FILTERS = {
     "attention": ("attn.", ".attention.", ".self_attention."),
-    "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe."),
+    "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe.", ".fc1.", ".fc2."),
     "rest": (ANY,),
 }
 

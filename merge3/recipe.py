@@ -22,8 +22,8 @@ GROUPS = ("attention", "mlp", "rest")
 ANY = "*"  # the part of a model that is all of it
 PIECE = "~"  # before a piece of a name that may be the name of a group, or hold nothing
 COUNTED = ("passthrough", "nuslerp", "multislerp")  # methods by which an expert without weight counts
-_ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention)\.")
-_MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe)\.")
+_ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention|linear_attn)\.")
+_MLP = re.compile(r"\.(mlp|feed_forward|ffn|block_sparse_moe|fc1|fc2)\.")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 AVERAGE = "uniform average"

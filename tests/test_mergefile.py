@@ -65,6 +65,7 @@ def test_groups_become_filters_for_mergekit(tmp_path: Path) -> None:
     names = [
         *("model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"),
         *("transformer.h.1.attn.c_attn.weight", "model.layers.1.block_sparse_moe.gate.weight"),
+        *("model.layers.1.linear_attn.out_proj.weight", "model.decoder.layers.1.fc1.weight"),
     ]
     for name in names:
         assert again.at(name, 2) == recipe.at(name, 2)
