@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,10 +37,10 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 
 def build(config: PretrainedConfig, seed: int, spread: float = 0.3) -> PreTrainedModel:
-    """A random model; a wide spread keeps its likelihoods apart."""
+    """A random model with a config of its own; a wide spread keeps its likelihoods apart."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
         for parameter in model.parameters():
             parameter.data.normal_(0.0, spread)
     return model.eval().requires_grad_(False)
