@@ -113,9 +113,10 @@ def check(item: Item) -> None:
                 f"expression it would be written ({free.extract})"
             )
     _match(free.match)
-    if free.match == "numeric" and (strange := [text for text in item.expected if _number(text) is None]):
+    if free.match == "numeric" and all(_number(text) is None for text in item.expected):
         raise ValueError(
-            f"item {item.id!r}: match is numeric, and {strange[0][-60:]!r} is no number: no reply could be right"
+            f"item {item.id!r}: match is numeric, and {item.expected[0][-60:]!r} is no number: no reply could be "
+            "right; give the number alone, or another match"
         )
     if free.language:
         language_of(" ", free.language)
