@@ -24,10 +24,11 @@ TRUNCATED = "truncated"
 BROKEN_REASON = "likelihoods are not finite"
 WRITTEN = 20  # letters from which on a text's language can be told
 
-SIGN = r"(?:(?<![\w)])[-+][$€£]?)?"  # a minus between two numbers is none
+SIGN = r"(?:(?<![\w)%])[-+](?:\\?[$€£])?)?"  # a minus between two numbers is none
 NUMBER = re.compile(
     SIGN + r"(?:(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d)|\d+)(?:[.,]\d+)?|(?<![\w.])\.\d+)",
 )
+MARKS = re.compile(r"[\u00a0\u202f ]|\\?[$€£%]")  # TeX escapes some
 THOUSANDS = re.compile(r"(?<!^0),(?=\d{3}(?!\d))")
 MINUS = "\u2212"  # as typeset
 WORD = re.compile(r"[a-z]+(?:[_-][a-z]+)*")
@@ -39,7 +40,7 @@ def _number(text: str) -> float | None:
 
     A comma is one of decimals where no three digits follow, or a lone 0 stands before it.
     """
-    plain = re.sub(r"[\u00a0\u202f $€£%]", "", text.replace(MINUS, "-").strip()).rstrip(".,")
+    plain = MARKS.sub("", text.replace(MINUS, "-").strip()).rstrip(".,")
     sign, plain = ("-", plain[1:]) if plain[:1] == "-" else ("", plain.removeprefix("+"))
     plain = sign + THOUSANDS.sub("", plain)
     try:
