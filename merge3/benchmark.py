@@ -41,6 +41,7 @@ KINDS: Mapping[str, tuple[tuple[Any, ...], str]] = {  # of the settings of a ben
     "free": ((Mapping, type(None)), "keys and values"),
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LONGEST = 2**31 - 1  # characters of a cell of a CSV, the most that every system takes
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
             )
         try:
             found = FILES[path.suffix](path)
-        except (ValueError, csv.Error, ArrowException) as error:
+        except (ValueError, ArrowException) as error:
             raise ValueError(f"{source} cannot be read as {path.suffix}: {error}") from error
     else:
         found = _dataset(source, name, split)
@@ -111,16 +112,20 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
-    """Rows whose cells are all text, as they stand there."""
+    """Rows whose cells are all text, as they stand there; no blank lines, and no columns without a name."""
+    csv.field_size_limit(LONGEST)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        head, *lines = list(csv.reader(stream, strict=True)) or [[]]
-    if twice := {name for name in head if head.count(name) > 1}:
+        reader = csv.reader(stream, strict=True)
+        try:
+            head, *lines = [line for line in reader if len(line) > 1 or "".join(line).strip()] or [[]]
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from error
+    if twice := {name for name in head if name and head.count(name) > 1}:
         raise ValueError(f"two columns are called {min(twice)!r}")
-    found = [(number, line) for number, line in enumerate(lines) if line]
-    for number, line in found:
+    for number, line in enumerate(lines):
         if len(line) != len(head):
             raise ValueError(f"row {number} has {len(line)} cells, the first line {len(head)}")
-    return [dict(zip(head, line, strict=True)) for _, line in found]
+    return [{name: cell for name, cell in zip(head, line, strict=True) if name} for line in lines]
 
 
 def _json(path: Path) -> list[dict[str, Any]]:

@@ -93,6 +93,11 @@ def test_values_stand_as_in_the_file(ending: str, tmp_path: Path) -> None:
     assert repr(rows(str(path))) == repr(table)  # 5 is not 5.0
 
 
+def test_a_csv_may_have_blank_lines_columns_without_a_name_and_long_cells(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('\n,q,a,,\n0,"x\n,""y""",1,,\n \n\n1,' + "x" * 200_000 + ",2,,\n\n")
+    assert rows(str(tmp_path / "t.csv")) == [{"q": 'x\n,"y"', "a": "1"}, {"q": "x" * 200_000, "a": "2"}]
+
+
 def test_a_row_without_a_field_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"a": 3, "b": 4, "r": 7}\n{"a": 3, "r": 7}\n')
     with pytest.raises(ValueError, match=r"row 1: 'b' is undefined"):
@@ -224,6 +229,7 @@ def test_files_that_are_not_there_or_not_whole_are_said_so(tmp_path: Path) -> No
         ("one.json", '{"q": 1}', "expected a list of objects"),
         ("short.csv", "q,a\n1\n", "row 0 has 1 cells, the first line 2"),
         ("twice.csv", "q,q\n1,2\n", "two columns are called 'q'"),
+        ("quote.csv", 'q,a\n1,2\n"so "x" y",3\n', "line 3: ',' expected after"),
         ("none.parquet", "q", "cannot be read as .parquet"),
     ):
         (tmp_path / name).write_text(text)
