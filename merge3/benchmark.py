@@ -178,7 +178,7 @@ def to_items(
     writer, rest = _Writer(form), iter(examples)
     shown: list[tuple[str, str]] = []  # the examples that were needed so far
 
-    def before(question: str) -> list[tuple[str, str]]:
+    def before(asked: tuple[str, str]) -> list[tuple[str, str]]:
         others, place = list[tuple[str, str]](), 0
         while len(others) < form.shots:
             if place == len(shown):
@@ -187,7 +187,7 @@ def to_items(
                         f"{form.shots} shots need as many example rows that ask something else; there are {len(others)}"
                     )
                 shown.append(writer.example(row))
-            if shown[place][0] != question:
+            if writer.asked(shown[place]) != writer.asked(asked):
                 others.append(shown[place])
             place += 1
         return others
@@ -207,10 +207,10 @@ def to_items(
 
 def _first(table: Sequence[Mapping[str, Any]], form: Form, count: int) -> list[int]:
     """The first so many rows that ask different things."""
-    writer, found = _Writer(form), dict[str, int]()
+    writer, found = _Writer(form), dict[tuple[str, ...], int]()
     for number, row in enumerate(table):
         if len(found) < count:
-            found.setdefault(writer.example(row)[0], number)
+            found.setdefault(writer.asked(writer.example(row)), number)
     return list(found.values())
 
 
@@ -269,10 +269,12 @@ class _Writer:
         except TemplateError as error:
             raise ValueError(f"a template of the benchmark is wrong: {error}") from error
 
-    def item(self, row: Mapping[str, Any], number: int, before: Callable[[str], Sequence[tuple[str, str]]]) -> Item:
-        """The item of a row, after the examples, questions and answers, that stand `before` its question."""
+    def item(
+        self, row: Mapping[str, Any], number: int, before: Callable[[tuple[str, str]], Sequence[tuple[str, str]]]
+    ) -> Item:
+        """The item of a row, after the examples, questions and answers, that stand `before` its own."""
         question, right = self._question(row)
-        examples = before(question)
+        examples = before((question, right[0]))
         questions, answers = [*(q for q, _ in examples), question], [a for _, a in examples]
         if self._chat is None:
             shots = "".join(f"{q}{self.form.delimiter}{a}\n\n" for q, a in zip(questions, answers, strict=False))
@@ -291,6 +293,10 @@ class _Writer:
         """The question and the answer of a row."""
         question, right = self._question(row)
         return question, right[0]
+
+    def asked(self, example: tuple[str, str]) -> tuple[str, ...]:
+        """What two examples have in common that ask the same: with options the answer, too, as prompts may be alike."""
+        return example if self._free is None else example[:1]
 
     def _question(self, row: Mapping[str, Any]) -> tuple[str, list[str]]:
         """The question, and the texts that are right."""
@@ -506,8 +512,8 @@ def _only_share(called: str, own: Mapping[str, Any], why: str) -> None:
 def split(found: list[Item], test_share: float, seed: int, shown: Collection[str] = ()) -> dict[str, list[Item]]:
     """Search and test items: `test_share` of each group, rounded, is held out; items of one question stay together.
 
-    A question is a prompt, or, in a group of one prompt, a prompt and its options. None is held out that stands,
-    answered, before others: `shown` are the ids of such items.
+    A question is a prompt, or, in a group of one prompt (but for examples), a prompt and its options. None is held out
+    that stands, answered, before others: `shown` are the ids of such items.
 
     Raises:
         ValueError: the share is not inside (0, 1), or leaves a group without search or test items.
@@ -516,13 +522,13 @@ def split(found: list[Item], test_share: float, seed: int, shown: Collection[str
         raise ValueError(f"test_share must be inside (0, 1), got {test_share}")
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     prompts: dict[str, set[str]] = {}
-    for item in found:
-        prompts.setdefault(item.group, set()).add(item.prompt)
+    for item in found:  # what is shown has other examples before it
+        prompts.setdefault(item.group, set()).update(() if item.id in shown else (item.prompt,))
 
     def question(item: Item) -> tuple[str, tuple[str, ...]]:
         return item.prompt, item.options if len(prompts[item.group]) == 1 else ()
 
-    open_ones = {question(item) for item in found if item.id in set(shown)}
+    open_ones = {question(item) for item in found if item.id in shown}
     held: set[tuple[str, tuple[str, ...]]] = set()
     for group in sorted(prompts):
         texts = sorted({question(item) for item in found if item.group == group})

@@ -150,6 +150,18 @@ def test_rows_that_ask_the_same_are_no_examples_of_each_other() -> None:
         assert item.prompt in ("x 1 x\n\nx 0 ", "x 0 x\n\nx 1 ")
 
 
+def test_questions_of_one_prompt_are_examples_of_each_other(tmp_path: Path) -> None:
+    table = [{"o": [f"He is {n}.", f"He are {n}."], "g": n % 2} for n in range(20)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    settings = {"source": str(tmp_path / "t.jsonl"), "prompt": "Which is right?", "options": "o", "answer": "0"}
+    for group in ({}, {"group": "g"}):
+        parts = read(settings | group | {"shots": 2, "test_share": 0.4}, 0)
+        assert (len(parts["search"]), len(parts["test"])) == (12, 8)
+        for item in parts["test"]:
+            assert item.prompt == "Which is right? He is 0.\n\nWhich is right? He is 1.\n\nWhich is right? "
+            assert int(item.id) > 2
+
+
 def test_as_many_examples_as_shots_are_enough_where_others_are_asked(tmp_path: Path) -> None:
     found = read(a_benchmark(tmp_path) | {"shots": 4, "shots_split": "dev", "test_share": 0.5}, 0)
     assert {item.prompt.count(" + 1?") for part in found.values() for item in part} == {5}
