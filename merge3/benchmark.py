@@ -175,18 +175,18 @@ def to_items(
         ValueError: a template fails, options are no list of two or more, an answer is none of them or may be several,
             an id occurs twice, or there are too few examples. `source` and the row are named.
     """
-    writer, rest = _Writer(form), iter(examples)
+    writer, rest = _Writer(form), enumerate(examples)
     shown: list[tuple[str, str]] = []  # the examples that were needed so far
 
     def before(asked: tuple[str, str]) -> list[tuple[str, str]]:
         others, place = list[tuple[str, str]](), 0
         while len(others) < form.shots:
             if place == len(shown):
-                if (row := next(rest, None)) is None:
+                if (example := next(rest, None)) is None:
                     raise ValueError(
                         f"{form.shots} shots need as many example rows that ask something else; there are {len(others)}"
                     )
-                shown.append(writer.example(row))
+                shown.append(writer.example(example[1], f"example row {example[0]}"))
             if writer.asked(shown[place]) != writer.asked(asked):
                 others.append(shown[place])
             place += 1
@@ -205,12 +205,16 @@ def to_items(
     return found
 
 
-def _first(table: Sequence[Mapping[str, Any]], form: Form, count: int) -> list[int]:
-    """The first so many rows that ask different things."""
+def _first(table: Sequence[Mapping[str, Any]], form: Form, count: int, source: str) -> list[int]:
+    """The first so many rows that ask different things.
+
+    Raises:
+        ValueError: one of them is no example.
+    """
     writer, found = _Writer(form), dict[tuple[str, ...], int]()
     for number, row in enumerate(table):
         if len(found) < count:
-            found.setdefault(writer.asked(writer.example(row)), number)
+            found.setdefault(writer.asked(writer.example(row, f"{source}, row {number}")), number)
     return list(found.values())
 
 
@@ -289,9 +293,16 @@ class _Writer:
         options, answer = self._choices(row)
         return Item(name, prompt, tuple(options), answer, group)
 
-    def example(self, row: Mapping[str, Any]) -> tuple[str, str]:
-        """The question and the answer of a row."""
-        question, right = self._question(row)
+    def example(self, row: Mapping[str, Any], called: str) -> tuple[str, str]:
+        """The question and the answer of a row.
+
+        Raises:
+            ValueError: it has none. The row is called as is said.
+        """
+        try:
+            question, right = self._question(row)
+        except (TemplateError, ValueError) as error:
+            raise ValueError(f"{called}: {error}") from error
         return question, right[0]
 
     def asked(self, example: tuple[str, str]) -> tuple[str, ...]:
@@ -464,7 +475,7 @@ def _gathered(settings: Mapping[str, Any], called: str) -> tuple[dict[str, list[
     if "shots_split" in own:
         examples = rows(source, name, own["shots_split"])
     else:
-        first = _first(tables["search"], form, form.shots + 1) if form.shots else []
+        first = _first(tables["search"], form, form.shots + 1, source) if form.shots else []
         examples = [tables["search"][number] for number in first]
     found = {part: to_items(table, form, examples, source) for part, table in tables.items()}
     shown = {found["search"][number].id for number in first}

@@ -162,6 +162,20 @@ def test_questions_of_one_prompt_are_examples_of_each_other(tmp_path: Path) -> N
             assert int(item.id) > 2
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"q": "v", "a": None}, "it has no answer"), ({"a": 0}, "'q' is undefined")]
+)
+def test_an_example_that_is_none_is_named(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    table = [{"q": "x", "o": ["y", "z"], "a": 0}, {"o": ["y", "z"], **wrong}]
+    form = Form("{{q}}", "o", "a", shots=1)
+    with pytest.raises(ValueError, match=f"it, row 0: example row 1: {message}"):
+        to_items(table[:1], form, table, "it")
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    settings = {"source": str(tmp_path / "t.jsonl"), "prompt": "{{q}}", "options": "o", "answer": "a", "shots": 1}
+    with pytest.raises(ValueError, match=f"t.jsonl, row 1: {message}"):
+        read(settings | {"test_share": 0.5}, 0)
+
+
 def test_as_many_examples_as_shots_are_enough_where_others_are_asked(tmp_path: Path) -> None:
     found = read(a_benchmark(tmp_path) | {"shots": 4, "shots_split": "dev", "test_share": 0.5}, 0)
     assert {item.prompt.count(" + 1?") for part in found.values() for item in part} == {5}
