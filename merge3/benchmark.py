@@ -549,9 +549,12 @@ def split(found: list[Item], test_share: float, seed: int, shown: Collection[str
     for group in sorted(prompts):
         texts = sorted({question(item) for item in found if item.group == group})
         if not 0 < len(held & set(texts)) < len(texts):
+            examples = len(open_ones.intersection(texts))
             raise ValueError(
-                f"{f'group {group!r} has' if group else 'there are'} {len(texts)} distinct questions, too few to hold "
-                f"out {test_share} of them: give more, leave the group out, or choose another test_share"
+                f"{f'group {group!r} has' if group else 'there are'} {len(texts)} distinct questions, "
+                f"{f'{examples} of them examples of others, ' if examples else ''}too few to hold out {test_share} of "
+                "them: give more, leave the group out, or choose another test_share"
+                f"{', fewer shots, or a shots_split' if examples else ''}"
             )
     return {
         "search": [item for item in found if question(item) not in held],
