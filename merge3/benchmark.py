@@ -329,6 +329,8 @@ class _Writer:
             options = self._value("options", row)
         if isinstance(options, str) or not isinstance(options, Sequence) or len(options) < 2:
             raise ValueError(f"options must be a list of two or more, got {options!r}")
+        if any(option is None or option != option for option in options):
+            raise ValueError(f"an option is null: {list(options)}; `| reject('none') | list` leaves such out")
         texts = [str(option) for option in options]
         return texts, _index(self._value("answer", row), texts, self._value("labels", row))
 

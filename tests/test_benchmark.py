@@ -215,6 +215,7 @@ def test_options_may_be_an_array() -> None:
     [
         ({"answerKey": "3"}, FORM, r"row 0: the answer '3' is neither one of \['1', '2'\] nor an option"),
         ({"answerKey": ""}, FORM, "row 0: it has no answer"),
+        ({"choices": {"text": ["x", None], "label": ["A", "B"]}}, FORM, "an option is null: .*reject"),
         ({"question": None}, FORM, "row 0: a template writes a value that is null"),
         ({"answerKey": None}, FORM, "row 0: it has no answer"),
         ({}, Form("{{text}}", "choices.text", "answerKey", labels="choices.label"), "row 0: 'text' is undefined"),
