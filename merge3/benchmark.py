@@ -375,7 +375,7 @@ def _index(answer: Any, options: Sequence[str], labels: Sequence[Any] | None) ->
         readings += places if len(places) == 1 else []
     if labels is not None and readings:
         return readings[0]
-    if text.isdigit() and int(text) < len(options) and labels is None:
+    if text.isdecimal() and int(text) < len(options) and labels is None:
         readings.append(int(text))
     if len(set(readings)) > 1:
         several = " or ".join(map(str, sorted(set(readings))))
@@ -385,7 +385,8 @@ def _index(answer: Any, options: Sequence[str], labels: Sequence[Any] | None) ->
         )
     if readings:
         return readings[0]
-    raise ValueError(f"the answer {answer!r} is neither one of {names} nor an option: {list(options)}")
+    remedy = "" if labels is not None else "; say by `labels` what list it is looked up in, or make an index of it"
+    raise ValueError(f"the answer {answer!r} is neither one of {names} nor an option: {list(options)}{remedy}")
 
 
 def settings_of(source: str) -> dict[str, Any]:
