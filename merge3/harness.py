@@ -214,12 +214,12 @@ def items_of(task: str, include_path: Path | None = None, **settings: Any) -> li
         texts = texts[: len(choices)]  # beyond them, acc_mutual_info asks choices without their context
         gold = made.doc_to_target(instances[0].doc)
         answer = choices.index(gold) if gold in choices else gold
-        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        if not isinstance(answer, int) or not 0 <= answer < len(choices):  # lm-eval takes false and true as 0 and 1
             raise ValueError(f"task {task!r}, document {number}: {gold!r} is not one of {choices}; {elsewhere}")
         between = texts[0][1].removesuffix(choices[0])
         prompts = {context + between for context, _ in texts}
         if len(prompts) > 1:
             raise ValueError(f"task {task!r}: its choices are in the contexts: {elsewhere}")
         options = tuple(continuation.removeprefix(between) for _, continuation in texts)
-        found.append(Item(f"{task}:{number}", prompts.pop(), options, answer))
+        found.append(Item(f"{task}:{number}", prompts.pop(), options, int(answer)))
     return found

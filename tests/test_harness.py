@@ -45,6 +45,13 @@ TASKS: dict[str, dict[str, Any]] = {
         "target_delimiter": "",
         "metric_list": [{"metric": "acc"}],
     },
+    "truth": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["no", "yes"],
+        "doc_to_target": "even",
+        "metric_list": [{"metric": "acc"}],
+    },
     "written": {
         "output_type": "generate_until",
         "doc_to_text": "Q: {{question}}\nA:",
@@ -102,6 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "choices": [str(n + n % 7), f"{n + 1 + n % 7}", "none of them", "é"],
             "answer": n % 4,
             "number": str(n % 10),
+            "even": n % 2 == 0,
         }
         for n in range(LENGTH)
     ]
@@ -157,7 +165,7 @@ def test_scores_by_item_and_cut_replies(folder: Path, answerer: Answerer) -> Non
     assert answerer.work.tokens > 0
 
 
-@pytest.mark.parametrize("task", ["plain", "shots"])
+@pytest.mark.parametrize("task", ["plain", "shots", "truth"])
 def test_a_task_of_multiple_choice_becomes_items_with_the_same_scores(
     task: str, folder: Path, answerer: Answerer
 ) -> None:
