@@ -196,9 +196,10 @@ def test_a_broken_model_is_named_and_the_others_are_asked(
     asked = [Item("a", "1 + 1 = ", ("2", "3"), 0), Item("same", "2 + 2 = ", ("4", "4", "5"), 0)]
     items.write(tmp_path / "items.parquet", asked)
     respond = ["respond", "--items", str(tmp_path / "items.parquet"), "--out", str(tmp_path / "t.parquet")]
-    for model in (tmp_path / "broken", saved["first"]):
-        respond += ["--model", str(model)]
-    assert main([*respond, "--dtype", "float32"]) == 0
+    respond += ["--dtype", "float32", "--model", str(tmp_path / "broken")]
+    assert main(respond) == 1
+    capsys.readouterr()
+    assert main([*respond, "--model", str(saved["first"])]) == 0
     printed = capsys.readouterr()
     assert "broken is not scored: log-likelihoods of item" in printed.err
     assert "broken: no item scored" in printed.out

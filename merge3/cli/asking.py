@@ -36,8 +36,8 @@ from merge3.store import Answer, Failure, Reply, Store, digest
 KEEP = 512  # items after which answers are kept
 
 
-def respond(options: argparse.Namespace) -> None:
-    """`merge3 respond`.
+def respond(options: argparse.Namespace) -> int:
+    """`merge3 respond`; status 1 where every model is broken.
 
     Raises:
         ValueError: two models are called alike, or there are neither items nor tasks, or both.
@@ -57,12 +57,12 @@ def respond(options: argparse.Namespace) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
     if options.task is not None:
         respond_tasks(options, folders, dtype)
-        return
+        return 0
     asked = items_of(options.items)
     for item in asked:
         grading.check(item)
     store = None if options.store is None else Store(options.store)
-    rows, lines, said = [], [], []
+    rows, lines, said, broken = [], [], [], 0
     for name, folder in folders.items():
         model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
         key = {
@@ -83,6 +83,7 @@ def respond(options: argparse.Namespace) -> None:
         except answering.BrokenModel as error:
             print(f"{name} is not scored: {error}", file=sys.stderr)
             kept, work = {item.content_hash: Failure(str(error)) for item in asked}, work + error.work
+            broken += 1
         seconds = perf_counter() - begin
         answers = [kept[item.content_hash] for item in asked]
         scores, reasons = grading.grades(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
@@ -99,6 +100,7 @@ def respond(options: argparse.Namespace) -> None:
         options.answers.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if options.json:
         as_json(said)
+    return int(broken == len(folders))
 
 
 def in_parts(
