@@ -7,6 +7,7 @@ in the parameter's name, lists along depth. What is not done here is refused by 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from merge3.models import is_adapter
@@ -28,7 +29,6 @@ BASELESS = ("linear", "karcher", "passthrough")  # in which mergekit's base is o
 FILTERS = {
     "attention": ("attn.", ".attention.", ".self_attention."),
     "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe.", ".fc1.", ".fc2."),
-    "rest": (ANY,),
 }
 
 
@@ -342,19 +342,20 @@ def _setting(parts: Parts, default: float) -> Any:
     """Parts as mergekit's setting: a value, or filters of which the last holds everywhere.
 
     Raises:
-        ValueError: a part within `rest` differs from it: mergekit has no filter for the rest.
+        ValueError: a part after `rest` differs from it: mergekit has no filter for the rest.
     """
-    if "rest" in parts and ANY not in parts:
-        if inside := [part for part in parts if part not in GROUPS]:
+    before = dict(takewhile(lambda part: part[0] != ANY, parts.items()))
+    others = parts.get(ANY, (default,))
+    if "rest" in before:
+        if inside := [part for part in dropwhile(lambda part: part != "rest", before) if part not in GROUPS]:
             raise ValueError(f"mergekit cannot tell {inside[0]!r} from 'rest': give both one value")
-        parts = {**parts, **{group: (default,) for group in GROUPS if group not in parts}}
+        before |= {group: others for group in GROUPS if group not in before}
+        others = before.pop("rest")
     rules: list[dict[str, Any]] = []
-    for part, knots in sorted(parts.items(), key=lambda item: item[0] == "rest"):
+    for part, knots in [*before.items(), (ANY, others)]:
         value: Any = knots[0] if len(knots) == 1 else list(knots)
         for text in FILTERS.get(part, (part.removeprefix(PIECE),)):
             rules.append({"filter": text, "value": value})
-    if not any(rule["filter"] == ANY for rule in rules):
-        rules.append({"filter": ANY, "value": default})
     return rules[0]["value"] if len(rules) == 1 else rules
 
 

@@ -99,6 +99,23 @@ def test_what_has_no_weight_has_none_in_mergekits_form(tmp_path: Path, weights: 
         mergefile.to_mergekit(Merge(odd, "base", {"a": "./a"}))
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"rest": (0.5,), "*": (0.25, 1.0)},
+        {"mlp": (0.1,), "rest": (0.5,), "*": (0.25,)},
+        {"*": (0.25,), "rest": (0.5,)},
+        {"norm": (0.1,), "rest": (0.5,)},
+    ],
+)
+def test_the_rest_is_told_from_what_holds_everywhere(tmp_path: Path, weights: dict[str, Any]) -> None:
+    recipe = Recipe("task_arithmetic", ("a",), {"a": weights})
+    again = mergefile.read(written(tmp_path, mergefile.to_mergekit(Merge(recipe, "base", {"a": "./a"})))).recipe
+    for part in ("layers.1.self_attn.q_proj", "layers.1.mlp.up_proj", "layers.1.input_layernorm", "embed_tokens"):
+        name = f"model.{part}.weight"
+        assert again.at(name, 2).weights == recipe.at(name, 2).weights, name
+
+
 @pytest.mark.parametrize("method", ["linear", "karcher", "ties"])
 def test_one_slice_is_a_merge_of_its_models_alone(tmp_path: Path, method: str) -> None:
     own = {} if method == "karcher" else {"parameters": {"weight": 0.5}}
