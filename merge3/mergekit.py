@@ -125,8 +125,8 @@ def write(merge: Merge) -> dict[str, Any]:
             continue
         own = {}
         if traits.weights and method != "slerp":
-            default = 0.0 if method != "passthrough" else 1.0
-            own[_weight(method)] = _setting(recipe.weights.get(name, {}), default)
+            unsaid: Parts = {ANY: (1.0,)} if merge.stack else {}
+            own[_weight(method)] = _setting(recipe.weights.get(name, unsaid), 0.0)
         if traits.densities:
             own["density"] = _setting(recipe.densities.get(name, {}), 1.0)
         entries[name] = {"model": model} | ({"parameters": own} if own else {})

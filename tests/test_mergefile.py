@@ -116,6 +116,20 @@ def test_the_rest_is_told_from_what_holds_everywhere(tmp_path: Path, weights: di
         assert again.at(name, 2).weights == recipe.at(name, 2).weights, name
 
 
+@pytest.mark.parametrize("weights", [{"a": {"mlp": (2.0,)}}, {}])
+@pytest.mark.parametrize("stack", [(), (Layers("a", 0, 2),)])
+def test_what_passthrough_leaves_out_is_left_out_by_mergekit(
+    tmp_path: Path, weights: dict[str, Any], stack: tuple[Layers, ...]
+) -> None:
+    recipe = Recipe("passthrough", ("a",), weights)
+    merge = Merge(recipe, "base", {"a": "./a"}, stack=stack)
+    again = mergefile.read(written(tmp_path, mergefile.to_mergekit(merge))).recipe
+    attention, mlp = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    scale = 1.0 if stack and not weights else 0.0
+    assert again.at(attention, 2).weights == (scale,)
+    assert again.at(mlp, 2).weights == ((2.0,) if weights else (scale,))
+
+
 @pytest.mark.parametrize("method", ["linear", "karcher", "ties"])
 def test_one_slice_is_a_merge_of_its_models_alone(tmp_path: Path, method: str) -> None:
     own = {} if method == "karcher" else {"parameters": {"weight": 0.5}}
