@@ -48,7 +48,7 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
     tokenizer = models.stored_tokenizer(donor)
     embedding, *_ = models.ends(model)
     rows = len(models.weights_of(model)[embedding])
-    if (wanted := max(len(tokenizer), *added.values(), 0)) > rows:
+    if (wanted := 1 + max(tokenizer.get_vocab().values())) > rows:  # more than tokens where numbers are left out
         model.resize_token_embeddings(wanted, mean_resizing=False)
     ours, theirs = models.weights_of(model), models.weights_of(other)
     for name in ours.keys() & set(models.ends(model)):

@@ -97,6 +97,20 @@ def test_tokens_in_the_bases_padding_are_the_experts(
     assert torch.equal(ours[:259], before[:259])
 
 
+def test_numbers_that_are_no_tokens_have_rows(
+    saved: dict[str, Path], llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    chat = fine_tune(llama, 3)
+    chat.resize_token_embeddings(270, mean_resizing=False)
+    saved_as(chat, tokenizer, tmp_path / "chat")
+    stored = json.loads((tmp_path / "chat" / "tokenizer.json").read_text())
+    stored["model"]["vocab"]["<|im_end|>"] = 265
+    (tmp_path / "chat" / "tokenizer.json").write_text(json.dumps(stored))
+    assert give(str(saved["base"]), str(tmp_path / "chat"), tmp_path / "out") == {"<|im_end|>": 265}
+    made = models.load(tmp_path / "out", torch.float32).get_input_embeddings().weight
+    assert torch.equal(made[259:], chat.get_input_embeddings().weight[259:266])
+
+
 def test_what_cannot_give_its_tokens_is_refused(
     saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:
