@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import yaml
 
 from merge3 import licences, models
@@ -45,6 +46,10 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
     added = models.added_tokens(donor, models.load_tokenizer(folder))
     models.check_config(donor, models.config_of(folder))
     model, other = (models.load(source, models.stored_dtype(source)) for source in (folder, donor))
+    written = models.written_dtype(folder)
+    for tensor in models.tensors_of(model).values():  # loaded in the widest dtype of its files
+        if torch.equal(tensor, narrow := tensor.to(written).to(tensor.dtype)):
+            tensor.data = narrow.to(written)
     tokenizer = models.stored_tokenizer(donor)
     embedding, *_ = models.ends(model)
     rows = len(models.weights_of(model)[embedding])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CONFIGS, build, fine_tune, with_tokens
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import cli, export, models
@@ -96,6 +97,22 @@ def test_tokens_in_the_bases_padding_are_the_experts(
     assert torch.equal(ours[260:], before[260:])
     assert CONFIGS["llama"].vocab_size == 259  # other tests have it, too
     assert torch.equal(ours[:259], before[:259])
+
+
+def test_a_base_is_stored_as_before_where_one_tensor_is_wider(
+    saved: dict[str, Path], llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    base = build(CONFIGS["llama"], seed=1).to(torch.bfloat16)
+    base.model.norm.float().weight.fill_(1.0001)
+    saved_as(base, tokenizer, tmp_path / "base")
+    chat = with_tokens(saved["first"], tmp_path / "chat", "<|im_end|>")
+    give(str(tmp_path / "base"), str(chat), tmp_path / "out")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "out"))
+    assert models.written_dtype(tmp_path / "out") == torch.bfloat16
+    assert {tensor.dtype for tensor in before.values()} == {torch.float32, torch.bfloat16}
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name][: len(tensor)], tensor)
 
 
 def test_numbers_that_are_no_tokens_have_rows(
