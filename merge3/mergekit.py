@@ -182,7 +182,7 @@ def _slices(
     if len(slices) > 1:
         raise ValueError(f"slices of {method} are not supported but for one that covers the model; got {len(slices)}")
     ranges = {tuple(source["layer_range"]) for source in slices[0]["sources"]}
-    if len(ranges) > 1 or next(iter(ranges))[0] != 0:
+    if len(ranges) != 1 or min(ranges)[0] != 0:
         raise ValueError(f"layer ranges of a {method} must all cover the model, got {sorted(ranges)}")
     models = [(_source(source["model"]), dict(source.get("parameters") or {})) for source in slices[0]["sources"]]
     ((_, depth),) = ranges

@@ -225,6 +225,7 @@ PART = {"sources": [{**MODEL, "layer_range": [0, 2]}]}
             ),
             "filter_wise: True is not supported",
         ),
+        (changed(models=None, slices=[{"sources": []}]), "must all cover the model"),
         (
             changed(models=None, slices=[{"sources": [{"model": "x", "layer_range": [1, 3]}]}]),
             "must all cover the model",
