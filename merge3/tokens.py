@@ -20,8 +20,9 @@ ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def give(base: str, expert: str, out: Path) -> dict[str, int]:
     """Write `base` with the tokenizer of `expert`: its added tokens, with their rows, its chat template and its ends.
 
-    Where the base has rows for none of these tokens, they are the expert's, which a merge then has unless other experts
-    have rows for them, too. Everything else is the base's.
+    How to generate (generation_config.json) is the expert's, too. Where the base has rows for none of these tokens,
+    they are the expert's, which a merge then has unless other experts have rows for them, too. Everything else is the
+    base's.
 
     Args:
         base: a folder, GGUF file or hub id.
@@ -39,7 +40,10 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
     """
     folder, donor = models.weights_folder(base), models.weights_folder(expert)
     if models.is_adapter(donor):
-        raise ValueError(f"{expert!r} is an adapter: merge it into its base first (`merge3 merge`)")
+        raise ValueError(
+            f"{expert!r} is an adapter: merge it into its base first, by PEFT's `merge_and_unload` (`merge3 merge` "
+            "leaves its tokens out)"
+        )
     if not models.has_tokenizer(donor):
         raise FileNotFoundError(f"{expert!r} has no tokenizer")
     begun(out).rmdir()
