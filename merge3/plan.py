@@ -1,4 +1,4 @@
-"""Plan: what a search by merging will need and cost, told from configs alone, before anything is loaded."""
+"""Plan: what a search by merging will need and cost, told from configs, and adapters, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def plan(
     moves every byte of the ingredients and the result once.
 
     Raises:
-        FileNotFoundError: a config cannot be found.
+        FileNotFoundError: a config, or the weights of an adapter, cannot be found.
         ValueError: the method is unknown.
     """
     if method not in TRAITS:

@@ -222,7 +222,7 @@ def add_plan(commands: Any) -> None:
     plan = command(
         commands,
         *("plan", "making", "plan"),
-        "say from configs alone what fits and what a candidate costs",
+        "say from configs, and the files of adapters, what fits and what a candidate costs",
         """merge3 plan merge.yaml
 merge3 plan merge.yaml --memory 24 --bandwidth 1000 --tflops 70
 merge3 plan merge.yaml --memory 80 --bandwidth 2000 --tflops 300 --workers 8
