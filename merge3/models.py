@@ -193,12 +193,15 @@ def weights_folder(source: str) -> Path:
 
 
 def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
-    """A causal language model in evaluation mode, from safetensors, or a GGUF file made dense.
+    """A causal language model in evaluation mode, from safetensors, or a GGUF file made dense; an adapter in its base.
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
-        IncompatibleModels: tensors are missing, left over, or of another shape than the config says.
+        IncompatibleModels: tensors are missing, left over, or of another shape than the config says, or an adapter does
+            not fit its base.
     """
+    if is_adapter(source):
+        return _in_its_base(Path(source), dtype, device)
     place, file = _located(source)
     how = {"quantization_config": GgufConfig(**file, dequantize=True)} if file else {"use_safetensors": True}
     try:
@@ -229,6 +232,21 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
             )
     module: torch.nn.Module = model  # whose methods have whole types
     module.to(torch.device(device)).train(False).requires_grad_(False)
+    return model
+
+
+def _in_its_base(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """The base of an adapter, changed as the adapter says: rounded once, as a merge of that expert alone is."""
+    base = adapted(folder)
+    if base is None:
+        raise IncompatibleModels(f"adapter {folder}: its config names no base_model_name_or_path")
+    stored = weights_of(load(base, stored_dtype(base)))
+    model = load(base, dtype, device)
+    weights = weights_of(model)
+    added = added_tokens(folder, load_tokenizer(base)) if has_tokenizer(folder) else {}
+    for name, change in changes(folder, stored, model.config, added.values()).items():
+        dense = change if isinstance(change, Tensor) else stored[name].float() + change.rows(0, len(stored[name]))
+        weights[name].copy_(dense)
     return model
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,27 @@ def test_embedding_and_head_in_one(tmp_path: Path, llama: PreTrainedModel) -> No
     adapter_of("llama", tmp_path / "low", target_modules=["embed_tokens"])
     with pytest.raises(IncompatibleModels, match="trains them apart"):
         models.changes(tmp_path / "low", base, llama.config)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["norm"]}])
+def test_an_adapter_is_loaded_in_its_base_without_peft(
+    saved: dict[str, Path], tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tmp_path / "adapter"
+    made = get_peft_model(models.load(saved["base"], torch.float32), LoraConfig(target_modules=["q_proj"], **options))
+    for parameter in made.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    made.save_pretrained(adapter)
+    tokens = torch.arange(20)[None]
+    theirs = made.eval()(tokens).logits
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
+    torch.testing.assert_close(models.load(adapter, torch.float32)(tokens).logits, theirs, rtol=1e-3, atol=1e-3)
+    assert models.load(adapter, torch.bfloat16).dtype == torch.bfloat16
+    config = adapter / models.ADAPTER_CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(IncompatibleModels, match="names no base_model_name_or_path"):
+        models.load(adapter, torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def respond(options: argparse.Namespace) -> int:
             **generation.ends(model, tokenizer),
         }
         if base := adapted(folder):  # an adapter answers by its base, too
-            key["base"] = fingerprint(weights_folder(base))
+            key |= {"base": fingerprint(weights_folder(base)), "adapter": "merged"}
         kept = store.get(key) if store else {}
         new = list({item.content_hash: item for item in asked if item.content_hash not in kept}.values())
         begin, work = perf_counter(), answering.Work()
