@@ -21,6 +21,7 @@ from torch import Tensor
 from merge3.ingredients import LowRank, Source
 
 PREFIX = "base_model.model."
+ROWS = ".token_adapter.trainable_tokens_delta"  # the rows of some tokens, whole
 APART = (
     "embedding and head are one parameter in the base, and the adapter trains them apart, or one alone; "
     "merge the adapter into its base first"
@@ -30,7 +31,6 @@ PLAIN: dict[str, Any] = {  # what is refused where it says otherwise
     "layer_replication": None,
     "alora_invocation_tokens": None,
     "target_parameters": None,
-    "trainable_token_indices": None,
     "use_qalora": False,
     "use_bdlora": None,
     "arrow_config": None,
@@ -57,7 +57,7 @@ class Factors:
 
 
 def read(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
-    """The tensors that an adapter holds whole, by name, and its factors, by module.
+    """The tensors that an adapter holds whole, by name, and its factors, by module. Rows of tokens are apart: `rows`.
 
     Args:
         settings: of its adapter_config.json.
@@ -81,11 +81,31 @@ def read(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[di
         module, mark, part = name.rpartition(".lora_")
         if mark:
             parts.setdefault(module, {})[part.removesuffix(".weight")] = tensor
-        else:
+        elif not name.endswith(ROWS):
             whole[name.replace(".base_layer.", ".")] = tensor
-    if not parts:
+    if not parts and not any(key.endswith(ROWS) for key in tensors):
         raise ValueError(f"it holds no LoRA matrices, but {sorted(whole)[:1] or 'nothing'}")
     return whole, {module: _factors(module, found, settings) for module, found in sorted(parts.items())}
+
+
+def rows(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    """The rows of single tokens that an adapter holds, by the name of what they are of, and the token's number.
+
+    Raises:
+        ValueError: it does not say of which tokens they are.
+    """
+    given = settings.get("trainable_token_indices") or {}
+    found = {}
+    for key, tensor in tensors.items():
+        if key.endswith(ROWS):
+            module = key.removeprefix(PREFIX).removesuffix(ROWS)
+            numbers = given if isinstance(given, list) else given.get(module.rpartition(".")[2], given.get(module, []))
+            if len(numbers) != len(tensor):
+                raise ValueError(
+                    f"trainable_token_indices names {len(numbers)} tokens of {module!r}, got {len(tensor)}"
+                )
+            found[f"{module}.weight"] = dict(zip(numbers, tensor, strict=True))
+    return found
 
 
 def _factors(module: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Factors:
@@ -147,7 +167,10 @@ def unite(
 
 
 def changes(
-    whole: Mapping[str, Tensor], factors: Mapping[str, Factors], base: Mapping[str, Tensor]
+    whole: Mapping[str, Tensor],
+    factors: Mapping[str, Factors],
+    base: Mapping[str, Tensor],
+    tokens: Mapping[str, Mapping[int, Tensor]],
 ) -> dict[str, Source]:
     """What an adapter has where it differs from the base: whole tensors, or differences of low rank.
 
@@ -174,6 +197,15 @@ def changes(
             before = found.get(name, base[name])
             assert isinstance(before, Tensor)
             found[name] = before.float() + factor.bias.to(device)
+    for name, own in tokens.items():
+        _check(name, (len(base.get(name, ())), *next(iter(own.values())).shape), base)
+        before = found.get(name, base[name])
+        if isinstance(before, LowRank):
+            before = base[name].float() + before.rows(0, len(base[name]))
+        found[name] = table = before.float().clone()
+        for number, row in own.items():
+            if number < len(table):
+                table[number] = row
     return found
 
 

@@ -532,11 +532,17 @@ def _adapter(folder: Path, base: Mapping[str, Tensor], config: Any, added: Colle
     try:
         whole, factors = adapters.read(settings, tensors)
         by_token = ends(skeleton(config))
-        if shared := [name for name in by_token if name not in base]:
+        shared = [name for name in by_token if name not in base]
+        if shared:
             adapters.unite(by_token, shared, whole, factors, bool(settings.get("ensure_weight_tying")))
         for name in whole.keys() & set(by_token) & base.keys():
             whole[name] = _by_the_bases_tokens(whole[name], base[name], added)
-        return adapters.changes(whole, factors, base)
+        tokens = {
+            name: {number: row for number, row in of.items() if number not in added}
+            for name, of in adapters.rows(settings, tensors).items()
+            if name not in shared
+        }
+        return adapters.changes(whole, factors, base, {name: of for name, of in tokens.items() if of})
     except ValueError as error:
         raise IncompatibleModels(f"adapter {folder}: {error}") from error
 

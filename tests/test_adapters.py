@@ -65,6 +65,8 @@ MERGED: list[tuple[str, dict[str, object]]] = [
     ("qwen2", {"modules_to_save": BOTH}),
     ("qwen2", {"target_modules": ["q_proj", *BOTH]}),
     ("llama", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    ("llama", {"trainable_token_indices": [3, 7]}),
+    ("qwen2", {"trainable_token_indices": {"embed_tokens": [3, 7]}}),
     ("gpt2", {}),
     ("gpt2", {"use_dora": True, "bias": "all"}),
 ]
@@ -114,6 +116,22 @@ def test_tokens_that_an_adapter_added_are_left_out(tmp_path: Path) -> None:
         assert torch.equal(ours[name][258], base[name][258])
 
 
+def test_rows_of_tokens_that_an_adapter_added_are_left_out(tmp_path: Path) -> None:
+    made = adapter_of("qwen2", tmp_path, rows=262, trainable_token_indices=[5, 258, 261])
+    model = build(CONFIGS["qwen2"], seed=1)
+    base = models.weights_of(model)
+    name = "model.embed_tokens.weight"
+    ours = merged(base, models.changes(tmp_path, base, model.config, added=[258, 259, 261]))[name]
+    theirs = made.merge_and_unload().get_parameter(name)
+    assert torch.equal(ours[5], theirs[5])
+    assert not torch.equal(ours[5], base[name][5])
+    assert torch.equal(ours[6:], base[name][6:])
+    config = tmp_path / models.ADAPTER_CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": [1]}))
+    with pytest.raises(IncompatibleModels, match=r"names 1 tokens of 'model\.embed_tokens', got 3"):
+        models.changes(tmp_path, base, model.config)
+
+
 def test_embedding_and_head_in_one(tmp_path: Path, llama: PreTrainedModel) -> None:
     base = models.weights_of(llama)
     adapter_of("llama", tmp_path, modules_to_save=BOTH)
@@ -156,7 +174,6 @@ def test_an_adapter_is_loaded_in_its_base_without_peft(
     "change",
     [
         {"alora_invocation_tokens": [1, 2]},
-        {"trainable_token_indices": [1]},
         {"init_lora_weights": "pissa"},
         {"peft_type": "IA3"},
     ],
