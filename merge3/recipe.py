@@ -266,6 +266,8 @@ class Merge:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
         if not self.stack:
             check(self.recipe)
+            if self.recipe.method == "passthrough" and not self.recipe.weights:
+                raise ValueError("passthrough without weights is a model of zeros: give its expert one, 1 as it is")
         elif self.recipe.method != "passthrough":
             raise ValueError(f"layers can be stacked by passthrough alone, got {self.recipe.method!r}")
         for layers in self.stack:

@@ -139,6 +139,11 @@ def test_tokens_that_an_expert_added_are_left_out_and_said_so(
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
 
 
+def test_a_passthrough_without_weights_is_refused(saved: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="passthrough without weights is a model of zeros"):
+        Merge(Recipe("passthrough", ("a",), {}), str(saved["base"]), {"a": str(saved["first"])})
+
+
 def test_layers_of_models_with_other_tokens_are_not_stacked(saved: dict[str, Path], tmp_path: Path) -> None:
     longer = with_tokens(saved["first"], tmp_path / "longer", "<|im_end|>")
     stack = (Layers("a", 0, 2), Layers("b", 0, 2))

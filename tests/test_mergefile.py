@@ -116,8 +116,14 @@ def test_the_rest_is_told_from_what_holds_everywhere(tmp_path: Path, weights: di
         assert again.at(name, 2).weights == recipe.at(name, 2).weights, name
 
 
-@pytest.mark.parametrize("weights", [{"a": {"mlp": (2.0,)}}, {}])
-@pytest.mark.parametrize("stack", [(), (Layers("a", 0, 2),)])
+@pytest.mark.parametrize(
+    ("weights", "stack"),
+    [
+        ({"a": {"mlp": (2.0,)}}, ()),
+        ({"a": {"mlp": (2.0,)}}, (Layers("a", 0, 2),)),
+        ({}, (Layers("a", 0, 2),)),
+    ],
+)
 def test_what_passthrough_leaves_out_is_left_out_by_mergekit(
     tmp_path: Path, weights: dict[str, Any], stack: tuple[Layers, ...]
 ) -> None:
