@@ -22,6 +22,7 @@ from merge3.ingredients import LowRank, Source
 
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"  # the rows of some tokens, whole
+ALPHA = 8  # PEFT's, where a config does not say
 APART = (
     "embedding and head are one parameter in the base, and the adapter trains them apart, or one alone; "
     "merge the adapter into its base first"
@@ -124,7 +125,7 @@ def _factors(module: str, parts: Mapping[str, Tensor], settings: Mapping[str, An
     a, b = (parts[name].float() for name in names)
     patterns: dict[str, float] = settings.get("alpha_pattern") or {}
     alphas = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = next(alphas, settings["lora_alpha"])
+    alpha = next(alphas, settings.get("lora_alpha", ALPHA))
     scale = alpha / (len(a) ** 0.5 if settings.get("use_rslora") else len(a))
     across = embedding or bool(settings.get("fan_in_fan_out"))
     low = LowRank(a.T.contiguous(), (scale * b).T.contiguous()) if across else LowRank(scale * b, a.contiguous())

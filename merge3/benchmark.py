@@ -362,7 +362,12 @@ def _index(answer: Any, options: Sequence[str], labels: Sequence[Any] | None) ->
     """
     if answer is None or answer != answer or answer == "":
         raise ValueError("it has no answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and answer == int(answer) and labels is None:
+    if (
+        isinstance(answer, int | float)
+        and not isinstance(answer, bool)
+        and float(answer).is_integer()
+        and labels is None
+    ):
         place = int(answer)
         if not 0 <= place < len(options):
             raise ValueError(f"the answer is option {place}, of {len(options)}")

@@ -105,6 +105,17 @@ def test_what_has_low_rank_stays_so(tmp_path: Path, llama: PreTrainedModel) -> N
     assert all(isinstance(source, LowRank) for source in found.values())
 
 
+def test_a_scale_that_is_not_said_is_pefts(tmp_path: Path, llama: PreTrainedModel) -> None:
+    adapter_of("llama", tmp_path, lora_alpha=8)
+    base, config = models.weights_of(llama), tmp_path / models.ADAPTER_CONFIG
+    said = merged(base, models.changes(tmp_path, base, llama.config))
+    settings = json.loads(config.read_text())
+    del settings["lora_alpha"]
+    config.write_text(json.dumps(settings))
+    silent = merged(base, models.changes(tmp_path, base, llama.config))
+    assert all(torch.equal(silent[name], tensor) for name, tensor in said.items())
+
+
 def test_tokens_that_an_adapter_added_are_left_out(tmp_path: Path) -> None:
     made = adapter_of("qwen2", tmp_path, rows=262, modules_to_save=BOTH)
     model = build(CONFIGS["qwen2"], seed=1)

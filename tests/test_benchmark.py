@@ -220,6 +220,7 @@ def test_options_may_be_an_array() -> None:
         ({}, replace(FORM, labels=None), "the answer '2' is neither one of .*; say by `labels` what list"),
         ({"question": None}, FORM, "row 0: a template writes a value that is null"),
         ({"answerKey": None}, FORM, "row 0: it has no answer"),
+        ({"answerKey": float("inf")}, replace(FORM, labels=None), "row 0: the answer inf is neither"),
         ({}, Form("{{text}}", "choices.text", "answerKey", labels="choices.label"), "row 0: 'text' is undefined"),
         ({}, Form("{{question}}", "choices.text", "key"), "row 0: answer: 'key' is undefined"),
         ({}, Form("{{question}}", "question", "answerKey"), "row 0: options must be a list of two or more"),
