@@ -213,8 +213,9 @@ def _first(table: Sequence[Mapping[str, Any]], form: Form, count: int, source: s
     """
     writer, found = _Writer(form), dict[tuple[str, ...], int]()
     for number, row in enumerate(table):
-        if len(found) < count:
-            found.setdefault(writer.asked(writer.example(row, f"{source}, row {number}")), number)
+        if len(found) == count:
+            break
+        found.setdefault(writer.asked(writer.example(row, f"{source}, row {number}")), number)
     return list(found.values())
 
 

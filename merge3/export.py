@@ -70,9 +70,7 @@ def export(
     (partial / "merge.yaml").write_text(mergefile.to_yaml(merge), encoding="utf-8")
     (partial / "README.md").write_text(card(merge, out.name, live.dtype, scores, measured, notes), encoding="utf-8")
     check_written(live, partial, device)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)  # what has this name is whole
+    finished(partial, out)
     return live
 
 
@@ -92,6 +90,13 @@ def begun(out: Path) -> Path:
     except OSError as error:
         raise OSError(f"nothing can be written to {out}: {error}") from error
     return partial
+
+
+def finished(partial: Path, out: Path) -> None:
+    """Give what was `begun` its name: what has it is whole."""
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
 
 
 def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:

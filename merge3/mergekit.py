@@ -19,8 +19,10 @@ ENTRY = {"models": {"model", "parameters"}, "sources": {"model", "layer_range", 
 SLICE = {"sources", "parameters", "base_model"}
 IGNORED = {"int8_mask", "eps"}  # how mergekit computes, not what
 FIXED: Mapping[str, bool] = {  # where it is no option
-    **{"nuslerp_flatten": True, "nuslerp_row_wise": False},
-    **{"filter_wise": False, "rescale": False},
+    "nuslerp_flatten": True,
+    "nuslerp_row_wise": False,
+    "filter_wise": False,
+    "rescale": False,
 }
 IDLE = {"task_arithmetic": {"density", "rescale"}, "model_stock": {"normalize"}}  # read there, and without effect
 THEIRS = {("multislerp", "normalize"): "normalize_weights"}  # mergekit's name of an option, where ours is another

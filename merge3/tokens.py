@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from merge3 import licences, models
-from merge3.export import SHARD, begun
+from merge3.export import SHARD, begun, finished
 
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -73,9 +73,7 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
     models.copy_files(donor, models.SENTENCEPIECE, partial)
     models.copy_files(folder, models.PROCESSORS, partial)
     (partial / "README.md").write_text(_card(base, expert, out.name, added), encoding="utf-8")
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)  # what has this name is whole
+    finished(partial, out)
     return added
 
 
