@@ -35,9 +35,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     found = sorted({item.group for item in items_of(source)})
     roundtrip = YAML()  # keeps comments; safe: it makes plain values
     roundtrip.preserve_quotes, roundtrip.width = True, 160
-    roundtrip.representer.add_representer(
-        type(None), lambda made, _: made.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
+    roundtrip.representer.add_representer(type(None), lambda made, _: made.represent_scalar(NULL, "null"))
     params = roundtrip.load(PARAMS.read_text(encoding="utf-8"))
     params["study"] = STUDY
     params["studies"] = CommentedMap(
