@@ -207,7 +207,7 @@ def main() -> None:
             report = [a for a in server.post("artifacts/filter") if a["key"] == "report"]
             check("the report is an artifact", "evolved merge" in report[0]["data"])
 
-            run = server.run("search", generations=4)
+            run = server.run("search", changes={"generations": 4})
             history = (here / "data/evolve/history.csv").read_text().splitlines()
             check("a run with changed parameters completes", len(history) == 1 + 4 * 4)
             names = Counter(task["name"].split()[0] for task in server.tasks(run["id"]))
@@ -217,7 +217,7 @@ def main() -> None:
             kinds = {(a["key"], a["type"]) for a in server.artifacts(run["id"])}
             wanted = {("evolve-history", "table"), ("evolve-finalists", "table"), (None, "progress")}
             check("progress and tables are artifacts", kinds == wanted)
-            again = server.run("search", generations=4)
+            again = server.run("search", changes={"generations": 4})
             states = Counter(t["state_name"] for t in server.tasks(again["id"]) if t["name"].startswith("candidate"))
             check("candidates answered before are Cached", states == {"Cached": 16})
 
