@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from flows.evolve import evolve
 from flows.pipeline import experiment, pipeline
 from flows.share import share
-from flows.stage import answer, arguments, call, read_params
+from flows.stage import arguments, call, read_params, unreachable
 
 NIGHTLY = "0 2 * * *"
 HOST, PORT = "127.0.0.1", 4200
@@ -38,7 +38,7 @@ def main() -> None:
     """
     configured = get_current_settings().api.url
     with nullcontext(configured) if configured else own_server() as url:
-        if fault := answer(url):
+        if fault := unreachable(url):
             sys.exit(f"the Prefect server at {url} does not answer ({fault}): start it, or unset PREFECT_API_URL")
         with temporary_settings({PREFECT_API_URL: url}):
             serve(
@@ -71,14 +71,14 @@ def own_server() -> Iterator[str]:
         SystemExit: it does not start.
     """
     url = f"http://{HOST}:{PORT}/api"
-    if answer(url) is None:
+    if unreachable(url) is None:
         yield url
         return
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PORT)]
     server = subprocess.Popen(command, start_new_session=True)  # an interrupt ends it after what it serves
     try:
         begin = monotonic()
-        while answer(url):
+        while unreachable(url):
             if server.poll() is not None or monotonic() - begin > WAIT:
                 sys.exit("the Prefect server does not start; what it said stands above")
             sleep(0.5)

@@ -141,12 +141,12 @@ def reachable() -> bool:
     url = get_current_settings().api.url
     if url is None:
         return False
-    if fault := answer(url):
+    if fault := unreachable(url):
         say(f"the Prefect server at {url} does not answer ({fault}): this run is not shown there")
     return fault is None
 
 
-def answer(url: str) -> httpx.TransportError | None:
+def unreachable(url: str) -> httpx.TransportError | None:
     """What keeps a Prefect server from answering; None where it answers."""
     try:
         httpx.get(f"{url}/health", timeout=PATIENCE)
