@@ -169,9 +169,8 @@ def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree | Failure:
     prompt = encode(context, tokenizer)
     wholes = [encode(item.prompt + option, tokenizer) for option in item.options]
     owns = [whole[len(prompt) :] for whole in wholes]
-    if (
-        not context
-    ):  # nothing to condition on: lm-eval's one token, which is not put before an option that begins with it
+    if not context:
+        # nothing to condition on: lm-eval's one token, which is not put before an option that begins with it
         first = beginning(tokenizer)
         plain: list[list[int]] = [
             tokenizer.encode(item.prompt + option, add_special_tokens=False) for option in item.options

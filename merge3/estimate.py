@@ -3,7 +3,7 @@
 Every estimator has one signature, `estimator(answers, known) -> Estimate`: the answers to the items of
 `known.subset`, in its order (right 1, wrong 0; margins in nats for those of `CONTINUOUS`), and what is known before the
 candidate is asked. With n = N each returns the exact accuracy. Formulas: MERGE3 (arXiv 2502.10436) and tinyBenchmarks
-(arXiv 2402.14992); `parent_aware` and `margin_irt` are this project's own.
+(arXiv 2402.14992); in neither are `ridge`, `bayes_mp_irt`, `post_stratified`, `parent_aware`, `lineage`, `margin_irt`.
 
 With S the n items asked, U the rest, tau = n / N, P_i = sigmoid(a_i · theta - b_i), w the weights of the
 subset:
@@ -51,10 +51,7 @@ Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviat
 RIDGED = 3  # models answered in full that ridge learns from, at least
 CONFORMAL = 9  # models of which the largest error is a 90 % bound of the next one's
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
-INHERITED = (
-    0.08,
-    0.97,
-)  # shares of the items that no parent, and that all parents, have right, which a merge has right
+INHERITED = (0.08, 0.97)  # shares that a merge has right of the items that no parent, and that all parents, have right
 
 
 @dataclass(frozen=True)

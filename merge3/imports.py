@@ -21,12 +21,7 @@ from merge3 import responses
 SAMPLES = ("samples_*.jsonl", "samples_*.json", "details_*.parquet")
 DATED = re.compile(r"\d{4}-\d{2}-\d{2}T.*")
 MISSING = ("", "NA", "NaN", "nan")  # cells of a CSV file that were not scored
-METRICS = (
-    "acc_norm",
-    "acc",
-    "exact_match",
-    "prompt_level_strict_acc",
-)  # the first that a task has, where none is named
+METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")  # the first that a task has counts
 
 
 def matrix(path: Path) -> pd.DataFrame:

@@ -517,8 +517,7 @@ def fit_mirt(
 ) -> tuple[ItemParameters, Float[np.ndarray, "models dimensions"]]:
     """Joint MAP of items and abilities by L-BFGS, any number of dimensions; deterministic in `seed`.
 
-    Priors: abilities N(0, I); discriminations N(1, 1) in the first dimension, N(0, 1) in the others;
-        difficulties
+    Priors: abilities N(0, I); discriminations N(1, 1) in the first dimension, N(0, 1) in the others; difficulties
     N(0, 3²). They keep all finite, items that all got right included.
     """
     observed = ~np.isnan(responses)

@@ -1,8 +1,7 @@
 """Models: what a base and its experts are, how they are loaded, named by content, and checked to fit together.
 
-Owns transformers' loading. Weights are safetensors; remote code is never run. An *expert* is a full model (a folder
-or a hub id) a GGUF file, or a LoRA adapter of the base; either way it is what
-it has where it differs from the base.
+Owns transformers' loading. Weights are safetensors; remote code is never run. An *expert* is a full model (a folder or
+hub id), a GGUF file, or a LoRA adapter of the base; either way it is what it has where it differs from the base.
 """
 
 from __future__ import annotations

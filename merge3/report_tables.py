@@ -22,7 +22,7 @@ from merge3.store import Answer
 BASE = "base"
 WINNER = "winner"
 SIGNIFICANT = 0.05
-PLACE = (
+PLACE = (  # columns of a history; the rest is genes
     "generation",
     "candidate",
     "phenotype",
@@ -33,7 +33,7 @@ PLACE = (
     "margin",
     "failed",
     "tokens",
-)  # of a history; the rest is genes
+)
 SPREAD = (0.1, 0.9)  # quantiles of a generation's estimates, and of its coefficients
 INTERVAL = 0.9  # of a candidate's truth: that of the estimates
 KINDS = {"weight": "weights", "density": "densities"}  # of a gene, and what a recipe calls them
