@@ -53,6 +53,8 @@ CONFORMAL = 9  # models of which the largest error is a 90 % bound of the next o
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
 INHERITED = (0.08, 0.97)  # shares that a merge has right of the items that no parent, and that all parents, have right
 
+Choose = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # relatives' margins -> items to ask, weights
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -400,7 +402,7 @@ def calibrate(
     estimator: str,
     responses: Float[np.ndarray, "models items"],
     known: Known,
-    choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+    choose: Choose | None = None,
 ) -> Known:
     """Choose an estimator's mixing c and widening on models answered in full, and measure it on them.
 
@@ -463,9 +465,7 @@ def calibrate(
     return replace(known, calibration=figures)
 
 
-def _without(
-    known: Known, relative: int, choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None
-) -> Known:
+def _without(known: Known, relative: int, choose: Choose | None) -> Known:
     """What is known without a relative."""
     assert known.relatives is not None
     others = np.delete(known.relatives, relative, axis=0)

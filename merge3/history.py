@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3 import surface
-from merge3.estimate import CONTINUOUS, Z90, Calibration, Known
+from merge3.estimate import CONTINUOUS, Z90, Calibration, Choose, Known
 from merge3.evolve import ERROR, Search
 from merge3.extract import METHODS, margins
 from merge3.fitness import Evaluation, Fitness
@@ -28,7 +28,6 @@ from merge3.ledger import Cost
 from merge3.recipe import AVERAGE, Recipe, standard_merges
 
 Do = Callable[[str, Callable[[], Evaluation]], Evaluation]
-Choose = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # relatives' margins -> items to ask, weights
 Leader = tuple[Recipe, float, float]  # with the mean and deviation of its posterior; NaN where the search knows none
 FrontLeader = tuple[Recipe, np.ndarray, np.ndarray]  # the same by group
 
