@@ -164,8 +164,7 @@ class Known:
         Raises:
             ValueError: there are no parents.
         """
-        if not len(self.parents):
-            raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
+        _need_parents(self)
         return fit_abilities(self.items, self.parents)[0]
 
     @cached_property
@@ -175,11 +174,14 @@ class Known:
 
     @cached_property
     def lineage(self) -> Predictor:
-        """The model of a candidate's answers given its parents'."""
+        """The model of a candidate's answers given its parents'.
+
+        Raises:
+            ValueError: there is no family's, and there are no parents.
+        """
         if self.family is not None:
             return self.family
-        if not len(self.parents):
-            raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
+        _need_parents(self)
         c = self.calibration
         return descent.predictor(
             self.items, self.parents, c.centre_shift, c.spread, c.inheritance, c.inheritance_spread
@@ -287,10 +289,12 @@ def post_stratified(answers: Float[np.ndarray, " asked"], known: Known) -> Estim
     The share of each stratum that is right has a Beta prior worth `PSEUDO` answers, centred from `INHERITED[0]` where
     no parent is right to `INHERITED[1]` where all are (what real merges inherit). The variance is the posterior's, and
     the chance of the unasked answers.
+
+    Raises:
+        ValueError: there are no parents, or an answer is missing.
     """
     _check(answers, known)
-    if not len(known.parents):
-        raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
+    _need_parents(known)
     N = len(known.items)
     stratum = known.parents.sum(axis=0).astype(int)
     score = variance = 0.0
@@ -638,6 +642,12 @@ def _mix(plain: Estimate, model: Estimate, known: Known) -> Estimate:
 
 def _interval(score: float, error: float) -> Estimate:
     return Estimate(score, max(0.0, score - Z90 * error), min(1.0, score + Z90 * error), error)
+
+
+def _need_parents(known: Known) -> None:
+    """Refuse to estimate by parents where none is known."""
+    if not len(known.parents):
+        raise ValueError("this estimator needs the answers of one or more parents, got none: use p_irt or ridge")
 
 
 def _complete(answers: Float[np.ndarray, " asked"], known: Known) -> None:
