@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 
 from merge3 import run as whole
 from merge3.cli.show import as_json, percent, quiet, table
+from merge3.report_text import minutes
 from merge3.run import Progress
 
 GROUPS = 8  # at most whose scores are printed
@@ -119,12 +120,5 @@ def figures(p: Progress) -> str:
     best = p.best and f"best {percent(p.best.score)} [{percent(p.best.low)}, {percent(p.best.high)}]"
     speed = p.seconds and f"{p.tokens / p.seconds:,.0f} tokens/s"
     kept = p.kept and f"{p.kept} kept"
-    left = p.left is not None and f"{duration(p.left)} left"
+    left = p.left is not None and f"{minutes(p.left)} left"
     return ", ".join(part for part in (best, speed, kept, left) if part)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a reader."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
