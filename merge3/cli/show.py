@@ -57,7 +57,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], first_bold: bool 
     for place, row in enumerate(rows):
         made.add_row(*map(Text, row), style="bold" if first_bold and place == 0 else "")
     console = Console(highlight=False)
-    console.print(made) if console.is_terminal else Console(highlight=False, width=200).print(made)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(made)
 
 
 def finding(level: str, what: str, text: str) -> None:

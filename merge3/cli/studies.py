@@ -65,9 +65,10 @@ def verify(options: argparse.Namespace) -> None:
     checks = [*guarantees.simulated(options.seed), *checks]
     if options.json:
         as_json([asdict(check) for check in checks])
-    for check in () if options.json else checks:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
-        print(f"{'holds' if check.holds else 'FAILS'}  {check.name}: {figures}")
+    else:
+        for check in checks:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
+            print(f"{'holds' if check.holds else 'FAILS'}  {check.name}: {figures}")
     if broken := [check.name for check in checks if not check.holds]:
         raise ValueError(f"{len(broken)} of {len(checks)} guarantees do not hold: {broken}")
 
