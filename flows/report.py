@@ -17,11 +17,11 @@ from rich.text import Text
 from flows.known import expert_answers, items_of, parameters, study_items, study_of
 from flows.stage import DATA, main, read_json, say, served, show_text, write_text
 from merge3 import responses
-from merge3.grading import grade
+from merge3.grading import divisors, grade
 from merge3.items import Item
 from merge3.recipe import Recipe, constant, standard_merges
 from merge3.report import evidence, headline, ledger, page
-from merge3.report_tables import BASE, Results, divisors, outcome, ranked, tables
+from merge3.report_tables import BASE, Results, outcome, ranked, tables
 from merge3.report_text import count, fraction, percent, points
 from merge3.store import Answer, Store, digest
 

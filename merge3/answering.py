@@ -42,6 +42,7 @@ PROTOCOL = {
 # Nats by which the difference of two log-likelihoods may move where sums are made in another order: seen were .37 in
 # bfloat16 and 1e-4 in float32, a sequence an option against packed trees, on the demonstration's base.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+SCORINGS = ("sum", "characters", "tokens")  # what log-likelihoods of options are compared by, see `divisors`
 ALIBI = ("bloom", "mpt")  # architectures that tell positions by distance in the row
 SHARED = 24  # tokens from which on a common beginning is worth a pass of its own
 TRIAL, COPIES = (5, 33, 100), 7  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
@@ -81,8 +82,6 @@ class Scores:
     moved: set[int]
     work: Work
 
-
-SCORINGS = ("sum", "characters", "tokens")
 
 _steady: dict[tuple[str, torch.dtype, int], bool] = {}  # what `steady` has found
 
@@ -415,8 +414,8 @@ def settled(
 def spans_of(item: Item, tree: Tree) -> tuple[tuple[int, ...], ...]:
     """What each option's log-likelihood is divided by, for each of `SCORINGS`."""
     return (
-        (1,) * len(item.options),
-        tuple(max(1, len(option)) for option in item.options),
+        grading.divisors(item, "sum"),
+        grading.divisors(item, "characters"),
         tuple(len(path) for path in tree.reads),
     )
 
@@ -653,36 +652,17 @@ def _work(rows: Sequence[Tree], shared: int) -> Work:
     return Work(sum(len(row.tokens) - shared for row in rows), sum(row.read_positions for row in rows))
 
 
-def lengths(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, scoring: str) -> list[tuple[int, ...]]:
-    """What each option's log-likelihood is divided by; nothing for a free-text item.
+def divisors(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, scoring: str) -> list[tuple[int, ...]]:
+    """What each option's log-likelihood is divided by before options are compared; nothing for a free-text item.
 
     1 (`sum`, lm-eval's acc), its `characters` (lm-eval's acc_norm), or its `tokens`.
 
     Raises:
         ValueError: the scoring is none of these.
     """
-    if scoring == "sum":
-        return [(1,) * len(item.options) for item in items]
-    if scoring == "characters":
-        return [tuple(max(1, len(option)) for option in item.options) for item in items]
-    if scoring == "tokens":
-        trees = [tokenize(item, tokenizer) if item.options else Failure("free text") for item in items]
-        return [() if isinstance(tree, Failure) else tuple(map(len, tree.reads)) for tree in trees]
-    raise ValueError(f"scoring must be one of {list(SCORINGS)}, got {scoring!r}")
-
-
-def correct(
-    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
-) -> Float[np.ndarray, " items"]:
-    """1 where the right option scores above every other (or the reply is right), else 0; NaN where it is not scored."""
-    return grading.grades(items, answers, divisors)[0]
-
-
-def margins(
-    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[tuple[int, ...]]
-) -> Float[np.ndarray, " items"]:
-    """Log-likelihood of the right option less that of the best other, in nats; each over its divisor, see `lengths`.
-
-    For free-text items 1 and -1; NaN where an item is not scored.
-    """
-    return np.array([grading.margin(*three) for three in zip(items, answers, divisors, strict=True)], dtype=float)
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring must be one of {list(SCORINGS)}, got {scoring!r}")
+    if scoring != "tokens":
+        return [grading.divisors(item, scoring) for item in items]
+    trees = [tokenize(item, tokenizer) if item.options else Failure("free text") for item in items]
+    return [() if isinstance(tree, Failure) else tuple(map(len, tree.reads)) for tree in trees]

@@ -50,7 +50,7 @@ class Asker:
     ) -> None:
         """`identity` is what answers depend on beside the recipe and the item: base, dtype, runtime.
 
-        `scoring` says what options' log-likelihoods are divided by before they are compared, see `answering.lengths`.
+        `scoring` says what options' log-likelihoods are divided by before they are compared, see `answering.divisors`.
         """
         self.merger = merger
         self.tokenizer = tokenizer
@@ -58,7 +58,7 @@ class Asker:
         self.identity = dict(identity)
         self._ends = generation.ends(merger.model, tokenizer)
         self.batch_tokens = batch_tokens
-        answering.lengths([], tokenizer, scoring)  # is refused before anything is asked
+        answering.divisors([], tokenizer, scoring)  # is refused before anything is asked
         self.scoring = scoring
         self._packed: bool | None = None  # whether options may be packed, once one was held against its siblings
         self._applied: str | None = None  # phenotype that the live model holds
@@ -81,11 +81,11 @@ class Asker:
 
     def grades(self, items: Sequence[Item], answers: Sequence[Answer]) -> tuple[Float[np.ndarray, " items"], list[str]]:
         """What `correct` gives, and why an answer is not right or not scored."""
-        return grading.grades(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
+        return grading.grades(items, answers, answering.divisors(items, self.tokenizer, self.scoring))
 
     def margins(self, items: Sequence[Item], answers: Sequence[Answer]) -> Float[np.ndarray, " items"]:
-        """The lead of each right option over the best other, in nats; see `answering.margins`."""
-        return answering.margins(items, answers, answering.lengths(items, self.tokenizer, self.scoring))
+        """The lead of each right option over the best other, in nats; see `grading.margin`."""
+        return grading.margins(items, answers, answering.divisors(items, self.tokenizer, self.scoring))
 
     def ask(self, recipe: Recipe, items: Sequence[Item], on_batch: Callable[[int], None] = lambda items: None) -> Asked:
         """The recipe's answers to `items`; the store is asked first, and keeps what is new."""

@@ -195,7 +195,7 @@ def grade_reply(item: Item, reply: Reply) -> tuple[float, str]:
 def grade(item: Item, answer: Answer, divisors: Sequence[int]) -> tuple[float, str]:
     """1 right, 0 wrong, NaN not scored; and why it is not 1.
 
-    `divisors` are what the options' log-likelihoods are divided by, see `answering.lengths`; a tie is not an answer.
+    `divisors` are what the options' log-likelihoods are divided by, see `answering.divisors`; a tie is not an answer.
     """
     if isinstance(answer, Failure):
         return np.nan, answer.reason
@@ -218,6 +218,18 @@ def margin(item: Item, answer: Answer, divisors: Sequence[int]) -> float:
         return np.nan
     scores = [value / length for value, length in zip(answer, divisors, strict=True)]
     return scores[item.answer] - max(value for option, value in enumerate(scores) if option != item.answer)
+
+
+def divisors(item: Item, scoring: str) -> tuple[int, ...]:
+    """What each option's log-likelihood is divided by, by the scorings that its text tells: 1, or its `characters`."""
+    return tuple(max(1, len(option)) if scoring == "characters" else 1 for option in item.options)
+
+
+def margins(
+    items: Sequence[Item], answers: Sequence[Answer], divisors: Sequence[Sequence[int]]
+) -> Float[np.ndarray, " items"]:
+    """`margin` of every item."""
+    return np.array([margin(*three) for three in zip(items, answers, divisors, strict=True)], dtype=float)
 
 
 def grades(

@@ -12,7 +12,7 @@ none of them: all margins lower, and less of what the relatives have in common. 
 z_c the margins of all other items; an item is right where its margin is above 0. Sharper margins alone turn no answer
 around, and earn nothing here.
 
-Free-text items have margins of 1 and -1 (`merge3.answering.margins`): then this is a linear model of the answers.
+Free-text items have margins of 1 and -1 (`merge3.grading.margin`): then this is a linear model of the answers.
 
 Knows margins; knows neither models nor merges.
 """

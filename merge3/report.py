@@ -21,8 +21,9 @@ from markupsafe import Markup, escape
 
 from merge3 import report_plots, report_tables, report_text
 from merge3.front import hypervolume
+from merge3.grading import divisors
 from merge3.items import Item
-from merge3.report_tables import BASE, WINNER, Results, divisors, outcome, ranked
+from merge3.report_tables import BASE, WINNER, Results, outcome, ranked
 from merge3.report_text import NONE, fraction, number, p_value, percent, points
 from merge3.store import Answer, Reply
 

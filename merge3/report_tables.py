@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from merge3.grading import margin
+from merge3.grading import divisors, margin
 from merge3.irt import ItemParameters, probability
 from merge3.items import Item
 from merge3.store import Answer
@@ -327,11 +327,6 @@ def lead(results: Results, model: str, item: Item) -> float:
     """The lead of the right option at a model, see `grading.margin`; NaN where its answer was not kept."""
     answer = results.raw.get(model, {}).get(item.id)
     return np.nan if answer is None else margin(item, answer, divisors(item, results.scoring))
-
-
-def divisors(item: Item, scoring: str) -> list[int]:
-    """What options' log-likelihoods are divided by, where that is told by the item: by sum, or by characters."""
-    return [max(1, len(option)) if scoring == "characters" else 1 for option in item.options]
 
 
 # The ledger

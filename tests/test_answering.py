@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from merge3 import answering, flat
-from merge3.answering import BrokenModel, Tree, batches, correct, lengths, loglikelihoods, margins, tokenize
+from merge3 import answering, flat, grading
+from merge3.answering import BrokenModel, Tree, batches, divisors, loglikelihoods, tokenize
 from merge3.items import Item
 from merge3.memory import looked_at
 from merge3.store import Failure
@@ -168,18 +168,18 @@ def test_items_beyond_a_sliding_window_are_asked_an_option_a_sequence(
 def test_only_the_strictly_likeliest_option_is_an_answer() -> None:
     items = [ITEMS[3]] * 3
     answers = [(-1.0, -2.0), (-2.0, -1.0), (-1.0, -1.0)]
-    assert correct(items, answers, [(1, 1)] * 3).tolist() == [1.0, 0.0, 0.0]
-    assert margins(items, answers, [(1, 1)] * 3).tolist() == [1.0, -1.0, 0.0]
+    assert grading.grades(items, answers, [(1, 1)] * 3)[0].tolist() == [1.0, 0.0, 0.0]
+    assert grading.margins(items, answers, [(1, 1)] * 3).tolist() == [1.0, -1.0, 0.0]
 
 
 def test_options_are_compared_by_sum_character_or_token(tokenizer: PreTrainedTokenizerBase) -> None:
     item = Item("l", "p ", ("no", "noé"), 1)  # the tokenizer has a token a byte
-    found = {scoring: lengths([item], tokenizer, scoring) for scoring in answering.SCORINGS}
+    found = {scoring: divisors([item], tokenizer, scoring) for scoring in answering.SCORINGS}
     assert found == {"sum": [(1, 1)], "characters": [(2, 3)], "tokens": [(3, 5)]}  # the space is the option's
-    answers = [(-2.0, -2.7)]
-    assert [float(correct([item], answers, found[scoring])[0]) for scoring in answering.SCORINGS] == [0.0, 1.0, 1.0]
+    answer = (-2.0, -2.7)
+    assert [grading.grade(item, answer, found[scoring][0])[0] for scoring in answering.SCORINGS] == [0.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="scoring must be one of"):
-        lengths([item], tokenizer, "mean")
+        divisors([item], tokenizer, "mean")
 
 
 @pytest.mark.usefixtures("padded")
@@ -230,7 +230,7 @@ def test_options_that_cannot_be_told_apart_are_failures_and_not_wrong(
     assert tokenize(empty, tokenizer) == Failure("option '' adds no token to the prompt")
     answers, work = loglikelihoods(llama, tokenizer, [empty, good, empty], 4096)
     assert [isinstance(answer, Failure) for answer in answers] == [True, False, True]
-    scores = correct([empty, good, empty], answers, [(1, 1)] * 3)
+    scores, _ = grading.grades([empty, good, empty], answers, [(1, 1)] * 3)
     assert np.isnan(scores).tolist() == [True, False, True]
     assert work.tokens == len(tokenize(good, tokenizer).tokens)
 
@@ -363,7 +363,7 @@ def test_any_text_is_answered_as_by_a_sequence_an_option_or_fails_with_a_reason(
 ) -> None:
     item = Item("f", prompt * repeat, tuple(options), 0)
     (answer,), _ = loglikelihoods(llama, tokenizer, [item], 4096)
-    score = correct([item], [answer], [(1,) * len(options)])[0]
+    score, _ = grading.grade(item, answer, (1,) * len(options))
     if isinstance(answer, Failure):
         assert answer.reason
         assert np.isnan(score)

@@ -21,7 +21,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from merge3 import answering, harness, models
+from merge3 import answering, grading, harness, models
 from merge3.harness import Answerer, evaluate, items_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -174,7 +174,8 @@ def test_a_task_of_multiple_choice_becomes_items_with_the_same_scores(
     answers, _ = answering.loglikelihoods(answerer.model, answerer.tokenizer, found, 2048)
     for metric, scoring in (("acc", "sum"), ("acc_norm", "characters"))[: 2 if task == "plain" else 1]:
         expected = evaluate(answerer, [task], folder, metric)
-        scores = answering.correct(found, answers, answering.lengths(found, answerer.tokenizer, scoring))
+        divisors = answering.divisors(found, answerer.tokenizer, scoring)
+        scores, _ = grading.grades(found, answers, divisors)
         assert scores.tolist() == [expected[item.id] for item in found]
 
 

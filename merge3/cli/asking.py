@@ -86,7 +86,7 @@ def respond(options: argparse.Namespace) -> int:
             broken += 1
         seconds = perf_counter() - begin
         answers = [kept[item.content_hash] for item in asked]
-        scores, reasons = grading.grades(asked, answers, answering.lengths(asked, tokenizer, options.scoring))
+        scores, reasons = grading.grades(asked, answers, answering.divisors(asked, tokenizer, options.scoring))
         rows.append(scores)
         lines += [
             {"model": name, **shown(item, answer, score, reason)}
@@ -220,8 +220,7 @@ def answers(options: argparse.Namespace) -> None:
         for item, answer in ((item, answer) for of, answer in store.get(key).items() for item in asked.get(of, ())):
             if options.item not in (None, item.id):
                 continue
-            divisors = [max(1, len(o)) if options.scoring == "characters" else 1 for o in item.options]
-            score, reason = grading.grade(item, answer, divisors)
+            score, reason = grading.grade(item, answer, grading.divisors(item, options.scoring))
             kept += 1
             if np.isnan(score) or not options.failed:
                 lines.append({"model": name, **shown(item, answer, score, reason)})
