@@ -20,7 +20,7 @@ from merge3.ledger import Cost
 from merge3.live import Watched
 from merge3.merging import LiveMerger
 from merge3.plan import resolve_batch_tokens
-from merge3.recipe import Recipe, constant
+from merge3.recipe import Recipe
 from merge3.shared import Shared
 from merge3.store import Store
 
@@ -68,16 +68,6 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     if not runtime["portable"]:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
     return Asker(merger, tokenizer, kept, identity, batch, runtime["scoring"])
-
-
-def single(expert: str) -> Recipe:
-    """The recipe that is one expert itself."""
-    return constant("task_arithmetic", {expert: 1.0})
-
-
-def base_of(experts: Sequence[str]) -> Recipe:
-    """The recipe that is the base itself."""
-    return constant("task_arithmetic", dict.fromkeys(experts, 0.0))
 
 
 def answer_all(

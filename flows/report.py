@@ -19,9 +19,9 @@ from flows.stage import DATA, main, read_json, say, served, show_text, write_tex
 from merge3 import responses
 from merge3.grading import divisors, grade
 from merge3.items import Item
-from merge3.recipe import Recipe, constant, standard_merges
+from merge3.recipe import Recipe, parents, standard_merges
 from merge3.report import evidence, headline, ledger, page
-from merge3.report_tables import BASE, Results, outcome, ranked, tables
+from merge3.report_tables import Results, outcome, ranked, tables
 from merge3.report_text import count, fraction, percent, points
 from merge3.store import Answer, Store, digest
 
@@ -105,8 +105,7 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
     folders = (RESPOND, POPULATION, EVOLVE, EVALUATE)
     manifest = read_json(EXPERTS / "manifest.json")
     fingerprints = {expert["name"]: expert["fingerprint"] for expert in manifest["experts"]}
-    recipes = {name: constant("task_arithmetic", {name: 1.0}) for name in experts} | standard_merges(experts)
-    recipes[BASE] = constant("task_arithmetic", dict.fromkeys(experts, 0.0))
+    recipes = parents(experts) | standard_merges(experts)
     recipes[scores["model"][0]] = Recipe.from_dict(winner["recipe"])
     return Results(
         study=study,

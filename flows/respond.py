@@ -6,9 +6,10 @@ from typing import Any
 
 from prefect import flow
 
-from flows.asking import answer_all, base_of, open_asker, single
+from flows.asking import answer_all, open_asker
 from flows.stage import DATA, main, write_json
 from merge3 import items, responses
+from merge3.recipe import parents
 
 PREPARE = DATA / "prepare"
 OUT = DATA / "respond"
@@ -19,14 +20,13 @@ SHOWN = 20  # ids of items that no model answered
 def respond(runtime: dict[str, Any]) -> None:
     """Write data/respond/search.parquet and test.parquet (models x items), and what they cost.
 
+    The test answers are read by the stage evaluate alone.
+
     Raises:
         ValueError: the base or an expert is broken, or no model's answer to an item could be scored.
-
-    The test answers are read by the stage evaluate alone.
     """
     asker = open_asker(runtime, OUT / "answers")
-    experts = list(asker.merger.experts)
-    recipes = {"base": base_of(experts)} | {name: single(name) for name in experts}
+    recipes = parents(list(asker.merger.experts))
     ledger = {}
     for split in ("search", "test"):
         table, ledger[split] = answer_all(f"respond {split}", asker, recipes, items.read(PREPARE / f"{split}.parquet"))

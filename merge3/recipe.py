@@ -294,6 +294,12 @@ def constant(
     )
 
 
+def parents(experts: Sequence[str]) -> dict[str, Recipe]:
+    """The base and every expert, as the recipes that make them."""
+    base = constant("task_arithmetic", dict.fromkeys(experts, 0.0))
+    return {"base": base} | {expert: constant("task_arithmetic", {expert: 1.0}) for expert in experts}
+
+
 def standard_merges(experts: Sequence[str]) -> dict[str, Recipe]:
     """What people do without a search, at the defaults of the papers.
 

@@ -45,7 +45,7 @@ from merge3.ledger import Cost
 from merge3.live import open_asker
 from merge3.margins import FEWEST
 from merge3.models import absolute
-from merge3.recipe import GROUPS, Merge, Recipe, constant, standard_merges
+from merge3.recipe import GROUPS, Merge, Recipe, parents, standard_merges
 
 POPULATION, TOTALS = 12, (0.6, 1.8)  # random merges that answer every search item; what their weights add up to
 ASKED = 20  # search items that a candidate is asked
@@ -280,9 +280,7 @@ class _Run:
         self.asker, self.tell, self.search, self.test, self.kept = asker, tell, list(search), list(test), kept
         self.generations = budget // GENERATION
         self.names = list(asker.merger.experts)
-        self.parents = {"base": constant("task_arithmetic", dict.fromkeys(self.names, 0.0))} | {
-            name: constant("task_arithmetic", {name: 1.0}) for name in self.names
-        }
+        self.parents = parents(self.names)
         self.tokens: dict[str, int] = {}
         self.stage, self.done, self.before, self.cost, self.prepared = "", 0, 0, Cost(), Cost()
         self.best: Estimate | None = None
