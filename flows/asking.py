@@ -17,9 +17,7 @@ from merge3.asker import Asker
 from merge3.grading import failures
 from merge3.items import Item
 from merge3.ledger import Cost
-from merge3.live import Watched
-from merge3.merging import LiveMerger
-from merge3.plan import resolve_batch_tokens
+from merge3.live import Watched, assembled
 from merge3.recipe import Recipe
 from merge3.shared import Shared
 from merge3.store import Store
@@ -41,33 +39,27 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     names = list(by_name) if names is None else names
     if unknown := [name for name in names if name not in by_name]:
         raise ValueError(f"{MANIFEST} has no expert {unknown[0]!r}; it has {sorted(by_name)}")
-    device = runtime["device"]
-    dtype = models.resolve_dtype(runtime["dtype"], device)
-    folders = {expert.name: models.weights_folder(expert.source) for expert in (base, *(by_name[n] for n in names))}
+    dtype = models.resolve_dtype(runtime["dtype"], runtime["device"])
+    wanted = (base, *(by_name[name] for name in names))
+    folders = {model.name: models.weights_folder(model.source) for model in wanted}
     url = os.environ.get(PLACE)
     kept = Watched(Shared(store, url) if url else Store(store), folders, "run the experts stage")
-    for model in (base, *(by_name[name] for name in names)):
+    for model in wanted:
         if models.fingerprint(folders[model.name]) != model.fingerprint:
             raise ValueError(
                 f"the weights of {model.source} changed since {MANIFEST} was written; run the experts stage"
             )
-    live = models.load(folders[base.name], dtype, device)
-    tokenizer = models.load_tokenizer(folders[base.name])
-    added = {name: models.added_tokens(folders[name], tokenizer) for name in names}
-    for name in names:
-        if added[name]:
-            say(models.left_out(name, added[name]))
-    stored_dtype = models.stored_dtype(folders[base.name])
-    needed = (1 + len(names)) * live.num_parameters() * stored_dtype.itemsize
-    stored = models.weights_of(models.load(folders[base.name], stored_dtype, models.home(device, needed)))
-    changes = {name: models.changes(folders[name], stored, live.config, added[name].values()) for name in names}
-    held = needed + live.num_parameters() * dtype.itemsize
-    batch = resolve_batch_tokens(runtime["batch_tokens"], live.config, dtype, device, held)
-    merger = LiveMerger(live, changes, {name: by_name[name].fingerprint for name in names}, stored)
-    identity = {"base": base.fingerprint, "dtype": str(dtype).removeprefix("torch.")}
-    if not runtime["portable"]:
-        identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
-    return Asker(merger, tokenizer, kept, identity, batch, runtime["scoring"])
+    return assembled(
+        folders,
+        {model.name: model.fingerprint for model in wanted},
+        kept,
+        device=runtime["device"],
+        dtype=dtype,
+        batch_tokens=runtime["batch_tokens"],
+        scoring=runtime["scoring"],
+        portable=runtime["portable"],
+        say=say,
+    )
 
 
 def answer_all(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from merge3 import models
 from merge3.asker import Asker
@@ -56,19 +58,49 @@ def open_asker(
         ValueError: an expert does not fit the base, or the device or dtype is not to be had here.
     """
     models.check_device(device)
-    kind = models.resolve_dtype(dtype, device)
-    folder = models.weights_folder(base)
-    folders = {name: models.weights_folder(source) for name, source in experts.items()}
-    watched = Watched(Store(store), {"base": folder, **folders}, "start again")
-    prints = {name: models.fingerprint(expert) for name, expert in folders.items()}
-    identity = {"base": models.fingerprint(folder), "dtype": str(kind).removeprefix("torch.")}
-    live, tokenizer = models.load(folder, kind, device), models.load_tokenizer(folder)
-    added = {name: models.added_tokens(expert, tokenizer).values() for name, expert in folders.items()}
-    stored_dtype = models.stored_dtype(folder)
-    needed = (1 + len(folders)) * live.num_parameters() * stored_dtype.itemsize
-    stored = models.weights_of(models.load(folder, stored_dtype, models.home(device, needed)))
-    changes = {name: models.changes(expert, stored, live.config, added[name]) for name, expert in folders.items()}
-    held = needed + live.num_parameters() * kind.itemsize
-    batch = resolve_batch_tokens(batch_tokens, live.config, kind, device, held)
-    identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
-    return Asker(LiveMerger(live, changes, prints, stored), tokenizer, watched, identity, batch, scoring)
+    resolved = models.resolve_dtype(dtype, device)
+    folders = {name: models.weights_folder(source) for name, source in {"base": base, **experts}.items()}
+    watched = Watched(Store(store), folders, "start again")
+    prints = {name: models.fingerprint(folder) for name, folder in folders.items()}
+    return assembled(
+        folders, prints, watched, device=device, dtype=resolved, batch_tokens=batch_tokens, scoring=scoring
+    )
+
+
+def assembled(
+    folders: Mapping[str, Path],
+    fingerprints: Mapping[str, str],
+    store: Store,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    batch_tokens: str | int,
+    scoring: str,
+    portable: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Asker:
+    """An asker for merges of the models in `folders`, by name: `base`, and the experts.
+
+    With `portable` answers count as given wherever they were made, else on a runtime like this one alone. `say` is told
+    of experts' tokens that merges leave out.
+
+    Raises:
+        ValueError: an expert does not fit the base.
+    """
+    base, experts = folders["base"], {name: folder for name, folder in folders.items() if name != "base"}
+    live, tokenizer = models.load(base, dtype, device), models.load_tokenizer(base)
+    added = {name: models.added_tokens(folder, tokenizer) for name, folder in experts.items()}
+    for name, tokens in added.items():
+        if tokens:
+            say(models.left_out(name, tokens))
+    stored_dtype = models.stored_dtype(base)
+    needed = len(folders) * live.num_parameters() * stored_dtype.itemsize
+    stored = models.weights_of(models.load(base, stored_dtype, models.home(device, needed)))
+    changes = {name: models.changes(of, stored, live.config, added[name].values()) for name, of in experts.items()}
+    held = needed + live.num_parameters() * dtype.itemsize
+    batch = resolve_batch_tokens(batch_tokens, live.config, dtype, device, held)
+    merger = LiveMerger(live, changes, {name: fingerprints[name] for name in experts}, stored)
+    identity = {"base": fingerprints["base"], "dtype": str(dtype).removeprefix("torch.")}
+    if not portable:
+        identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
+    return Asker(merger, tokenizer, store, identity, batch, scoring)
