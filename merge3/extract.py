@@ -154,8 +154,8 @@ def ascent(
     way = np.linspace(low, high + CLIMB * spread, STEPS)
     P = probability(items, way)
     information = (items.discrimination**2).sum(axis=1) * P * (1 - P)
-    group, left = _budget(count, groups, len(items))
-    sizes, seats = np.bincount(group), left.copy()
+    group, seats = _budget(count, groups, len(items))
+    left = seats.copy()
     shuffled = np.random.default_rng(seed).permutation(len(items))
     chosen: list[int] = []
     told = np.ones(len(way))
@@ -166,7 +166,7 @@ def ascent(
         chosen.append(item)
         left[group[item]] -= 1
         told += information[:, item]
-    return _sorted(chosen, list((sizes / np.maximum(seats, 1))[group[chosen]]))
+    return _as_groups_weigh(np.array(chosen), group, seats)
 
 
 def disagreement(
@@ -207,8 +207,8 @@ def design(
         ValueError: no model, a count outside 1..items, or groups that are not one an item.
     """
     model = _needed(model, "design")
-    group, left = _budget(count, groups, len(items))
-    sizes, seats = np.bincount(group), left.copy()
+    group, seats = _budget(count, groups, len(items))
+    left = seats.copy()
     x = _draws(model)
     P = model.probability(x)
     V = P * (1 - P)
@@ -226,8 +226,7 @@ def design(
         toward = covariance @ model.design[item]
         shrink = V[:, item] / (1 + V[:, item] * (toward @ model.design[item]))
         covariance = covariance - toward[:, :, None] * toward[:, None, :] * shrink[:, None, None]
-    found = np.array(chosen)
-    return _sorted(chosen, list((sizes / np.maximum(seats, 1))[group[found]]))
+    return _as_groups_weigh(np.array(chosen), group, seats)
 
 
 def margins(relatives: Float[np.ndarray, "relatives items"], count: int, groups: Sequence[str], seed: int) -> Subset:
@@ -240,8 +239,7 @@ def margins(relatives: Float[np.ndarray, "relatives items"], count: int, groups:
     """
     group, seats = _budget(count, groups, relatives.shape[1])
     drawn, _ = _best_of_each_group(np.zeros(relatives.shape[1]), count, groups, seed)
-    chosen = design_of(fit(relatives, drawn), count, group, seats)
-    return _sorted([int(i) for i in chosen], list((np.bincount(group) / np.maximum(seats, 1))[group[chosen]]))
+    return _as_groups_weigh(design_of(fit(relatives, drawn), count, group, seats), group, seats)
 
 
 class Interview:
@@ -340,12 +338,10 @@ def _needed(model: Predictor | None, method: str) -> Predictor:
 def _best_of_each_group(merit: Float[np.ndarray, " items"], count: int, groups: Sequence[str], seed: int) -> Subset:
     """The items of most merit in each group, ties at random; weights as the groups' shares of all items."""
     group, seats = _budget(count, groups, len(merit))
-    sizes = np.bincount(group)
     shuffled = np.random.default_rng(seed).permutation(len(merit))
     ranked = shuffled[np.argsort(-merit[shuffled], kind="stable")]
-    chosen = np.sort(np.concatenate([ranked[group[ranked] == g][:k] for g, k in enumerate(seats)]))
-    weights = (sizes / np.maximum(seats, 1))[group[chosen]]
-    return chosen, weights / weights.sum()
+    chosen = np.concatenate([ranked[group[ranked] == g][:k] for g, k in enumerate(seats)])
+    return _as_groups_weigh(chosen, group, seats)
 
 
 def _budget(
@@ -364,6 +360,15 @@ def _seats(count: int, groups: Sequence[str], items: int) -> list[tuple[Int[np.n
     """The items of each group, and its seats."""
     group, seats = _budget(count, groups, items)
     return [(np.flatnonzero(group == g), int(k)) for g, k in enumerate(seats)]
+
+
+def _as_groups_weigh(
+    chosen: Int[np.ndarray, " asked"], group: Int[np.ndarray, " items"], seats: Int[np.ndarray, " groups"]
+) -> Subset:
+    """The chosen items, sorted; a group's have the weight of all its items, in equal parts."""
+    chosen = np.sort(chosen)
+    weights = (np.bincount(group) / np.maximum(seats, 1))[group[chosen]]
+    return chosen, weights / weights.sum()
 
 
 def _sorted(chosen: list[int], weights: list[float]) -> Subset:
