@@ -219,7 +219,7 @@ def study(
         for method in methods:
             for count in counts:
                 asked, tried = (
-                    [(case, *_knowns(case, known, method, count, groups, seed + number)) for case, known in some]
+                    [(case, _knowns(case, known, method, count, groups, seed + number)) for case, known in some]
                     for some in (worlds, known_worlds)
                 )
                 for estimator in estimators:
@@ -231,7 +231,7 @@ def study(
                         widening = _by_halves(*made, truths, seed + number)
                     else:
                         like = [one for one in tried if _fits(method, estimator, one[0])]
-                        learnt = fit_mixture(*_made(estimator, like), _truths([case for case, *_ in like]))[1]
+                        learnt = fit_mixture(*_made(estimator, like), _truths([case for case, _ in like]))[1]
                         widening = np.full(len(truths), learnt)
                     tally = tallies.setdefault((method, estimator, count), Tally())
                     _count(tally, estimates, truths)
@@ -303,7 +303,7 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
 def _knowns(
     case: Case, known: lineage.Family, method: str, count: int, groups: Sequence[str], seed: int
-) -> tuple[list[Known], Float[np.ndarray, "candidates items"]]:
+) -> list[Known]:
     """What is known of each candidate's questions."""
     items, N = known.items, len(known.items)
     near = np.vstack([case.strangers, case.parents, case.relatives])
@@ -314,10 +314,10 @@ def _knowns(
     if method == ADAPTIVE:
         tables = adaptive(known.interview or prior_of(everything), case.candidates, count, groups)
         subsets = [np.flatnonzero(~np.isnan(row)) for row in tables]
-        return [replace(everything, subset=s, weights=np.full(count, 1 / count)) for s in subsets], case.candidates
+        return [replace(everything, subset=s, weights=np.full(count, 1 / count)) for s in subsets]
     abilities = everything.parent_abilities if len(case.parents) else np.empty((0, items.dimensions))
     subset, weights = METHODS[method](items, abilities, count, groups, seed, known.draft or prior_of(everything))
-    return [replace(everything, subset=subset, weights=weights)] * len(case.candidates), case.candidates
+    return [replace(everything, subset=subset, weights=weights)] * len(case.candidates)
 
 
 def _fitted(cases: Sequence[Case]) -> list[tuple[Case, lineage.Family]]:
@@ -340,15 +340,17 @@ def _truths(cases: Sequence[Case]) -> Float[np.ndarray, " candidates"]:
 
 
 def _made(
-    estimator: str, asked: Sequence[tuple[Case, list[Known], np.ndarray]]
+    estimator: str, asked: Sequence[tuple[Case, list[Known]]]
 ) -> tuple[Float[np.ndarray, "parts candidates"], Float[np.ndarray, "parts candidates"]]:
     """The scores of all candidates of all cases by each part of an estimator, and their standard errors."""
     if estimator == POOLED:
-        pooled = [_pooled(*one[:2], *(found[0] for found in _made("lineage", [one]))) for one in asked]
+        pooled = [_pooled(*one, *(found[0] for found in _made("lineage", [one]))) for one in asked]
         flat = np.concatenate([np.empty((2, 0)), *pooled], axis=1)
         return flat[:1], flat[1:]
     parts: list[Estimator] = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
-    pairs = [(row[known.subset], known) for _, knowns, rows in asked for known, row in zip(knowns, rows, strict=True)]
+    pairs = [
+        (row[known.subset], known) for case, knowns in asked for known, row in zip(knowns, case.candidates, strict=True)
+    ]
     made = [[part(*pair) for pair in pairs] for part in parts]
     scores, errors = ([[getattr(e, name) for e in row] for row in made] for name in ("score", "standard_error"))
     shape = len(parts), len(pairs)
