@@ -35,7 +35,7 @@ from merge3.surface import Surface, fit
 from merge3.surface import best as highest
 
 Genotype = Float[np.ndarray, " genes"]
-Fitness = float | tuple[float, ...]
+Value = float | tuple[float, ...]  # the fitness of a candidate, of a front in each objective
 
 CONVERGED = 0.005  # of the cube's edge: below this deviation in every gene all candidates are one
 ERROR = 0.1  # of a fitness whose standard error is not told: about that of twenty answers
@@ -98,7 +98,7 @@ class Search(ABC):
         self.generation = 0
         self._asked: list[Any] = []
 
-    def know(self, genotypes: Float[np.ndarray, "known genes"], fitness: Sequence[Fitness]) -> None:
+    def know(self, genotypes: Float[np.ndarray, "known genes"], fitness: Sequence[Value]) -> None:
         """What merges are worth that were answered in full before the first generation, in the shape of `tell`'s.
 
         Searches that learn from all candidates start from it (`pooled`); the others from their start alone.
@@ -117,8 +117,8 @@ class Search(ABC):
     def retell(
         self,
         genotypes: Float[np.ndarray, "merges genes"],
-        fitness: Sequence[Fitness],
-        errors: Sequence[Fitness],
+        fitness: Sequence[Value],
+        errors: Sequence[Value],
         failed: Sequence[Genotype] = (),
     ) -> None:
         """What all merges so far are worth, those known before the search included, by what was learnt since.
@@ -138,7 +138,7 @@ class Search(ABC):
         self._again([*genotypes, *failed], np.vstack([values, lost]))
 
     def _checked(
-        self, genotypes: Float[np.ndarray, "merges genes"], fitness: Sequence[Fitness]
+        self, genotypes: Float[np.ndarray, "merges genes"], fitness: Sequence[Value]
     ) -> Float[np.ndarray, "merges objectives"]:
         """The fitness of merges, a row each.
 
@@ -166,7 +166,7 @@ class Search(ABC):
         self._asked = self._propose(self._seed())
         return [np.clip(self._genotype(x), 0.0, 1.0) for x in self._asked]
 
-    def tell(self, fitness: Sequence[Fitness], errors: Sequence[Fitness] | None = None) -> None:
+    def tell(self, fitness: Sequence[Value], errors: Sequence[Value] | None = None) -> None:
         """The fitness of the asked candidates, in their order; -inf for a candidate that failed.
 
         Failed candidates are ranked last. A generation in which all candidates are equal teaches nothing and is
