@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from merge3 import licences, models
 from merge3.items import Item
 from merge3.plan import GIGABYTE, Machine, memory, plan, resolve_batch_tokens, token_bytes
-from merge3.store import digest
+from merge3.store import Answer, digest, parsed
 
 OK, RISK, WRONG = "ok", "risk", "wrong"
 SMALL = [*models.SMALL, "README.md", models.ADAPTER_WEIGHTS]  # of a model on the hub
@@ -215,37 +215,30 @@ def benchmark(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, context
 
 def answers(root: Path) -> Finding:
     """Whether every line of an answers store passes its checksum. Nothing is moved or mended."""
-    what, lines, damaged = f"answers {root}", 0, []
+    what, count, damaged = f"answers {root}", 0, []
     for path in sorted(root.glob("*/*.jsonl")):
         try:
-            text = path.read_bytes().decode(errors="replace")
+            kept = _kept(path)
         except PermissionError:
             return Finding(WRONG, what, f"{path} cannot be read")
-        header, *kept = text.removesuffix("\n").split("\n")
-        lines += len(kept)
-        if not _named(path, header) or not all(map(_whole, kept)):
+        if kept is None:
             damaged.append(path.name)
+        else:
+            count += len(kept)
     if damaged:
         text = f"{len(damaged)} files are damaged (first: {damaged[0]}): they will be set aside and asked again"
         return Finding(RISK, what, text)
-    return Finding(OK, what, f"{lines} answers, all whole")
+    return Finding(OK, what, f"{count} answers, all whole")
 
 
-def _named(path: Path, header: str) -> bool:
-    """Whether a file of the store is called by the hash of its key."""
+def _kept(path: Path) -> dict[str, Answer] | None:
+    """The answers of a file of the store; None where it is damaged, or not called by the hash of its key."""
+    content = path.read_bytes()
     try:
-        return digest(json.loads(header)) == path.stem
+        key = json.loads(content.partition(b"\n")[0])
+        return parsed(content, key) if digest(key) == path.stem else None
     except ValueError:
-        return False
-
-
-def _whole(line: str) -> bool:
-    """Whether a line of the store passes its checksum."""
-    try:
-        item, values, checksum = json.loads(line)
-    except (ValueError, TypeError):
-        return False
-    return bool(checksum == digest([item, values]))
+        return None
 
 
 def _line(error: BaseException) -> str:
