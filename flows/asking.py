@@ -23,6 +23,7 @@ from merge3.shared import Shared
 from merge3.store import Store
 
 MANIFEST = DATA / "experts" / "manifest.json"
+RUNTIME = ("device", "dtype", "batch_tokens", "scoring", "portable")  # the keys of params.yaml's runtime
 PLACE = "MERGE3_SHARED"  # where answers lie beside the local store, for several machines: a URL of fsspec
 
 
@@ -32,7 +33,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     Raises:
         ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
     """
-    section("runtime", runtime, ("device", "dtype", "batch_tokens", "scoring", "portable"))
+    section("runtime", runtime, RUNTIME)
     models.check_device(runtime["device"])
     base, experts = models.read_manifest(MANIFEST)
     by_name = {expert.name: expert for expert in experts}

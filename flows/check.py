@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from flows.asking import MANIFEST, RUNTIME
 from flows.known import study_of
 from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, section
 from merge3 import answering, checks, irt, items, models
@@ -28,7 +29,6 @@ from merge3.recipe import GROUPS
 
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError)
 AGAIN = "since the stage {0} read it, which DVC does not see: dvc repro --force --single-item {0}; dvc repro"
-RUNTIME = ("device", "dtype", "batch_tokens", "scoring", "portable")
 
 
 def check() -> list[Finding]:
@@ -213,12 +213,12 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
 
 def changed(params: Mapping[str, Any]) -> Iterator[Finding]:
     """Experts of one's own that are others than those that the stage experts read: DVC knows but their names."""
-    manifest, given = DATA / "experts" / "manifest.json", params["experts"]["models"]
-    if manifest.exists() and given is not None:
-        for expert in read_manifest(manifest)[1]:
+    given = params["experts"]["models"]
+    if MANIFEST.exists() and given is not None:
+        for expert in read_manifest(MANIFEST)[1]:
             place = Path(expert.source)
             same = str(given.get(expert.name)) == expert.source and place.exists()
-            later = same and max(time for *_, time in models.stamp(place)) > manifest.stat().st_mtime_ns
+            later = same and max(time for *_, time in models.stamp(place)) > MANIFEST.stat().st_mtime_ns
             if later and models.fingerprint(place) != expert.fingerprint:  # which reads all of it
                 yield Finding(RISK, f"expert {expert.name}", f"{place} was changed {AGAIN.format('experts')}")
 
@@ -229,10 +229,9 @@ def sources(params: Mapping[str, Any]) -> tuple[str | None, dict[str, str] | Non
     base = params["base"]["model"] or (str(DATA / "base") if made else None)
     if params["experts"]["models"] is not None:
         return base, dict(params["experts"]["models"])
-    manifest = DATA / "experts" / "manifest.json"
-    if not manifest.exists():
+    if not MANIFEST.exists():
         return base, None
-    return base, {expert.name: expert.source for expert in read_manifest(manifest)[1]}
+    return base, {expert.name: expert.source for expert in read_manifest(MANIFEST)[1]}
 
 
 def base_to_come(given: Mapping[str, Any]) -> Finding:
