@@ -235,9 +235,7 @@ def test_options_that_cannot_be_told_apart_are_failures_and_not_wrong(
     assert work.tokens == len(tokenize(good, tokenizer).tokens)
 
 
-def test_an_empty_prompt_is_conditioned_on_the_first_token(
-    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_an_empty_prompt_is_conditioned_on_the_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
     tree = tokenize(Item("e", "", ("xy", "z"), 0), tokenizer)
     assert tree.tokens[: tree.prompt] == (tokenizer.bos_token_id,)
     assert [len(path) for path in tree.reads] == [2, 1]

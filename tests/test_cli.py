@@ -444,7 +444,7 @@ def test_an_interrupt_ends_in_a_line(
     assert "stopped" in capsys.readouterr().err
 
 
-def test_who_reads_no_further_hears_no_complaint(saved: dict[str, Path], file: Path) -> None:
+def test_who_reads_no_further_hears_no_complaint(file: Path) -> None:
     for command in ("merge3 --print-completion bash", f"merge3 recipe {file}"):
         piped = f"set -o pipefail; {Path(sys.executable).parent}/{command} | head -c 1 > /dev/null"
         ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)

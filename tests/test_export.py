@@ -157,7 +157,7 @@ def test_layers_of_models_with_other_tokens_are_not_stacked(saved: dict[str, Pat
             export.export(merge, tmp_path / "out")
 
 
-def test_the_card_says_how_it_was_made(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_the_card_says_how_it_was_made(tmp_path: Path) -> None:
     for name, text in (
         ("one", "---\nlicense: mit\n---\n# One"),
         ("two", "---\nlicense: apache-2.0\n---\n"),

@@ -101,7 +101,7 @@ def test_a_kill_between_write_and_rename_leaves_the_old_answers(tmp_path: Path) 
     assert store.get(KEY) == {"a": (-1.0,)}
 
 
-def test_a_full_disk_is_said_and_the_old_answers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_and_the_old_answers_stay(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(KEY, {"a": (-1.0,)})
     (limit, most) = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -100,7 +100,7 @@ def test_tokens_in_the_bases_padding_are_the_experts(
 
 
 def test_a_base_is_stored_as_before_where_one_tensor_is_wider(
-    saved: dict[str, Path], llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    saved: dict[str, Path], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     base = build(CONFIGS["llama"], seed=1).to(torch.bfloat16)
     base.model.norm.float().weight.fill_(1.0001)
@@ -130,7 +130,7 @@ def test_numbers_that_are_no_tokens_have_rows(
 
 
 def test_what_cannot_give_its_tokens_is_refused(
-    saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+    saved: dict[str, Path], tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     base = str(saved["base"])
     (tmp_path / "adapter").mkdir()

@@ -25,7 +25,7 @@ def test_mp_irt_loses_its_bias_inside_the_span_and_keeps_it_outside():
     assert abs(inside.figures["bias_at_4000"]) < 0.005 < 0.05 < abs(outside.figures["bias_at_4000"])
 
 
-def test_the_control_is_told_from_the_guarantee(monkeypatch):
+def test_the_control_is_told_from_the_guarantee():
     same, different = verify.degeneracy()
     assert same.holds
     assert different.holds
