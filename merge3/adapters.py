@@ -140,12 +140,12 @@ def _factors(module: str, parts: Mapping[str, Tensor], settings: Mapping[str, An
 
 
 def unite(
-    ends: Sequence[str], shared: Sequence[str], whole: dict[str, Tensor], factors: dict[str, Factors], tied: bool
+    by_token: Sequence[str], shared: Sequence[str], whole: dict[str, Tensor], factors: dict[str, Factors], tied: bool
 ) -> None:
-    """Leave out what an adapter has for the names `shared`, other names of one of the `ends`: embedding and head.
+    """Leave out what an adapter has for the names `shared`, other names of one parameter: of embedding and head.
 
     Args:
-        ends: the names of embedding and head, which are one parameter in the base.
+        by_token: the names of embedding and head, which are one parameter in the base.
         shared: those by which the base does not know it.
         whole: as `read`, changed here.
         factors: as `read`, changed here.
@@ -154,8 +154,8 @@ def unite(
     Raises:
         ValueError: they were trained apart, or one alone.
     """
-    modules = [name.removesuffix(".weight") for name in ends]
-    trained = [whole.get(name) for name in ends]
+    modules = [name.removesuffix(".weight") for name in by_token]
+    trained = [whole.get(name) for name in by_token]
     if not tied and any(module in factors for module in modules):
         raise ValueError(APART)
     if not tied and any(tensor is not None for tensor in trained):

@@ -316,11 +316,11 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: 
         return _adapter(Path(source), base, config, added)
     check_config(source, config)
     model = load(source, stored_dtype(source))
-    expert, rows = weights_of(model), ends(model)
+    expert, by_token = weights_of(model), token_parameters(model)
     _check_names(source, set(expert), set(base))
     found: Changes = {}
     for name, tensor in expert.items():
-        if name in rows:
+        if name in by_token:
             tensor = _by_the_bases_tokens(tensor, base[name], added)
         _check_shape(source, name, tensor.shape, base[name])
         here = tensor.to(base[name].device)
@@ -460,7 +460,7 @@ def left_out(expert: str, added: Mapping[str, int]) -> str:
     )
 
 
-def ends(model: PreTrainedModel) -> list[str]:
+def token_parameters(model: PreTrainedModel) -> list[str]:
     """The names of the parameters that have a row a token, the embedding's and the head's, each where it is used."""
     head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     modules = [model.get_input_embeddings(), *([] if head is None else [head])]
@@ -530,7 +530,7 @@ def _adapter(folder: Path, base: Mapping[str, Tensor], config: Any, added: Colle
     settings, tensors = adapter(folder)
     try:
         whole, factors = adapters.read(settings, tensors)
-        by_token = ends(skeleton(config))
+        by_token = token_parameters(skeleton(config))
         shared = [name for name in by_token if name not in base]
         if shared:
             adapters.unite(by_token, shared, whole, factors, bool(settings.get("ensure_weight_tying")))

@@ -55,12 +55,12 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
         if torch.equal(tensor, narrow := tensor.to(written).to(tensor.dtype)):
             tensor.data = narrow.to(written)
     tokenizer = models.stored_tokenizer(donor)
-    embedding, *_ = models.ends(model)
+    embedding, *_ = models.token_parameters(model)
     rows = len(models.weights_of(model)[embedding])
     if (wanted := 1 + max(tokenizer.get_vocab().values())) > rows:  # more than tokens where numbers are left out
         model.resize_token_embeddings(wanted, mean_resizing=False)
     ours, theirs = models.weights_of(model), models.weights_of(other)
-    for name in ours.keys() & set(models.ends(model)):
+    for name in ours.keys() & set(models.token_parameters(model)):
         ours[name][rows:] = 0.0
         numbers = [n for n in {*added.values(), *range(rows, len(ours[name]))} if n < len(theirs[name])]
         ours[name][numbers] = theirs[name][numbers].to(ours[name].dtype)

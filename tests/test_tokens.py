@@ -73,7 +73,7 @@ def test_merges_of_it_keep_the_tokens(family: dict[str, str], tmp_path: Path) ->
     tokens = torch.tensor([[5, 259, 7, 260]])
     torch.testing.assert_close(made(tokens).logits, models.load(family["chat"], torch.float32)(tokens).logits)
     half = Merge(constant("task_arithmetic", {"chat": 0.3, "plain": 0.5}), base, experts)
-    by_token = models.ends(made)
+    by_token = models.token_parameters(made)
     rows = models.weights_of(models.load(family["chat"], torch.float32))
     for name, tensor in models.weights_of(export.build(half)).items():
         if name in by_token:
