@@ -115,11 +115,6 @@ class History:
         self.spent = Cost()  # what they take that were not asked before in this search
         self.cost = Cost()  # of this run
 
-    @property
-    def one(self) -> Cost:
-        """What a candidate takes that was not asked before in this search."""
-        return self.fitness.cost
-
     def charge(self, name: str, questions: Sequence[Item]) -> Cost:
         """What a merge takes that is asked these questions, and was asked some before in this search."""
         before = self.paid.setdefault(name, set())
@@ -219,9 +214,8 @@ class History:
         taught = []
         for name, (genotype, recipe) in leaders.items():
             self.joined.add(name)
-            evaluation = self.do(f"relative {name[:8]}", partial(everything, recipe))
-            self.relatives_tokens += self.charge(name, everything.questions).tokens
-            self.cost += evaluation.cost
+            evaluation, tokens = self._ask(f"relative {name[:8]}", name, recipe, everything)
+            self.relatives_tokens += tokens
             advance(len(everything.questions))
             if evaluation.estimate is None or evaluation.margins is None or np.isnan(evaluation.margins).any():
                 continue
@@ -249,6 +243,12 @@ class History:
         all_genes, both = self._all()
         values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
         search.retell(all_genes, values, errors, self.failed)
+
+    def _ask(self, label: str, name: str, recipe: Recipe, fitness: Fitness) -> tuple[Evaluation, int]:
+        """A leader's evaluation, and what its questions take that it was not asked before in this search, in tokens."""
+        evaluation = self.do(label, partial(fitness, recipe))
+        self.cost += evaluation.cost
+        return evaluation, self.charge(name, fitness.questions).tokens
 
     def _order(self, pooled: surface.Surface) -> list[int]:
         """The places of the candidates that were told, by their posterior mean, the highest first."""
@@ -362,9 +362,8 @@ class History:
         made: dict[str, Evaluation] = {}
         for name, (recipe, _, _) in leaders.items():
             self.recipes.setdefault(name, recipe)
-            made[name] = self.do(f"finalist {name[:8]}", partial(fitness, recipe))
-            self.finalists_tokens += self.charge(name, fitness.questions).tokens
-            self.cost += made[name].cost
+            made[name], tokens = self._ask(f"finalist {name[:8]}", name, recipe, fitness)
+            self.finalists_tokens += tokens
             advance(len(fitness.questions))
         fair = on_common(fitness, made)
         whole, made = list(fair), made | fair
@@ -412,9 +411,8 @@ class History:
         alive, made, items = list(leaders), dict[str, Evaluation](), dict[str, int]()
 
         def ask(name: str, recipe: Recipe, fitness: Fitness, number: int) -> None:
-            made[name] = self.do(f"finalist {number}-{name[:8]}", partial(fitness, recipe))
-            self.finalists_tokens += self.charge(name, fitness.questions).tokens
-            self.cost += made[name].cost
+            made[name], tokens = self._ask(f"finalist {number}-{name[:8]}", name, recipe, fitness)
+            self.finalists_tokens += tokens
             advance(len(fitness.questions) - items.get(name, 0))
             items[name] = len(fitness.questions)
             self.recipes.setdefault(name, recipe)
@@ -571,12 +569,12 @@ def generation(
     due = joining if joining and history.told and joining.due(number) else None
     if due:
         left -= due.tokens
-    if search.converged or (number and left < search.population * history.one.tokens):
+    if search.converged or (number and left < search.population * history.fitness.cost.tokens):
         return False
     if due:
         history.join(search, due, advance)
     asked = [(genotype, history.genome.decode(genotype)) for genotype in search.ask()]
-    if not asked or (number and left < len(asked) * history.one.tokens):  # some generations are larger
+    if not asked or (number and left < len(asked) * history.fitness.cost.tokens):  # some generations are larger
         return False
     history.fitness.expect([recipe for _, recipe in asked if history.phenotype(recipe) not in history.recipes])
     told = []
