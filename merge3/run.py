@@ -198,7 +198,7 @@ def run(
     whence = absolute(base), {name: absolute(source) for name, source in sources.items()}
     this = _Run(asker, tell, parts["search"], parts["test"], budget, kept, lambda found: Merge(found, *whence), notes)
     try:
-        winner, estimate, history, scores = this.whole(method, seed)
+        winner, estimate, history, scores = this.carry_out(method, seed)
     except KeyboardInterrupt as stop:
         stop.args = (this.stopped(),)
         raise
@@ -328,8 +328,8 @@ class _Run:
             rows.append(scores)
         return responses.table(list(recipes), [item.id for item in asked], np.stack(rows))
 
-    def whole(self, method: str, seed: int) -> tuple[Recipe, Estimate, pd.DataFrame, pd.DataFrame]:
-        """The winner, its estimate, the history, and the scores."""
+    def carry_out(self, method: str, seed: int) -> tuple[Recipe, Estimate, pd.DataFrame, pd.DataFrame]:
+        """Do all of it, in order: the winner, its estimate, the history, and the scores."""
         groups = live_groups(self.asker.merger.changed)
         genome = genome_of(method, self.names, groups, seed)
         known, merges, answers = self.prepare(groups, seed)
@@ -350,14 +350,14 @@ class _Run:
         self.tokens["preparation"] = len(self.parents) * self.asker.cost(self.search).tokens
         if broken := table.index[table.isna().all(axis=1)].tolist():
             raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged; {self.why()}")
-        whole = table.notna().all(axis=0).to_numpy()
-        if not whole.any():
+        scored = table.notna().all(axis=0).to_numpy()
+        if not scored.any():
             raise ValueError(f"no search item has an answer of every parent that could be scored; {self.why()}")
-        if not whole.all():
-            left = f"{(~whole).sum()} of {len(whole)} search items are left out"
+        if not scored.all():
+            left = f"{(~scored).sum()} of {len(scored)} search items are left out"
             self.notes.add(f"{left}: a parent's answer to them could not be scored")
-        self.search = [item for item, kept in zip(self.search, whole, strict=True) if kept]
-        table = table.loc[:, whole]
+        self.search = [item for item, kept in zip(self.search, scored, strict=True) if kept]
+        table = table.loc[:, scored]
         random = Genome(("task_arithmetic",), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
         generator = np.random.default_rng(np.random.SeedSequence(seed))
         drawn = {f"merge {n}": random.draw(TOTALS, generator) for n in range(POPULATION)}
