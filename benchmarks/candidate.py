@@ -133,7 +133,7 @@ def main() -> None:
     names, groups = study_of("transfer", params["studies"])
     every = items_of(groups, "search")
     asked = every[:: len(every) // ITEMS][:ITEMS]
-    dtype = str(models.resolve_dtype("auto", "cpu")).removeprefix("torch.")
+    dtype = models.dtype_name(models.resolve_dtype("auto", "cpu"))
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         sources = {name: str(Path(folder) / name) for name in names}

@@ -61,7 +61,7 @@ def stored(base: str) -> str:
     if not Path(base).exists():
         checks.small(base)
         return "bfloat16"
-    return str(models.stored_dtype(base)).removeprefix("torch.")
+    return models.dtype_name(models.stored_dtype(base))
 
 
 def _texts(value: Any) -> Any:

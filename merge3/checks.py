@@ -153,7 +153,7 @@ def runtime(device: str, dtype: str) -> Finding:
         resolved = models.resolve_dtype(dtype, device)
     except ValueError as error:
         return Finding(WRONG, "runtime", _line(error))
-    said = f"{models.runtime_name(device)}, {str(resolved).removeprefix('torch.')}"
+    said = f"{models.runtime_name(device)}, {models.dtype_name(resolved)}"
     if resolved.itemsize == 2 and resolved != models.resolve_dtype("auto", device):
         return Finding(RISK, "runtime", f"{said}, which is slow here: {device} does not multiply it in hardware")
     return Finding(OK, "runtime", said)

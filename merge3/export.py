@@ -271,7 +271,7 @@ def card(
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", ""]
     lines += [
         f"A merge of {len(merge.recipe.experts)} fine-tunes of one base by `{merge.recipe.method}`, in "
-        f"{str(dtype).removeprefix('torch.')}, made with merge3. It loads like any model of its kind:",
+        f"{models.dtype_name(dtype)}, made with merge3. It loads like any model of its kind:",
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

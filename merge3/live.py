@@ -100,7 +100,7 @@ def assembled(
     held = needed + live.num_parameters() * dtype.itemsize
     batch = resolve_batch_tokens(batch_tokens, live.config, dtype, device, held)
     merger = LiveMerger(live, changes, {name: fingerprints[name] for name in experts}, stored)
-    identity = {"base": fingerprints["base"], "dtype": str(dtype).removeprefix("torch.")}
+    identity = {"base": fingerprints["base"], "dtype": models.dtype_name(dtype)}
     if not portable:
         identity["runtime"] = f"{models.runtime_name(device)}, batches of {batch} tokens"
     return Asker(merger, tokenizer, store, identity, batch, scoring)

@@ -82,6 +82,11 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype, as `resolve_dtype` takes it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _bfloat16_unit() -> str | None:
     """What multiplies bfloat16 in this processor; None where nothing does, and float32 is the faster."""
     if torch.cpu._is_amx_tile_supported():
