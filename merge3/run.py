@@ -277,21 +277,31 @@ class _Run:
         notes: _Notes,
     ) -> None:
         """`kept` is the store's folder; `sourced` adds the sources to a recipe."""
-        self.asker, self.tell, self.search, self.test, self.kept = asker, tell, list(search), list(test), kept
+        self.asker = asker
+        self.tell = tell
+        self.search = list(search)
+        self.test = list(test)
+        self.kept = kept
+        self.sourced = sourced
+        self.notes = notes
         self.generations = budget // GENERATION
         self.names = list(asker.merger.experts)
         self.parents = parents(self.names)
-        self.tokens: dict[str, int] = {}
-        self.stage, self.done, self.before, self.cost, self.prepared = "", 0, 0, Cost(), Cost()
-        self.best: Estimate | None = None
-        self.sourced = sourced
-        self.history: History | None = None
-        self.left: dict[str, str] = {}  # out of the comparison
-        self.tested = 0  # items that the winner's accuracy is of
-        self.name = compare.EVOLVED  # of the winner; a standard merge's or a parent's, where it is that
-        self.notes = notes
+        # how far it is
+        self.stage = ""
         self.total = self.most()
-        self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))
+        self.done = 0  # answers
+        self.before = 0  # of them, kept from before
+        self.cost = Cost()  # of what was asked now
+        self.prepared = Cost()  # of that, before the search
+        self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))  # tokens of an answer
+        self.history: History | None = None  # once the search has begun
+        self.best: Estimate | None = None  # of its candidates so far
+        # what it found
+        self.tokens: dict[str, int] = {}  # see `Result.tokens`
+        self.name = compare.EVOLVED  # of the winner; a standard merge's or a parent's, where it is that
+        self.left: dict[str, str] = {}  # out of the comparison, and why
+        self.tested = 0  # items that the winner's accuracy is of
 
     def most(self) -> int:
         """How many answers the run takes at most."""
