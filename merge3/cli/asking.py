@@ -65,13 +65,8 @@ def respond(options: argparse.Namespace) -> int:
     rows, lines, said, broken = [], [], [], 0
     for name, folder in folders.items():
         model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
-        key = {
-            **{"model": name, "weights": fingerprint(folder), "dtype": str(dtype), "protocol": answering.PROTOCOL},
-            "runtime": f"{runtime_name(options.device)}, batches of {options.batch_tokens} tokens",
-            **generation.ends(model, tokenizer),
-        }
-        if base := adapted(folder):  # an adapter answers by its base, too
-            key |= {"base": fingerprint(weights_folder(base)), "adapter": "merged"}
+        runtime = f"{runtime_name(options.device)}, batches of {options.batch_tokens} tokens"
+        key = key_of(name, folder, dtype, runtime) | generation.ends(model, tokenizer)
         kept = store.get(key) if store else {}
         new = list({item.content_hash: item for item in asked if item.content_hash not in kept}.values())
         begin, work = perf_counter(), answering.Work()
@@ -101,6 +96,20 @@ def respond(options: argparse.Namespace) -> int:
     if options.json:
         as_json(said)
     return int(broken == len(folders))
+
+
+def key_of(name: str, folder: Path, dtype: torch.dtype, runtime: str) -> dict[str, Any]:
+    """What a model's answers depend on, but for the item and the tokens that end a text."""
+    key = {
+        "model": name,
+        "weights": fingerprint(folder),
+        "dtype": str(dtype),
+        "protocol": answering.PROTOCOL,
+        "runtime": runtime,
+    }
+    if base := adapted(folder):  # an adapter answers by its base, too
+        key |= {"base": fingerprint(weights_folder(base)), "adapter": "merged"}
+    return key
 
 
 def in_parts(
