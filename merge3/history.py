@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -408,7 +409,7 @@ class History:
         Raises:
             ValueError: every leader is broken.
         """
-        alive, made, items = list(leaders), dict[str, Evaluation](), dict[str, int]()
+        made, items = dict[str, Evaluation](), dict[str, int]()
 
         def ask(name: str, recipe: Recipe, fitness: Fitness, number: int) -> None:
             made[name], tokens = self._ask(f"finalist {number}-{name[:8]}", name, recipe, fitness)
@@ -417,31 +418,12 @@ class History:
             items[name] = len(fitness.questions)
             self.recipes.setdefault(name, recipe)
 
-        for number, fitness in enumerate(rounds):
-            fitness.expect([leaders[name][0] for name in alive])
-            for name in alive:
-                ask(name, leaders[name][0], fitness, number)
-            whole = list(fair := on_common(fitness, {name: made[name] for name in alive}))
-            if not whole and not self.exact and self.told and (name := self.best["phenotype"]) not in made:
-                leaders = leaders | {name: (self.recipes[name], np.nan, np.nan)}  # all are broken that nobody asked
-                ask(name, self.recipes[name], fitness, number)
-                whole = list(fair := on_common(fitness, {name: made[name]}))
-            if not whole and not self.exact:
-                raise ValueError(BROKEN)
-            if not whole:
-                break
-            made |= fair
-            means, deviations = np.array([leaders[name][1:] for name in whole]).T
-            found = np.array([made[name].value for name in whole])
-            own = own_variance([made[name] for name in whole], fitness)
-            alive = [whole[i] for i in np.argsort(-combined(means, deviations, found, own), kind="stable")]
-            if fitness is not rounds[-1]:
-                alive = alive[: (len(alive) + 1) // 2]
-        best = alive[0] if alive else ""
+        alive = self._narrowed(leaders, rounds, made, ask)
+        best = next(iter(alive), "")
         if everything is not None:
             average = self.phenotype(self.average)
             self.recipes.setdefault(average, self.average)
-            last = {average: self.average} | {name: leaders[name][0] for name in alive[:JOINING]}
+            last = {average: self.average, **dict(islice(alive.items(), JOINING))}
             missing = {name: recipe for name, recipe in last.items() if name not in self.exact}
             everything.expect(list(missing.values()))
             for name, recipe in missing.items():
@@ -455,6 +437,44 @@ class History:
             best = order[0] if order else best
         self.finalists = [self._finalist(name, made[name], items[name]) for name in made]
         return next(row for row in self.finalists if row["phenotype"] == best)
+
+    def _narrowed(
+        self,
+        leaders: dict[str, Leader],
+        rounds: list[Fitness],
+        made: dict[str, Evaluation],
+        ask: Callable[[str, Recipe, Fitness, int], None],
+    ) -> dict[str, Recipe]:
+        """The leaders that are left after the rounds, the best first; only the better half goes on to the next.
+
+        `ask` puts what it asks into `made`. Where all are broken that nobody asked before, the best candidate is asked.
+
+        Raises:
+            ValueError: every leader is broken, and none answered all items on the way.
+        """
+        alive = list(leaders)
+        for number, fitness in enumerate(rounds):
+            fitness.expect([leaders[name][0] for name in alive])
+            for name in alive:
+                ask(name, leaders[name][0], fitness, number)
+            fair = on_common(fitness, {name: made[name] for name in alive})
+            if not fair and not self.exact and self.told and (name := self.best["phenotype"]) not in made:
+                leaders = leaders | {name: (self.recipes[name], np.nan, np.nan)}
+                ask(name, self.recipes[name], fitness, number)
+                fair = on_common(fitness, {name: made[name]})
+            if not fair:
+                if not self.exact:
+                    raise ValueError(BROKEN)
+                break
+            made |= fair
+            whole = list(fair)
+            means, deviations = np.array([leaders[name][1:] for name in whole]).T
+            found = np.array([made[name].value for name in whole])
+            own = own_variance([made[name] for name in whole], fitness)
+            alive = [whole[i] for i in np.argsort(-combined(means, deviations, found, own), kind="stable")]
+            if fitness is not rounds[-1]:
+                alive = alive[: (len(alive) + 1) // 2]
+        return {name: leaders[name][0] for name in alive}
 
     def _finalist(self, name: str, evaluation: Evaluation, items: int) -> dict[str, Any]:
         """A row of the finalists; `items` asked it, of which those count that its estimate is by."""
