@@ -78,17 +78,16 @@ def arguments(flow: Flow[Any, Any], params: dict[str, Any]) -> dict[str, Any]:
     return {name: section[name] for name in own} | {name: params[name] for name in shared}
 
 
-def section(name: str, values: Mapping[str, Any], keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
-    """A nested section of params.yaml, if it has the expected keys, and beside them only optional ones.
+def section(name: str, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A nested section of params.yaml, if it has the expected keys and no others.
 
     Raises:
         ValueError: a key is missing or unknown.
     """
-    expected, more = set(keys), set(optional)
-    if not isinstance(values, Mapping) or not expected <= set(values) <= expected | more:
+    expected = set(keys)
+    if not isinstance(values, Mapping) or set(values) != expected:
         found = sorted(values) if isinstance(values, Mapping) else values
-        also = f" and may have {sorted(more)}" if more else ""
-        raise ValueError(f"params.yaml: {name} must have the keys {sorted(expected)}{also}, got {found}")
+        raise ValueError(f"params.yaml: {name} must have the keys {sorted(expected)}, got {found}")
     return dict(values)
 
 

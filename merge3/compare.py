@@ -21,13 +21,12 @@ SMALL = 20  # items: within a group of fewer, of k, resampling has only (k - 1) 
 DRAWS = 1_000_000  # of items at once: 16 MB
 LEAST = 0.5  # share of the items that a model has to have scored, to be compared
 EVOLVED = "evolved merge"  # what the winner is called, where it is no standard merge
+INSIDE = 0.95  # of the resamples, that an interval holds
 LEVEL = 0.05  # of a claim that the winner beats a rival, for all rivals together
 
 
-def interval(
-    values: Float[np.ndarray, " items"], groups: Sequence[str], seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (Efron 1979), resampled within groups.
+def interval(values: Float[np.ndarray, " items"], groups: Sequence[str], seed: int) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values` (Efron 1979), resampled within groups.
 
     Groups of fewer than `SMALL` are resampled together, as one.
 
@@ -43,7 +42,7 @@ def interval(
         for first in range(0, RESAMPLES, rows):
             block = min(rows, RESAMPLES - first), len(members)
             totals[first : first + rows] += members[generator.integers(0, len(members), block)].sum(1)
-    low, high = np.quantile(totals / len(values), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(totals / len(values), [(1 - INSIDE) / 2, (1 + INSIDE) / 2])
     return float(low), float(high)
 
 

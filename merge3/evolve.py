@@ -43,6 +43,7 @@ LEADERS, TRIES, STEPS = 5, 150, (0.05, 0.15, 0.3)  # of `pooled`: the best so fa
 SWITCH = 0.25  # share of those points where a category is drawn anew
 REFITS = 4  # generations after each of which its settings are chosen anew; then after every third
 TIES, RESTART = 1, 2  # what a generation's further seeds are for
+SIDE = 3  # of `grid`: values of a gene
 KERNELS = 6  # distributions of `como`, each of which settles on a point of the front
 
 
@@ -569,26 +570,24 @@ class Random(Search):
 
 
 class Grid(Search):
-    """The points of a grid of `side` values a gene, in random order, each once."""
+    """The points of a grid of `SIDE` values a gene, in random order, each once."""
 
-    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int, side: int = 3) -> None:
+    def __init__(self, genes: Genes, start: Genotype, sigma: float, population: int, seed: int) -> None:
         super().__init__(genes, start, sigma, population, seed)
-        if side < 2:
-            raise ValueError(f"side must be 2 or more, got {side}")
-        self._side, self._seen = side, set[tuple[int, ...]]()
+        self._seen = set[tuple[int, ...]]()
 
     @property
     def converged(self) -> bool:
         """Whether every point was asked."""
-        return len(self._seen) == int(self._side**self.genes.count)
+        return len(self._seen) == int(SIDE**self.genes.count)
 
     def _propose(self, seed: int) -> list[Any]:
         generator, found = np.random.default_rng(seed), list[np.ndarray]()
         while len(found) < self.population and not self.converged:
-            point = tuple(generator.integers(0, self._side, self.genes.count).tolist())
+            point = tuple(generator.integers(0, SIDE, self.genes.count).tolist())
             if point not in self._seen:
                 self._seen.add(point)
-                found.append(np.array(point) / (self._side - 1))
+                found.append(np.array(point) / (SIDE - 1))
         return found
 
 

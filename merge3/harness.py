@@ -9,7 +9,7 @@ longer than the model's context is an error, where lm-eval would drop its beginn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,10 @@ class Answerer(LM):  # type: ignore[misc]
         tokenizer: PreTrainedTokenizerBase,
         batch_tokens: int,
         packed: bool = True,
-        on_batch: Callable[[int], None] = lambda requests: None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.batch_tokens, self.packed, self.on_batch = batch_tokens, packed, on_batch
+        self.batch_tokens, self.packed = batch_tokens, packed
         self.truncated: set[tuple[str, int]] = set()
         self.work = answering.Work()
 
@@ -66,7 +65,7 @@ class Answerer(LM):  # type: ignore[misc]
         trees = [tree_of(context, list(options)) for context, options in contexts.items()]
         self.check(trees)
         spans = [((1,) * len(tree.reads), tuple(map(len, tree.reads))) for tree in trees]
-        found = settled(self.model, self.tokenizer, trees, spans, self.batch_tokens, self.on_batch, self.packed)
+        found = settled(self.model, self.tokenizer, trees, spans, self.batch_tokens, packed=self.packed)
         self.work += found.work
         places = {context: place for place, context in enumerate(contexts)}
         answers = []
@@ -114,9 +113,7 @@ class Answerer(LM):  # type: ignore[misc]
             stop = (until,) if isinstance(until, str) else tuple(until)
             free = FreeText(stop, settings.get("max_gen_toks", MOST_TOKENS), "text")
             asked.append(Item(str(number), context, expected=("",), free=free))
-        found, work = generation.generate(
-            self.model, self.tokenizer, asked, self.batch_tokens, self.on_batch, self.packed
-        )
+        found, work = generation.generate(self.model, self.tokenizer, asked, self.batch_tokens, packed=self.packed)
         self.work += work
         texts = []
         for request, answer in zip(requests, found, strict=True):

@@ -42,14 +42,7 @@ class Watched(Store):
 
 
 def open_asker(
-    base: str,
-    experts: Mapping[str, str],
-    store: Path,
-    *,
-    device: str = "cpu",
-    dtype: str = "auto",
-    batch_tokens: str | int = "auto",
-    scoring: str = "sum",
+    base: str, experts: Mapping[str, str], store: Path, *, device: str = "cpu", dtype: str = "auto"
 ) -> Asker:
     """An asker for merges of `experts` (folders, GGUF files or hub ids, by name), keeping answers in `store`.
 
@@ -62,9 +55,7 @@ def open_asker(
     folders = {name: models.weights_folder(source) for name, source in {"base": base, **experts}.items()}
     watched = Watched(Store(store), folders, "start again")
     prints = {name: models.fingerprint(folder) for name, folder in folders.items()}
-    return assembled(
-        folders, prints, watched, device=device, dtype=resolved, batch_tokens=batch_tokens, scoring=scoring
-    )
+    return assembled(folders, prints, watched, device=device, dtype=resolved)
 
 
 def assembled(
@@ -74,8 +65,8 @@ def assembled(
     *,
     device: str,
     dtype: torch.dtype,
-    batch_tokens: str | int,
-    scoring: str,
+    batch_tokens: str | int = "auto",
+    scoring: str = "sum",
     portable: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Asker:
