@@ -160,11 +160,15 @@ def kept(
     found: dict[str, dict[str, Answer]] = {}
     for store in (Store(RESPOND / "answers"), Store(EVALUATE / "answers")):
         for key in store.keys():  # noqa: SIM118 - no mapping
-            for model in [name for name, phenotype in phenotypes.items() if phenotype == digest(key.get("merge"))]:
-                for item, answer in [(wanted[c], answer) for c, answer in store.get(key).items() if c in wanted]:
-                    if item.options and scoring == "tokens":
-                        continue
-                    if grade(item, answer, divisors(item, scoring))[0] == answered.loc[model, item.id]:
+            merge = digest(key.get("merge"))
+            models = [name for name, phenotype in phenotypes.items() if phenotype == merge]
+            for content, answer in store.get(key).items() if models else ():
+                item = wanted.get(content)
+                if item is None or (item.options and scoring == "tokens"):
+                    continue
+                score, _ = grade(item, answer, divisors(item, scoring))
+                for model in models:
+                    if score == answered.loc[model, item.id]:
                         found.setdefault(model, {})[item.id] = answer
     return found
 

@@ -59,5 +59,6 @@ def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: 
 
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
     """What answering takes at most, near-ties aside."""
-    chosen, free = ([i for i in items if i.free is None], [i for i in items if i.free is not None])
+    chosen = [item for item in items if item.free is None]
+    free = [item for item in items if item.free is not None]
     return answering.planned(chosen, tokenizer) + generation.planned(free, tokenizer)

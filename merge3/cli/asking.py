@@ -218,21 +218,23 @@ def answers(options: argparse.Namespace) -> None:
             f"there is no store at {options.store}: name the folder that `merge3 run` or `merge3 respond --store` wrote"
         )
     asked: dict[str, list[items.Item]] = {}  # by what is asked: several may ask the same, and expect another answer
-    for item in (item for source in options.items for item in items_of(source)):
-        asked.setdefault(item.content_hash, []).append(item)
+    for source in options.items:
+        for item in items_of(source):
+            asked.setdefault(item.content_hash, []).append(item)
     of_run = options.store / "answers"
     store, lines, kept = Store(of_run if of_run.is_dir() else options.store), [], 0
     for key in store.keys():  # noqa: SIM118 - no mapping
         name = named(key)
         if not name.startswith(options.model or ""):
             continue
-        for item, answer in ((item, answer) for of, answer in store.get(key).items() for item in asked.get(of, ())):
-            if options.item not in (None, item.id):
-                continue
-            score, reason = grading.grade(item, answer, grading.divisors(item, options.scoring))
-            kept += 1
-            if np.isnan(score) or not options.failed:
-                lines.append({"model": name, **shown(item, answer, score, reason)})
+        for content, answer in store.get(key).items():
+            for item in asked.get(content, ()):
+                if options.item not in (None, item.id):
+                    continue
+                score, reason = grading.grade(item, answer, grading.divisors(item, options.scoring))
+                kept += 1
+                if np.isnan(score) or not options.failed:
+                    lines.append({"model": name, **shown(item, answer, score, reason)})
     if not kept:
         raise ValueError(f"{options.store} keeps no such answer to these items")
     for line in lines:
