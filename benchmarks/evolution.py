@@ -40,8 +40,7 @@ from tiny import KEPT, LANGUAGES, WEIGHTS, World
 from merge3 import surface
 from merge3.estimate import CONTINUOUS, ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
 from merge3.evolve import SEARCHES, Genes, Pooled, Search
-from merge3.extract import MARGINS, METHODS
-from merge3.extract import margins as informative
+from merge3.extract import MARGINS, METHODS, by_margins
 from merge3.fitness import TIE
 from merge3.genome import Genome
 from merge3.history import HALVES, combined, contenders, finals, fresh, halves, paired
@@ -151,7 +150,7 @@ class Bench:
             return Known(before.items, self.every, np.full(count, 1 / count), before.parents)
         choose = None
         if way.subset == MARGINS:
-            choose = partial(informative, count=ASKED, groups=self.languages, seed=seed)
+            choose = partial(by_margins, count=ASKED, groups=self.languages, seed=seed)
             before, (subset, weights) = replace(before, relatives=self.relatives), choose(self.relatives)
         else:
             subset, weights = METHODS[way.subset](

@@ -13,8 +13,7 @@ from flows.known import expert_answers, extracted_by, margins, parameters, relat
 from flows.stage import DATA, main, say, write_json, write_text
 from merge3.estimate import ANSWERED, CONTINUOUS, ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
-from merge3.extract import MARGINS
-from merge3.extract import margins as told_best
+from merge3.extract import MARGINS, by_margins
 from merge3.margins import FEWEST
 
 OUT = DATA / "estimate"
@@ -41,7 +40,7 @@ def estimate(seed: int, study: str, studies: dict[str, Any], method: str) -> Non
     fitted, truths = relatives(found)
     asked = Known(parameters(found), chosen, weights, expert_answers(experts, found), relatives=moved)
     known = learn_inheritance(fitted, asked)
-    choose = partial(told_best, count=len(chosen), groups=[item.group for item in found], seed=seed)
+    choose = partial(by_margins, count=len(chosen), groups=[item.group for item in found], seed=seed)
     by, fair = None, known
     if extracted_by() == MARGINS:  # held-out merges have no say in which items they are asked
         by, others = choose, margins(found, fitted=True)

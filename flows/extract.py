@@ -10,8 +10,7 @@ from prefect import flow
 from flows.known import expert_answers, margins, parameters, study_items, study_of
 from flows.stage import DATA, main, say
 from merge3 import irt, lineage, parquet
-from merge3.extract import MARGINS, METHODS
-from merge3.extract import margins as told_best
+from merge3.extract import MARGINS, METHODS, by_margins
 
 OUT = DATA / "extract"
 
@@ -31,7 +30,7 @@ def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: 
     if method == MARGINS:
         if (relatives := margins(found)) is None:
             raise ValueError("extract.method margins needs a population of merges; population.responses is imported")
-        chosen, weights = told_best(relatives, items, labels, seed)
+        chosen, weights = by_margins(relatives, items, labels, seed)
     else:
         abilities, model = irt.fit_abilities(fitted, answers)[0], lineage.predictor(fitted, answers)
         chosen, weights = METHODS[method](fitted, abilities, items, labels, seed, model)

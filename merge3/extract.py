@@ -2,9 +2,9 @@
 
 Every method of `METHODS` draws them once, shared by all candidates: it shares the budget between the groups of items
 (languages, subjects) in proportion to their number of items, and returns the indices, sorted, with weights that sum
-to 1. `margins` does the same for estimators that read margins. `Interview` chooses each candidate's next items by its
-answers so far. Knows the items' parameters, and the model of a candidate's answers where a method needs one; sees no
-candidate.
+to 1. `by_margins` does the same for estimators that read margins. `Interview` chooses each candidate's next items by
+its answers so far. Knows the items' parameters, and the model of a candidate's answers where a method needs one; sees
+no candidate.
 """
 
 from collections.abc import Callable, Sequence
@@ -229,7 +229,7 @@ def design(
     return _as_groups_weigh(np.array(chosen), group, seats)
 
 
-def margins(relatives: Float[np.ndarray, "relatives items"], count: int, groups: Sequence[str], seed: int) -> Subset:
+def by_margins(relatives: Float[np.ndarray, "relatives items"], count: int, groups: Sequence[str], seed: int) -> Subset:
     """The items whose margins tell the candidates' scores best: a c-optimal design, see `merge3.margins.design`.
 
     How the margins of relatives move together is learnt as for items that `seed` draws.

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from merge3 import surface
 from merge3.estimate import CONTINUOUS, Z90, Calibration, Choose, Known
 from merge3.evolve import ERROR, Search
-from merge3.extract import METHODS, margins
+from merge3.extract import METHODS, by_margins
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import knee, nondominated, spread
 from merge3.genome import Genome, snap
@@ -674,7 +674,7 @@ def told_apart(known: Known, others: Known, groups: Sequence[str], seed: int) ->
     labels = [groups[i] for i in rest]
 
     def choose(relatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        chosen, weights = margins(relatives[:, rest], len(known.subset), labels, seed)
+        chosen, weights = by_margins(relatives[:, rest], len(known.subset), labels, seed)
         if {groups[i] for i in known.subset} - {labels[i] for i in chosen}:
             return known.subset, known.weights
         return rest[chosen], weights

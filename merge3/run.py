@@ -24,7 +24,7 @@ from merge3.asker import Asker
 from merge3.benchmark import TEST_SHARE, read, settings_of, split, with_share
 from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate
 from merge3.evolve import SEARCHES, Genes, Search
-from merge3.extract import margins as told_best
+from merge3.extract import by_margins
 from merge3.fitness import Fitness
 from merge3.genome import Genome, live_groups
 from merge3.history import (
@@ -386,7 +386,7 @@ class _Run:
             )
         parameters = irt.fit_items(everybody, "em", 1, 0)
         relatives = np.stack([self.margins(drawn[name]) for name in merges.index])
-        choose = partial(told_best, count=min(ASKED, len(labels)), groups=labels, seed=seed)
+        choose = partial(by_margins, count=min(ASKED, len(labels)), groups=labels, seed=seed)
         known = Known(parameters, *choose(relatives), experts, relatives=relatives)
         self.tokens["preparation"] += POPULATION * self.asker.cost(self.search).tokens
         calibrated = calibrate(ESTIMATOR, merges.to_numpy(), known, choose)

@@ -132,7 +132,7 @@ def test_the_fit_is_the_setting_that_tells_left_out_relatives_best() -> None:
 
 def test_calibration_leaves_each_relative_out() -> None:
     relatives, subset = family(13, 10), drawn(14)
-    choose = partial(extract.margins, count=ASKED, groups=["x"] * ITEMS, seed=0)
+    choose = partial(extract.by_margins, count=ASKED, groups=["x"] * ITEMS, seed=0)
     truths = (relatives > 0).mean(axis=1)
     for by in (None, choose):
         known = calibrate("margin_irt", np.ones((1, ITEMS)), known_of(relatives, subset), by)
@@ -159,7 +159,7 @@ def test_the_design_takes_the_item_that_lowers_the_variance_most() -> None:
 
 def test_extracted_items_share_the_budget_between_the_groups() -> None:
     groups = ["x"] * 150 + ["y"] * 50
-    subset, weights = extract.margins(family(16, 6), 8, groups, 0)
+    subset, weights = extract.by_margins(family(16, 6), 8, groups, 0)
     assert [groups[i] for i in subset].count("x") == 6
     assert len(set(subset.tolist())) == 8
     assert weights.sum() == pytest.approx(1.0)
@@ -169,7 +169,7 @@ def test_designed_items_tell_more_than_random_ones() -> None:
     every = family(17, 112)
     relatives, candidates = every[:12], every[12:]
     truths, errors = (candidates > 0).mean(axis=1), []
-    chosen, _ = extract.margins(relatives, 10, ["x"] * ITEMS, 0)
+    chosen, _ = extract.by_margins(relatives, 10, ["x"] * ITEMS, 0)
     for subset in (chosen, *(drawn(seed, 10) for seed in range(5))):
         known = known_of(relatives, subset)
         errors.append(np.abs([margin_irt(row[subset], known).score for row in candidates] - truths).mean())
