@@ -9,7 +9,17 @@ from typing import Any
 import pandas as pd
 from prefect import flow
 
-from flows.known import expert_answers, extracted_by, margins, parameters, relatives, study_items, study_of, subset
+from flows.known import (
+    expert_answers,
+    extracted_by,
+    fitted_margins,
+    margins,
+    parameters,
+    relatives,
+    study_items,
+    study_of,
+    subset,
+)
 from flows.stage import DATA, main, say, write_json, write_text
 from merge3.estimate import ANSWERED, CONTINUOUS, ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
@@ -43,7 +53,7 @@ def estimate(seed: int, study: str, studies: dict[str, Any], method: str) -> Non
     choose = partial(by_margins, count=len(chosen), groups=[item.group for item in found], seed=seed)
     by, fair = None, known
     if extracted_by() == MARGINS:  # held-out merges have no say in which items they are asked
-        by, others = choose, margins(found, fitted=True)
+        by, others = choose, fitted_margins(found)
         if others is not None and len(others) >= FEWEST:
             fair = replace(known, **dict(zip(("subset", "weights"), choose(others), strict=True)))
     calibrated = {

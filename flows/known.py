@@ -84,9 +84,7 @@ def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
         ValueError: no held-out model is left.
     """
     table = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
-    members = pd.read_csv(
-        POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str}, index_col="model"
-    ).loc[table.index]
+    members = _members().loc[table.index]
     whole = table.notna().all(axis=1).to_numpy()
     table, members = table[whole], members[whole]
     held_out, merges = members["held_out"].to_numpy(dtype=bool), (members["study"] != "").to_numpy()
@@ -98,15 +96,19 @@ def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
     return table[merges & ~held_out].to_numpy(), table[held_out].to_numpy()
 
 
-def margins(found: list[Item], fitted: bool = False) -> np.ndarray | None:
+def margins(found: list[Item]) -> np.ndarray | None:
     """The margins of the population's merges, in nats, models x items; None where it was imported.
 
-    Merges with an answer missing are left out, and where only the `fitted` are wanted those held out from the item fit.
+    Merges with an answer missing are left out.
     """
     table = _margins(found)
-    if fitted:
-        members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False, dtype={"model": str}, index_col="model")
-        table = table[~members["held_out"].loc[table.index].to_numpy(dtype=bool)]
+    return None if table.empty else table.to_numpy(dtype=float)
+
+
+def fitted_margins(found: list[Item]) -> np.ndarray | None:
+    """`margins` without the merges held out from the item fit."""
+    table = _margins(found)
+    table = table[~_members()["held_out"].loc[table.index].to_numpy(dtype=bool)]
     return None if table.empty else table.to_numpy(dtype=float)
 
 
@@ -118,6 +120,13 @@ def merges(found: list[Item]) -> tuple[list[str], np.ndarray, np.ndarray]:
     table = _margins(found)
     answers = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
     return list(table.index), answers.loc[table.index].to_numpy(), table.to_numpy(dtype=float)
+
+
+def _members() -> pd.DataFrame:
+    """The population's models, by name: the study of a merge (of others none), and whether it is held out."""
+    return pd.read_csv(
+        POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str}, index_col="model"
+    )
 
 
 def _margins(found: list[Item]) -> pd.DataFrame:
