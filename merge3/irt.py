@@ -152,11 +152,14 @@ def choose_dimensions(
     """The number of dimensions whose mirt fit predicts held-out answers best, and each one's log-likelihood an answer.
 
     A `share` of the answers is hidden at random. More dimensions are tried until one is no better than the one before.
+    Where there are so few answers that none is hidden, the first of the candidates, and no log-likelihood.
     """
     rng = np.random.default_rng(seed)
     asked = ~np.isnan(responses)
     hidden = asked & (rng.random(responses.shape) < share)
     hidden[:, (asked & ~hidden).sum(axis=0) == 0] = False
+    if not hidden.any():
+        return candidates[0], {}
     shown = np.where(hidden, np.nan, responses)
     found: dict[int, float] = {}
     for D in candidates:

@@ -347,6 +347,12 @@ def test_held_out_answers_choose_the_number_of_dimensions():
     assert irt.choose_dimensions(simulate(200, 60)[2], 0, (1, 3))[0] == 1
 
 
+def test_a_table_too_small_to_hide_an_answer_has_the_fewest_dimensions():
+    responses = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert irt.choose_dimensions(responses, 1) == (1, {})
+    assert fit_items(responses, "mirt", None, 1).dimensions == 1
+
+
 def test_fit_statistics_are_one_where_the_model_made_the_answers_and_tell_a_wrong_key():
     items, _, responses = simulate(400, 50)
     fitted = irt.item_fit(items, responses)
