@@ -350,7 +350,10 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well items, or models, are described by their parameters; near 1 is as expected for infit and outfit."""
+    """How well items, or models, are described by their parameters; near 1 is as expected for infit and outfit.
+
+    NaN for a row without answers.
+    """
 
     infit: Float[np.ndarray, " rows"]
     """Mean squared residual over its expectation, weighted by information (Wright & Masters 1982)."""
@@ -376,29 +379,32 @@ def item_fit(items: ItemParameters, responses: Float[np.ndarray, "models items"]
     correlations = np.full(len(items), np.nan)
     for item in range(len(items)):
         y, s = responses[asked[:, item], item], share[asked[:, item], item]
-        if np.ptp(y) > 0 and np.ptp(s) > 0:
+        if len(y) and np.ptp(y) > 0 and np.ptp(s) > 0:
             correlations[item] = np.corrcoef(y, s)[0, 1]
     return Fit(*_mean_squares(P, responses, 0), correlations)
 
 
 def model_fit(items: ItemParameters, responses: Float[np.ndarray, "models items"]) -> Fit:
     """How well each model's answers follow its ability; see `Fit`."""
-    P = probability(items, fit_abilities(items, responses)[0])
-    logit, asked = np.log(P) - np.log1p(-P), ~np.isnan(responses)
-    surprise = np.nansum(np.where(asked, (responses - P) * logit, 0.0), axis=1)
+    abilities = fit_abilities(items, responses)[0]
+    P, asked = probability(items, abilities), ~np.isnan(responses)
+    logit = abilities @ items.discrimination.T - items.difficulty  # finite where P is 0 or 1 to the last bit
+    surprise = np.where(asked, (responses - P) * logit, 0.0).sum(axis=1)
     spread = np.sqrt(np.where(asked, P * (1 - P) * logit**2, 0.0).sum(axis=1))
-    return Fit(*_mean_squares(P, responses, 1), surprise / np.maximum(spread, 1e-12))
+    spread = np.where(asked.any(axis=1), np.maximum(spread, 1e-12), np.nan)
+    return Fit(*_mean_squares(P, responses, 1), surprise / spread)
 
 
 def _mean_squares(
     P: Float[np.ndarray, "models items"], responses: Float[np.ndarray, "models items"], axis: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Infit and outfit over an axis."""
+    """Infit and outfit over an axis; NaN where there are no answers."""
     asked = ~np.isnan(responses)
     V = np.clip(P * (1 - P), 1e-12, None)
     squares = np.where(asked, (responses - P) ** 2, 0.0)
-    infit = squares.sum(axis=axis) / np.where(asked, V, 0.0).sum(axis=axis)
-    return infit, (squares / V).sum(axis=axis) / asked.sum(axis=axis)
+    count = np.where(asked.any(axis=axis), asked.sum(axis=axis), np.nan)
+    infit = squares.sum(axis=axis) / np.where(np.isnan(count), np.nan, np.where(asked, V, 0.0).sum(axis=axis))
+    return infit, (squares / V).sum(axis=axis) / count
 
 
 def check_responses(responses: Float[np.ndarray, "*shape"]) -> None:

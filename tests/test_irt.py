@@ -371,3 +371,25 @@ def test_a_model_that_answers_at_random_does_not_fit():
     assert 0.6 < usual.discrimination.std() < 1.4
     responses[0] = np.random.default_rng(1).integers(0, 2, 200)
     assert irt.model_fit(items, responses).discrimination[0] < -2
+
+
+def test_fit_is_unknown_of_who_answered_nothing_and_changes_for_nobody_else():
+    items, _, responses = simulate(30, 20)
+    model, item = irt.model_fit(items, responses), irt.item_fit(items, responses)
+    more = irt.model_fit(items, np.vstack([responses, np.full(20, np.nan)]))
+    for name in ("infit", "outfit", "discrimination"):
+        np.testing.assert_allclose(getattr(more, name), np.append(getattr(model, name), np.nan), rtol=1e-12)
+    responses[:, 3] = np.nan
+    found = irt.item_fit(items, responses)
+    assert np.isnan([found.infit[3], found.outfit[3], found.discrimination[3]]).all()
+    assert np.isfinite(np.delete(found.infit, 3)).all()
+    assert np.isfinite(item.infit).all()
+
+
+def test_fit_is_finite_where_an_answer_is_certain():
+    items = ItemParameters(np.full((6, 1), 1.0), np.array([-60.0, -1.0, 0.0, 1.0, 60.0, 0.5]))
+    responses = np.array([[1.0, 1, 0, 1, 0, 1], [1, 1, 1, 0, 0, 0]])
+    with_certain, without = (
+        irt.model_fit(items.take(i), responses[:, i]) for i in (np.arange(6), np.array([1, 2, 3, 5]))
+    )
+    np.testing.assert_allclose(with_certain.discrimination, without.discrimination, rtol=1e-9)
