@@ -29,14 +29,14 @@ def matrix(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has another ending, or is no response table (see `responses.check`).
+        ValueError: it has another ending, or is no response table (see `cells` and `responses.check`).
     """
     if not path.exists():
         raise FileNotFoundError(f"no response table at {path}")
     if path.suffix == ".csv":
-        text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)  # a model may be called NA
-        table = text.iloc[1:, 1:].set_axis(text.iloc[1:, 0]).set_axis(text.iloc[0, 1:], axis=1)
-        table = table.rename_axis(columns=None).replace(dict.fromkeys(MISSING) | {"True": "1", "False": "0"})
+        text = cells(path)
+        table = text.iloc[:, 1:].set_axis(text.iloc[:, 0])
+        table = table.replace(dict.fromkeys(MISSING) | {"True": "1", "False": "0"})
     elif path.suffix == ".parquet":
         table = pd.read_parquet(path)
         if len(table.columns) and table.columns[0] == "model":
@@ -45,6 +45,20 @@ def matrix(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: expected a .csv or .parquet file")
     table.index = table.index.map(str).rename("model")
     return responses.check(table, str(path))
+
+
+def cells(path: Path) -> pd.DataFrame:
+    """The cells of a CSV file as text, its first line the columns' names; none is missing, as a model may be called NA.
+
+    Raises:
+        ValueError: it is empty, no UTF-8, or a line has more cells than the first (which pandas would shift by one).
+    """
+    try:
+        text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        problem = str(error).strip()
+        raise ValueError(f"{path}: expected a CSV file in UTF-8 with the columns' names first: {problem}") from error
+    return text.iloc[1:].set_axis(text.iloc[0], axis=1).rename_axis(columns=None)
 
 
 def lm_eval(folder: Path, metric: str | None = None, filtering: str | None = None) -> pd.DataFrame:

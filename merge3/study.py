@@ -128,8 +128,9 @@ def triplets(table: pd.DataFrame, merges: pd.DataFrame) -> Draw:
             both its parents are one.
     """
     columns = ["merge", "parent_a", "parent_b"]
-    if missing := [name for name in columns if name not in merges.columns]:
-        raise ValueError(f"expected the columns {columns}, got none called {missing[0]!r}")
+    times = {name: list(merges.columns).count(name) for name in columns}
+    if wrong := [name for name in columns if times[name] != 1]:
+        raise ValueError(f"expected the columns {columns}, got {times[wrong[0]] or 'none'} called {wrong[0]!r}")
     if merges.empty:
         raise ValueError("expected one merge or more with its parents, got none")
     if (twice := merges["merge"][merges["merge"].duplicated()]).size:

@@ -117,6 +117,10 @@ def test_matrices_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("model,i\na,2\n")
     with pytest.raises(ValueError, match="values must be 0, 1 or NaN"):
         imports.matrix(tmp_path / "m.csv")
+    for content in (b"", b"model,i\na,1,0\n", "model,i\né,1\n".encode("latin-1")):
+        (tmp_path / "m.csv").write_bytes(content)
+        with pytest.raises(ValueError, match=r"m\.csv: expected a CSV file in UTF-8 with the columns' names first"):
+            imports.matrix(tmp_path / "m.csv")
 
 
 @pytest.mark.parametrize("form", ["struct", "columns"])

@@ -290,6 +290,25 @@ def test_names_that_look_like_numbers_and_ids_without_a_group(tmp_path: Path, ca
     assert "--count must be between 1 and the 40 items, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--triplets", "", "list.csv: expected a CSV file in UTF-8 with the columns' names first: No columns"),
+        ("--triplets", "merge,parent_a,parent_b\nmerge-0,merge-1,a,b\n", "Expected 3 fields in line 2, saw 4"),
+        ("--triplets", "merge,parent_a,parent_b,merge\nmerge-0,a,b,merge-0\n", "got 2 called 'merge'"),
+        ("--weights", "merge,x\nmerge-0,1,2\n", "list.csv: expected a CSV file in UTF-8"),
+    ],
+)
+def test_a_list_that_is_no_table_is_named_and_no_row_of_it_is_shifted(
+    tmp_path: Path, capsys: pytest.CaptureFixture, option: str, text: str, message: str
+) -> None:
+    responses.write(tmp_path / "table.parquet", world())
+    (tmp_path / "list.csv").write_text(text)
+    case = ["study", str(tmp_path / "table.parquet"), option, str(tmp_path / "list.csv"), "--draws", "1"]
+    assert cli.main([*case, *(["--parents", "a", "b"] if option == "--weights" else [])]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_study_of_too_few_models_says_how_many_it_needs() -> None:
     table = pd.DataFrame(np.eye(4), index=[f"m{n}" for n in range(4)])
     with pytest.raises(ValueError, match="expected 4 models or more whose answers differ, got 3"):

@@ -21,7 +21,8 @@ def study(options: argparse.Namespace) -> None:
         studies.check_plot(options.plot)
     weights = None
     if options.weights:
-        weights = pd.read_csv(options.weights, index_col=0, dtype=str, keep_default_na=False)
+        weights = imports.cells(options.weights)
+        weights = weights.iloc[:, 1:].set_axis(weights.iloc[:, 0])
     draw, groups = read_case(options, weights)
     with progress("study", options.draws) as advance:
         found = studies.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
@@ -92,7 +93,7 @@ def read_case(options: argparse.Namespace, weights: pd.DataFrame | None = None) 
     if options.parents:
         return studies.family(table, options.parents, options.merges, options.relatives, weights), groups
     if options.triplets:
-        return studies.triplets(table, pd.read_csv(options.triplets, dtype=str, keep_default_na=False)), groups
+        return studies.triplets(table, imports.cells(options.triplets)), groups
     return studies.leaderboard(table), groups
 
 
