@@ -95,7 +95,7 @@ class Calibration:
     """Standard deviation of estimate - truth."""
     spearman: float | None = None
     coverage: float | None = None
-    """Share of truths inside the widened intervals."""
+    """Share of truths inside the intervals as they come, before they are widened."""
 
 
 @dataclass(frozen=True)
