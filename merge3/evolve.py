@@ -129,13 +129,13 @@ class Search(ABC):
 
         Raises:
             RuntimeError: a generation was asked and not told.
-            ValueError: genotypes and fitness do not fit together, leave the cube, or are not finite.
+            ValueError: genotypes, fitness and errors do not fit together, leave the cube, or are not finite.
         """
         if self._asked:
             raise RuntimeError(f"generation {self.generation} was asked and not told; tell its fitness first")
         values = self._checked(genotypes, fitness)
         lost = np.full((len(failed), self.objectives), -np.inf)
-        self._errors = np.vstack([np.array(errors, dtype=float).reshape(values.shape), np.full(lost.shape, ERROR)])
+        self._errors = np.vstack([_standard(errors, values.shape), np.full(lost.shape, ERROR)])
         self._again([*genotypes, *failed], np.vstack([values, lost]))
 
     def _checked(
@@ -176,7 +176,7 @@ class Search(ABC):
 
         Raises:
             RuntimeError: nothing was asked.
-            ValueError: the number of values or of objectives differs, or one is NaN or +inf.
+            ValueError: the number of values or of objectives differs, one is NaN or +inf, or an error is none.
         """
         if not self._asked:
             raise RuntimeError("tell without ask: ask for a generation first")
@@ -187,10 +187,10 @@ class Search(ABC):
             raise ValueError(f"expected {self.objectives} objective(s) a candidate, got {values.shape[1]}")
         if np.isnan(values).any() or (values == np.inf).any():
             raise ValueError(f"fitness must be finite, or -inf for a failed candidate; got {list(fitness)}")
+        told = np.full(values.shape, ERROR) if errors is None else _standard(errors, values.shape)
         values[np.isneginf(values).any(axis=1)] = -np.inf
         if not self.drifts or np.ptp(np.nan_to_num(values, neginf=-1e300), axis=0).any():
-            told = np.full(values.shape, ERROR) if errors is None else np.array(errors, dtype=float)
-            self._errors = np.nan_to_num(told.reshape(values.shape), nan=ERROR)
+            self._errors = told
             self._learn(self._asked, self._losses(values))
         self._asked = []
         self.generation += 1
@@ -547,6 +547,18 @@ class PooledFront(Pooled):
             draws = np.stack([surface.sample(tries, 1, generator)[0] for surface in self.surfaces], axis=1)
             made.append(tries[_furthest(draws, weights, *spans)[-1]])
         return made
+
+
+def _standard(errors: Sequence[Fitness], shape: tuple[int, ...]) -> Float[np.ndarray, "candidates objectives"]:
+    """The standard errors of fitness of a shape; `ERROR` where one is NaN.
+
+    Raises:
+        ValueError: their number differs, or one is negative or infinite.
+    """
+    told = np.array(errors, dtype=float)
+    if told.size != math.prod(shape) or (told < 0).any() or np.isinf(told).any():
+        raise ValueError(f"expected a finite standard error of every fitness value, NaN where it failed, got {errors}")
+    return np.where(np.isnan(told), ERROR, told).reshape(shape)
 
 
 def _spans(heights: Float[np.ndarray, "some objectives"]) -> tuple[np.ndarray, np.ndarray]:

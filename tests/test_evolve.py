@@ -474,6 +474,10 @@ def test_misuse_is_refused(name: str) -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="must be finite"):
             search.tell([bad] + [0.0] * 7)
+    for errors in ([0.1] * 7, [-0.1] * 8, [np.inf] * 8):
+        with pytest.raises(ValueError, match="a finite standard error of every fitness value"):
+            search.tell([0.0, 1.0] * 4, errors)
+    search.tell([0.0, 1.0] * 4, [np.nan] * 8)
 
 
 @pytest.mark.parametrize(
