@@ -105,7 +105,7 @@ class Known:
     Args:
         items: the parameters of all N items.
         subset: the indices of the n items a candidate is asked.
-        weights: of the items asked; they sum to 1.
+        weights: of the items asked; none is negative, and they sum to 1.
         parents: the parents' answers to all N items, none missing. None of them is known of a model that is no
             merge: then estimators that need parents refuse.
         calibration: the numbers of the estimator in use.
@@ -136,9 +136,10 @@ class Known:
         n, N = len(self.subset), len(self.items)
         if n == 0 or len(np.unique(self.subset)) < n or self.subset.min() < 0 or self.subset.max() >= N:
             raise ValueError(f"expected distinct items between 0 and {N - 1} in the subset, got {self.subset.tolist()}")
-        if self.weights.shape != (n,) or not np.isclose(self.weights.sum(), 1.0):
+        if self.weights.shape != (n,) or not (self.weights >= 0).all() or not np.isclose(self.weights.sum(), 1.0):
             raise ValueError(
-                f"expected {n} weights that sum to 1, got {len(self.weights)} with sum {self.weights.sum():g}"
+                f"expected {n} weights of 0 or more that sum to 1, got {len(self.weights)} from {self.weights.min():g} "
+                f"with sum {self.weights.sum():g}"
             )
         if self.parents.ndim != 2 or self.parents.shape[1] != N:
             raise ValueError(f"expected the answers of the parents to {N} items, got shape {self.parents.shape}")

@@ -185,8 +185,10 @@ def fit_abilities(
     Finite for every pattern of answers, all right and all wrong included; a model without answers gets 0 ± 1.
 
     Raises:
-        ValueError: a value other than 0, 1 and NaN.
+        ValueError: a value other than 0, 1 and NaN, or another number of items.
     """
+    if responses.shape[1:] != (len(items),):
+        raise ValueError(f"expected answers of models x {len(items)} items, got shape {responses.shape}")
     check_responses(responses)
     D = items.dimensions
     abilities, covariance = fit_logistics(items.discrimination, -items.difficulty, responses, np.zeros(D), np.eye(D))

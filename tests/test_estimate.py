@@ -571,6 +571,8 @@ def test_a_learnt_prior_serves_a_family_that_differs_from_the_usual(dimensions):
         ({"subset": np.array([0, 0]), "weights": np.array([0.5, 0.5])}, "distinct items"),
         ({"subset": np.array([0, 200]), "weights": np.array([0.5, 0.5])}, "between 0 and 199"),
         ({"weights": np.full(20, 0.1)}, "sum to 1"),
+        ({"weights": np.append(np.full(19, 0.1), -0.9)}, r"20 weights of 0 or more that sum to 1, got 20 from -0\.9"),
+        ({"weights": np.full(20, np.nan)}, "sum to 1, got 20 from nan"),
         ({"parents": np.full((2, 200), np.nan)}, "400 answers of the parents are missing"),
         ({"parents": np.full((2, 200), 0.3)}, "grade them first"),
         ({"parents": np.ones((2, 100)), "population": None}, "answers of the parents to 200 items"),

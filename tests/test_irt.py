@@ -201,6 +201,13 @@ def test_a_transposed_matrix_is_refused_with_both_shapes():
         probability(items, theta.T[0])
 
 
+def test_answers_to_another_number_of_items_are_refused_by_name():
+    items, _, responses = simulate(4, 5)
+    for tell in (fit_abilities, irt.item_fit, irt.model_fit):
+        with pytest.raises(ValueError, match=r"expected answers of models x 5 items, got shape \(5, 4\)"):
+            tell(items, responses.T)
+
+
 def test_abilities_are_the_minimum_a_general_optimiser_finds():
     items, _, responses = simulate(5, 30, 2)
     responses[0, :10] = np.nan
