@@ -126,13 +126,14 @@ class Genome:
         if len(self.methods) > 1:
             genes.append((self.methods.index(recipe.method) + 0.5) / len(self.methods))
         for values, (low, high) in parts:
+            ends = {snap(low): low, snap(high): high}  # what an end of the range is snapped to may lie beyond it
             for group in self.groups:
                 for expert in self.weighted:
                     along = values.get(expert, {}).get(group, ()) if values else (high,)
                     if len(along) not in (1, self.knots):
                         return None
                     found = along if len(along) == self.knots else along * self.knots
-                    genes += [(value - low) / (high - low) for value in found]
+                    genes += [(ends.get(value, value) - low) / (high - low) for value in found]
         genotype = np.array(genes)
         rounded: Float[np.ndarray, " genes"] = np.clip(genotype, 0.0, 1.0)
         return rounded if np.allclose(genotype, rounded, atol=1e-9) else None

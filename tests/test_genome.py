@@ -83,6 +83,15 @@ def test_a_recipe_has_the_place_that_it_was_decoded_from(methods: tuple[str, ...
     assert genome.decode(place) == recipe
 
 
+@pytest.mark.parametrize("gene", [0.0, 0.5, 1.0])
+def test_an_end_of_a_range_that_is_snapped_beyond_it_has_a_place(gene: float) -> None:
+    genome = Genome(**(GOOD | {"weight_range": (0.334, 0.666), "density_range": (0.124, 0.996)}))
+    recipe = genome.decode(np.full(16, gene))
+    place = genome.place(recipe)
+    assert place is not None
+    assert genome.decode(place) == recipe
+
+
 def test_a_merge_that_the_genome_does_not_have_has_no_place() -> None:
     genome = Genome(**GOOD)
     recipe = genome.decode(np.full(16, 0.5))
