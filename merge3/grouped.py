@@ -52,6 +52,8 @@ class Grouped:
                 subset=np.searchsorted(members, known.subset[asked]),
                 weights=known.weights[asked] / known.weights[asked].sum(),
                 parents=known.parents[:, members],
+                population=None if known.population is None else known.population[:, members],
+                family=None if known.family is None else known.family.take(members),
                 relatives=None,
             )
             self._parts[group] = (asked, part)

@@ -10,7 +10,7 @@ subsets, parents or merges.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import girth
 import numpy as np
@@ -299,6 +299,10 @@ class Predictor:
     def probability(self, x: Float[np.ndarray, "models unknowns"]) -> Float[np.ndarray, "models items"]:
         """The probability that each model is right on each item."""
         return np.asarray(expit(x @ self.design.T + self.offset))
+
+    def take(self, indices: Int[np.ndarray, " some"]) -> "Predictor":
+        """That of the items at `indices`, in that order."""
+        return replace(self, design=self.design[indices], offset=self.offset[indices])
 
     def first(self, unknowns: int) -> "Predictor":
         """The same, the unknowns after the first at the centre of their prior."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from merge3.estimate import ESTIMATORS, Known
 from merge3.grouped import Grouped, Objective
-from merge3.irt import ItemParameters, probability
+from merge3.irt import ItemParameters, Predictor, probability
+from merge3.lineage import predictor
 
 GENERATOR = np.random.default_rng(0)
 COUNT = 120
@@ -47,6 +49,28 @@ def test_a_group_that_is_better_is_estimated_better() -> None:
     whole = known(np.arange(60))
     found = Grouped(ESTIMATORS["parent_aware"], whole, GROUPS)(answers[:60])
     assert max(found, key=lambda group: found[group].score) == "g1"
+
+
+def test_a_group_is_estimated_by_its_own_items_of_family_and_population() -> None:
+    generator = np.random.default_rng(1)
+    answers, subset = generator.integers(0, 2, (8, COUNT)).astype(float), np.arange(0, COUNT, 2)
+    whole = known(subset)
+    family = predictor(ITEMS, whole.parents, relatives=answers[:4])
+    whole = replace(whole, population=answers, family=family)
+    members = np.arange(1, COUNT, 3)  # of g1
+    mine = np.isin(subset, members)
+    part = Known(
+        ITEMS.take(members),
+        np.searchsorted(members, subset[mine]),
+        np.full(mine.sum(), 1 / mine.sum()),
+        whole.parents[:, members],
+        population=answers[:, members],
+        family=Predictor(family.design[members], family.offset[members], family.centre, family.precision, family.tail),
+    )
+    row = answers[5, subset]
+    for name in ("lineage", "ridge"):
+        found = Grouped(ESTIMATORS[name], whole, GROUPS)(row)["g1"]
+        assert found.score == pytest.approx(ESTIMATORS[name](row[mine], part).score, abs=1e-12)
 
 
 def test_a_group_that_nobody_asks_is_refused() -> None:
