@@ -55,10 +55,10 @@ def hypervolume(values: Float[np.ndarray, "candidates objectives"], reference: f
 
 
 def knee(values: Float[np.ndarray, "candidates objectives"]) -> int:
-    """The candidate of the front that lies furthest beyond the plane through the front's ends (Das 1999).
+    """The candidate of the front that lies furthest beyond the line through the front's ends (Das 1999).
 
-    Objectives are scaled to the front's own ranges. Of a front without inside, or one that bends nowhere outward, the
-    candidate of the best sum.
+    Objectives are scaled to the front's own ranges; of three or more the plane is that on which they add up to 1. Of a
+    front without inside, or one that bends nowhere outward, the candidate of the best sum.
 
     Raises:
         ValueError: no candidate.

@@ -105,7 +105,8 @@ def adapt_items(items: ItemParameters, responses: Float[np.ndarray, "models item
     """The items as a few models of one family see them: joint MAP of items and abilities around a population's fit.
 
     log a ~ N(population's, `STEEPER`²), difficulty ~ N(population's, `HARDER`²), abilities ~ N(m, 1), m the models'
-    mean by the population's items. The scale stays the population's. No models: nothing changes.
+    mean by the population's items. The scale stays the population's. No models: nothing changes. One of a
+    discrimination below .001 counts as one of .001.
 
     Args:
         items: the population's, of one dimension.
@@ -568,8 +569,8 @@ def _difficulty(
 ) -> Float[np.ndarray, " items"]:
     """The difficulty at which a population of N(0, 1) abilities gives each item its share of right answers.
 
-    b = -sqrt(1 + .346 a²) log((k + 1/2) / (n - k + 1/2)), MacKay's (1992) approximation of the mean of a
-    sigmoid.
+    b = -sqrt(1 + .346 a²) log((k + 1/2) / (n - k + 1/2)), Zeger, Liang & Albert's (1988) approximation of the mean of
+    a sigmoid, .346 = (16 sqrt(3) / 15 pi)².
     """
     n = (~np.isnan(responses)).sum(axis=0)
     k = np.nansum(responses, axis=0)
