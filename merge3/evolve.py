@@ -549,7 +549,7 @@ class PooledFront(Pooled):
         return made
 
 
-def _standard(errors: Sequence[Fitness], shape: tuple[int, ...]) -> Float[np.ndarray, "candidates objectives"]:
+def _standard(errors: Sequence[Value], shape: tuple[int, ...]) -> Float[np.ndarray, "candidates objectives"]:
     """The standard errors of fitness of a shape; `ERROR` where one is NaN.
 
     Raises:
