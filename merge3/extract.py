@@ -78,7 +78,8 @@ def anchors(
 ) -> Subset:
     """The items nearest to the centres of k-means on (discrimination, difficulty); weights as the clusters' sizes.
 
-    The anchors of tinyBenchmarks (arXiv 2402.14992), a clustering for each group.
+    The anchors of tinyBenchmarks (arXiv 2402.14992), a clustering for each group. Anchors of the same parameters share
+    their cluster's weight.
 
     Raises:
         ValueError: a count outside 1..items, or groups that are not one an item.
@@ -96,11 +97,10 @@ def anchors(
         for centre in range(len(centres)):
             order = np.argsort(distance[:, centre], kind="stable")
             taken.append(int(next(i for i in order if i not in taken)))
-        sizes = np.bincount(
-            ((mine[:, None, :] - mine[taken][None]) ** 2).sum(axis=2).argmin(axis=1), minlength=len(taken)
-        )
+        away = ((mine[:, None, :] - mine[taken][None]) ** 2).sum(axis=2)
+        nearest = away == away.min(axis=1, keepdims=True)  # several, where anchors have the same parameters
         chosen += [int(i) for i in members[taken]]
-        weights += [float(max(size, 1)) for size in sizes]
+        weights += (nearest / nearest.sum(axis=1, keepdims=True)).sum(axis=0).tolist()
     return _sorted(chosen, weights)
 
 
@@ -401,7 +401,7 @@ def _kmeans(
 def _draws(model: Predictor) -> Float[np.ndarray, "draws unknowns"]:
     """Candidates from the Gaussian of the model's prior, evenly: a Sobol sequence, the same each time."""
     u = qmc.Sobol(len(model.centre), scramble=False).random(DRAWS)
-    z = norm.ppf((u + 0.5 / DRAWS) / (1 + 0.5 / DRAWS))
+    z = norm.ppf(u + 0.5 / DRAWS)  # the middle of each of as many equal parts
     return np.asarray(model.centre + z @ np.linalg.cholesky(np.linalg.inv(model.precision)).T)
 
 

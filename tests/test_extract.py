@@ -8,6 +8,7 @@ from merge3.extract import (
     METHODS,
     STEPS,
     Interview,
+    _draws,
     adaptive,
     ascent,
     design,
@@ -168,6 +169,21 @@ def test_anchors_are_one_item_of_each_cluster_and_weigh_as_it_does():
     chosen, weights = METHODS["anchors"](ItemParameters(np.ones((10, 1)), b), PARENTS, 3, ["x"] * 10, 0)
     assert sorted(b[chosen].tolist()) == [-5, 0, 5]
     np.testing.assert_allclose(weights, [0.6, 0.3, 0.1])
+
+
+def test_anchors_of_the_same_parameters_share_their_clusters_weight():
+    b = np.array([1.0, 1.0, 1.0, 1.0, -1.0, -1.0])  # three anchors of two places
+    chosen, weights = METHODS["anchors"](ItemParameters(np.ones((6, 1)), b), PARENTS, 3, ["x"] * 6, 0)
+    for place in (1.0, -1.0):
+        mine = b[chosen] == place
+        np.testing.assert_allclose(weights[mine], (b == place).mean() / mine.sum())
+
+
+def test_the_candidates_that_a_design_is_for_lie_evenly_about_the_prior():
+    prior = Predictor(np.ones((4, 3)), np.zeros(4), np.array([1.0, -2.0, 0.5]), np.eye(3) / 0.4**2)
+    x = _draws(prior)
+    np.testing.assert_allclose(x.mean(axis=0), prior.centre, atol=1e-12)
+    np.testing.assert_allclose(x.std(axis=0), 0.4, rtol=0.03)
 
 
 def slow_variance(model, x, asked):
