@@ -72,11 +72,10 @@ def fit_items(
 
     Raises:
         ValueError: no items, an item nobody answered, a population of one model or whose models answer all items alike,
-            or a value other than 0, 1 and NaN.
-        KeyError: an unknown engine.
+            a value other than 0, 1 and NaN, or an unknown engine.
     """
     if engine not in ENGINES:
-        raise KeyError(f"unknown engine {engine!r}: choose one of {sorted(ENGINES)}")
+        raise ValueError(f"unknown engine {engine!r}: choose one of {sorted(ENGINES)}")
     if dimensions is not None and dimensions < 1:
         raise ValueError(f"expected at least 1 dimension, got {dimensions}")
     check_responses(responses)

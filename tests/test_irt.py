@@ -191,7 +191,7 @@ def test_what_cannot_be_fitted_is_refused_with_the_reason(responses, engine, dim
 
 
 def test_an_unknown_engine_is_answered_with_the_known_ones():
-    with pytest.raises(KeyError, match=r"girth.*mirt"):
+    with pytest.raises(ValueError, match=r"girth.*mirt"):
         fit_items(np.eye(3), "bilog", 1, 0)
 
 
