@@ -48,8 +48,10 @@ def open_asker(
 
     Raises:
         FileNotFoundError: a model is not there.
-        ValueError: an expert does not fit the base, or the device or dtype is not to be had here.
+        ValueError: an expert does not fit the base or is called `base`, or the device or dtype is not to be had here.
     """
+    if "base" in experts:
+        raise ValueError("an expert cannot be called 'base', which is the base's name: give it another")
     models.check_device(device)
     resolved = models.resolve_dtype(dtype, device)
     folders = {name: models.weights_folder(source) for name, source in {"base": base, **experts}.items()}

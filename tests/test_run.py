@@ -266,6 +266,11 @@ def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tm
     assert json.loads((tmp_path / "out.store" / "result.json").read_text())["items"] == short
 
 
+def test_an_expert_with_the_bases_name_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be called 'base'"):
+        open_asker(str(saved["base"]), {"base": str(saved["first"])}, tmp_path)
+
+
 def test_a_standard_merge_that_wins_is_named_and_is_no_rival_of_its_own(
     saved: dict[str, Path], questions: list[Item], tmp_path: Path
 ) -> None:
