@@ -126,12 +126,16 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         given = dict(params["evolve"])
         for name in ("knots", "population", "generations", "finalists", "finalist_items"):
             _least(f"evolve.{name}", given[name], 1)
-        limits = ("strategy", "objective", "generations", "join", "finalists", "finalist_items")
+        limits = ("method", "strategy", "objective", "warm_start", "generations", "join", "finalists", "finalist_items")
         wanted = ("method", "knots", "weights", "densities", "strategy", "population", "sigma")
         experts, groups = study_of(params["study"], params["studies"])
         validate(**{name: given[name] for name in limits}, groups=groups)
         objectives = len(groups) if given["objective"] == "pareto" else 1
-        opened(experts, GROUPS, params["seed"], **{name: given[name] for name in wanted}, objectives=objectives)
+        ranges = {name: given[name] for name in wanted}
+        opened(experts, GROUPS, params["seed"], **ranges, warm_start=None, objectives=objectives)
+        before = given["warm_start"]
+        if before is not None and not (Path(before) / "history.csv").exists():
+            raise ValueError(f"evolve.warm_start must be a folder with the history.csv of a search, got {before!r}")
 
     def evaluation() -> None:
         _least("evaluate.sample", params["evaluate"]["sample"], 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -16,6 +17,7 @@ from prefect.exceptions import TerminationSignal
 from flows.asking import MANIFEST, answer_all
 from flows.known import (
     POPULATION,
+    earlier_search,
     expert_answers,
     extracted_by,
     margins,
@@ -43,7 +45,7 @@ from flows.team import open_team
 from merge3 import mergefile
 from merge3.asker import Asker
 from merge3.estimate import CONTINUOUS, ESTIMATORS, Calibration, Known
-from merge3.evolve import FRONTS, SEARCHES, Genes, Search
+from merge3.evolve import FRONTS, SEARCHES, Cma, Genes, Search, begin_after
 from merge3.extract import MARGINS
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
@@ -89,6 +91,7 @@ def evolve(
     tokens: int | None,
     hours: float | None,
     sigma: float,
+    warm_start: str | None,
     join: int,
     finalists: int,
     finalist_items: int,
@@ -111,7 +114,7 @@ def evolve(
         KeyboardInterrupt: the search was interrupted; says how far it is.
     """
     experts, groups = study_of(study, studies)
-    validate(strategy, objective, groups, generations, join, finalists, finalist_items)
+    validate(method, strategy, objective, groups, warm_start, generations, join, finalists, finalist_items)
     found = study_items(groups)
     known, estimator = _known(experts, found)
     asker = open_team(runtime, OUT / "answers", experts)
@@ -126,6 +129,7 @@ def evolve(
         strategy,
         population,
         sigma,
+        warm_start,
         len(groups) if objective == "pareto" else 1,
     )
     start, start_cost = in_full(asker, average(genome), found) if objective == "gain" else (None, Cost())
@@ -299,9 +303,11 @@ def verified_front(
 
 
 def validate(
+    method: str | Sequence[str],
     strategy: str,
     objective: str | Mapping[str, float],
     groups: Sequence[str],
+    warm_start: str | None,
     generations: int,
     join: int,
     finalists: int,
@@ -323,6 +329,10 @@ def validate(
     choice = sorted(FRONTS if objective == "pareto" else SEARCHES)
     if strategy not in choice:
         raise ValueError(f"evolve.strategy must be one of {choice} where the objective is {objective}: {strategy!r}")
+    if warm_start is not None and (strategy != "cma" or not isinstance(method, str)):
+        raise ValueError(
+            f"evolve.warm_start is for the strategy cma and one method, got {warm_start!r} with {strategy!r}"
+        )
     for name, value in (
         ("generations", generations),
         ("finalists", finalists),
@@ -345,14 +355,16 @@ def opened(
     strategy: str,
     population: int,
     sigma: float,
+    warm_start: str | None,
     objectives: int = 1,
 ) -> tuple[Genome, Search]:
     """The genome of `experts`, for the groups that are `live`, and the search of it, from the uniform average.
 
-    Of several `objectives` the search is for their front.
+    With `warm_start` it begins where the earlier search in that folder was good, as wide as its best tenth; `sigma` is
+    then without effect. Of several `objectives` the search is for their front.
 
     Raises:
-        ValueError: the method is unknown, or another parameter is out of its range.
+        ValueError: the method is unknown, another parameter is out of its range, or that folder has no such search.
     """
     ranges = bounds("evolve.weights", weights), bounds("evolve.densities", densities)
     methods = (method,) if isinstance(method, str) else tuple(method)
@@ -360,6 +372,9 @@ def opened(
     genes = Genes(genome.start.size, categories={0: len(methods)} if len(methods) > 1 else {})
     if objectives > 1:
         return genome, FRONTS[strategy](genes, genome.start, sigma, population, seed, objectives)
+    if warm_start is not None:
+        start, sigma, covariance = begin_after(*earlier_search(Path(warm_start), genome))
+        return genome, Cma(genes, start, sigma, population, seed, covariance)
     return genome, SEARCHES[strategy](genes, genome.start, sigma, population, seed)
 
 

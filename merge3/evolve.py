@@ -234,7 +234,7 @@ class Search(ABC):
 
 
 class Cma(Search):
-    """CMA-ES. `cov` is the first covariance, in units of sigma², see `warm_start`."""
+    """CMA-ES. `cov` is the first covariance, in units of sigma², see `begin_after`."""
 
     def __init__(
         self,
@@ -662,7 +662,7 @@ class Nsga2(Pymoo):
     method = "NSGA2"
 
 
-def warm_start(
+def begin_after(
     genotypes: Float[np.ndarray, "candidates genes"],
     fitness: Float[np.ndarray, " candidates"],
     share: float = 0.1,

@@ -97,6 +97,8 @@ def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) ->
         ("evolve", {"strategy": "luck"}, "evolve.strategy must be one of"),
         ("evolve", {"method": "mean"}, "merge method must be one of"),
         ("evolve", {"sigma": 2.0}, "sigma must be in (0, 1]"),
+        ("evolve", {"warm_start": "there"}, "evolve.warm_start is for the strategy cma"),
+        ("evolve", {"strategy": "cma", "warm_start": "nowhere"}, "must be a folder with the history.csv of a search"),
         ("evolve", {"weights": [1.0, 0.0]}, "weight_range must be two finite numbers that rise"),
         ("evolve", {"generations": "many"}, "evolve.generations must be 1 or more, got 'many'"),
         ("extract", {"items": 0}, "extract.items must be 1 or more"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cmaes import CMA, SepCMA, get_warm_start_mgd
 
-from merge3.evolve import ERROR, FRONTS, KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, warm_start
+from merge3.evolve import ERROR, FRONTS, KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, begin_after
 from merge3.front import hypervolume, nondominated
 
 HAS_PYMOO = importlib.util.find_spec("pymoo") is not None
@@ -422,7 +422,7 @@ def test_a_warm_start_is_cmaes_own_below_its_limit() -> None:
     generator = np.random.default_rng(0)
     x = generator.random((60, 6))
     values = np.array([sphere(one) for one in x])
-    mean, sigma, cov = warm_start(x, values)
+    mean, sigma, cov = begin_after(x, values)
     reference = get_warm_start_mgd([(one, -value) for one, value in zip(x, values, strict=True)])
     for ours, theirs in zip((mean, sigma, cov), reference, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
@@ -430,7 +430,7 @@ def test_a_warm_start_is_cmaes_own_below_its_limit() -> None:
 
 def test_a_warm_start_holds_for_hundreds_of_genes() -> None:
     x = np.random.default_rng(0).random((30, 400))
-    mean, sigma, cov = warm_start(x, x.sum(axis=1))
+    mean, sigma, cov = begin_after(x, x.sum(axis=1))
     assert 0.05 < sigma < 1
     assert np.linalg.slogdet(cov)[1] == pytest.approx(0.0, abs=1e-6)
     search = Cma(Genes(400), mean, sigma, 8, 0, cov)
@@ -439,7 +439,7 @@ def test_a_warm_start_holds_for_hundreds_of_genes() -> None:
 
 def test_a_warm_start_is_nearer_than_a_cold_one() -> None:
     x = np.random.default_rng(0).random((200, 5))
-    mean, sigma, cov = warm_start(x, np.array([sphere(one) for one in x]))
+    mean, sigma, cov = begin_after(x, np.array([sphere(one) for one in x]))
     warm = Cma(Genes(5), mean, sigma, 8, 0, cov)
     assert np.mean([sphere(one) for one in warm.ask()]) > np.mean([sphere(one) for one in make().ask()])
 
@@ -453,7 +453,7 @@ def test_a_warm_start_is_nearer_than_a_cold_one() -> None:
 )
 def test_a_warm_start_of_nothing_is_refused(x: np.ndarray, values: np.ndarray, share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        warm_start(x, values, share)
+        begin_after(x, values, share)
 
 
 # --- misuse

@@ -265,6 +265,28 @@ def test_every_strategy_can_search(here: Path, saved: dict[str, Path], strategy:
     assert json.loads(Path("data/evolve/winner.json").read_text())["objective"] == "worst"
 
 
+def test_a_search_begins_where_an_earlier_one_was_good(here: Path, saved: dict[str, Path]) -> None:
+    shutil.copytree("data/evolve", "before")
+    history = pd.read_csv("before/history.csv").drop_duplicates("phenotype", keep="last")
+    best = json.loads(Path("before/recipes.json").read_text())[history.loc[history["estimate"].idxmax(), "phenotype"]]
+    begun = [best["weights"][name][group][0] for group in ("attention", "mlp", "rest") for name in ("first", "second")]
+    values = change(world.params(saved), "evolve", strategy="cma", warm_start="before", generations=1, population=20)
+    world.run(values, "evolve")
+    asked = pd.read_csv("data/evolve/history.csv").filter(like="weight ").to_numpy()
+    assert len(asked) == 20
+    assert np.abs(asked - begun).max() < 0.5  # five deviations: one candidate of twelve is its tenth
+    assert np.abs(asked.mean(axis=0) - begun).max() < 0.1
+
+
+def test_an_earlier_search_of_other_merges_is_refused(here: Path, saved: dict[str, Path]) -> None:
+    shutil.copytree("data/evolve", "before")
+    values = change(world.params(saved), "evolve", strategy="cma", warm_start="before", method="dare_ties")
+    with pytest.raises(ValueError, match=r"none of the .* candidates in before is a merge by dare_ties"):
+        world.run(values, "evolve")
+    with pytest.raises(ValueError, match=r"expected history.csv and recipes.json of a search in nowhere"):
+        world.run(change(world.params(saved), "evolve", strategy="cma", warm_start="nowhere"), "evolve")
+
+
 def test_a_gain_is_over_the_start_which_answers_all_items(here: Path, saved: dict[str, Path]) -> None:
     before = json.loads(Path("data/evolve/ledger.json").read_text())
     world.run(change(world.params(saved), "evolve", objective="gain"), "evolve")

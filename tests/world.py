@@ -49,6 +49,7 @@ def params(models: dict[str, Path]) -> dict[str, Any]:
             "tokens": None,
             "hours": None,
             "sigma": 0.3,
+            "warm_start": None,
             "join": 2,
             "finalists": 2,
             "finalist_items": 10,
