@@ -3,7 +3,8 @@
 A prompt and its options are one tree of tokens, packed into one sequence: the prompt is computed once, and so is
 every beginning that options share. A beginning that all items share (examples, a system prompt) is computed once for
 all. Logits are read only where an option's next token hangs. Models for which that is not exact (layers that are not
-attention, items beyond a sliding window) are asked a sequence an option instead.
+attention, items beyond a sliding window) are asked a sequence an option instead. Items so long that a model stretches
+its positions (LongRoPE) are asked apart from others, and whole.
 
 **Batch shape decides nothing.** On a CPU tokens go through the layers as one row without padding (`merge3.flat`), where
 likelihoods are then the same to the bit in any batch: where a matrix product's row does not depend on the other rows,
@@ -248,12 +249,15 @@ def longest(trees: Sequence[Tree]) -> int:
     return max(len(tree.tokens) for tree in trees)
 
 
-def alike(trees: Sequence[Tree]) -> list[list[int]]:
-    """Indices of trees in groups in which attention looks at as many columns, or at few enough, see `looked_at`."""
-    found: dict[int, list[int]] = {}
+def alike(trees: Sequence[Tree], stretched: float = np.inf) -> list[list[int]]:
+    """Indices of trees in groups in which attention looks at as many columns, or at few enough, see `looked_at`.
+
+    Trees of more than `stretched` tokens a sequence are apart from others, see `stretches`.
+    """
+    found: dict[tuple[int, bool], list[int]] = {}
     for index, tree in enumerate(trees):
-        found.setdefault(max(looked_at(len(tree.tokens)), FEW), []).append(index)
-    return [found[width] for width in sorted(found)]
+        found.setdefault((max(looked_at(len(tree.tokens)), FEW), tree.depth > stretched), []).append(index)
+    return [found[kind] for kind in sorted(found)]
 
 
 def _width(tokens: int, shared: int) -> int:
@@ -339,6 +343,14 @@ def window(model: PreTrainedModel) -> float:
     if getattr(config, "use_sliding_window", True) is not False:
         names.append("sliding_window")
     return float(min((getattr(config, name, None) or np.inf for name in names), default=np.inf))
+
+
+def stretches(model: PreTrainedModel) -> float:
+    """Tokens of a pass from beyond which all its positions are told otherwise (LongRoPE); infinite where none are."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one for all layers, or for each kind
+    long = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return float(min(long, default=np.inf))
 
 
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
@@ -479,7 +491,7 @@ def score(
     """The log-likelihood of every option of every tree; where one is not finite, no further batch is asked."""
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     packed = packed and (not trees or longest(trees) <= window(model))
-    for group in alike(trees):
+    for group in alike(trees, stretches(model)):
         found = _score(
             model, [trees[index] for index in group], tokenizer.pad_token_id or 0, batch_tokens, on_batch, packed
         )
@@ -501,7 +513,8 @@ def _score(
     packed: bool,
 ) -> Scores:
     """`score` of trees that are alike."""
-    shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed else 0
+    stretched = trees[0].depth > stretches(model)  # all are, or none: a beginning read before would not be
+    shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed and not stretched else 0
     if packed and not shared and flat.suits(model) and (flat.tiled(model) or steady(model)):
         return _score_flat(model, trees, padding, batch_tokens, on_batch)
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())

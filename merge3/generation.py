@@ -8,8 +8,8 @@ Batch shape decides nothing, as in `merge3.answering`: a token keeps its column 
 the shortest prompt is written alone, and again in every batch: where it, or the lead of its tokens, moved by a bit,
 replies of that batch with a token whose logit was ahead by less than `TOLERANCE` are written again, alone.
 
-Models with layers that are not attention, and texts beyond a sliding window, are left to transformers' own generation,
-a reply at a time.
+Models with layers that are not attention, and texts beyond a sliding window or where positions are stretched, are left
+to transformers' own generation, a reply at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from merge3.answering import (
     logits_at,
     longest,
     remember,
+    stretches,
     window,
 )
 from merge3.items import Item
@@ -130,7 +131,7 @@ def generate(
 ) -> tuple[list[Answer], Work]:
     """The reply to every free-text item, and the work it took.
 
-    Without `packed`, or beyond a sliding window, every reply is written by itself.
+    Without `packed`, beyond a sliding window, or where positions are stretched, every reply is written by itself.
 
     Raises:
         BrokenModel: a logit is not finite.
@@ -144,7 +145,7 @@ def generate(
             raise ValueError(f"item {item.id!r} has options: it is no free-text item")
         prompt = tuple(encode(item.prompt, tokenizer)) or (beginning(tokenizer),)
         needed = len(prompt) + item.free.max_tokens
-        packed = packed and needed <= window(model)
+        packed = packed and needed <= min(window(model), stretches(model))
         if needed > holds:
             answers[index] = Failure(f"{needed} tokens with the reply; the model's context holds {holds:.0f}")
         else:

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +35,13 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2, vocab_size=259, tie_word_embeddings=False),
     "gpt2": GPT2Config(n_embd=32, n_inner=64, n_layer=2, n_head=4, n_positions=256, vocab_size=259),
 }
+
+
+def stretching(tokens: int) -> PretrainedConfig:
+    """A Phi-3 that tells all positions otherwise in texts of more than so many tokens."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 7.0]}
+    lengths = {"original_max_position_embeddings": tokens, "max_position_embeddings": 512}
+    return Phi3Config(**SIZES, **lengths, num_key_value_heads=2, vocab_size=259, pad_token_id=2, rope_parameters=rope)
 
 
 def build(config: PretrainedConfig, seed: int, spread: float = 0.3) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, SIZES, build
+from conftest import CONFIGS, SIZES, build, stretching
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
@@ -162,6 +162,21 @@ def test_items_beyond_a_sliding_window_are_asked_an_option_a_sequence(
     for batch_tokens in (1, 4096):
         answers, _ = loglikelihoods(made, tokenizer, ITEMS, batch_tokens)
         for item, answer in zip(ITEMS, answers, strict=True):
+            np.testing.assert_allclose(answer, slow(made, tokenizer, item), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("rows", ["as suits the processor", "padded"])
+def test_items_for_which_positions_are_stretched_are_asked_apart_from_others(
+    rows: str, tokenizer: PreTrainedTokenizerBase, request: pytest.FixtureRequest
+) -> None:
+    if rows == "padded":
+        request.getfixturevalue("padded")
+    made = build(stretching(64), 1)
+    asked = [replace(item, prompt=PREFIX + item.prompt) for item in ITEMS]
+    assert len({tokenize(item, tokenizer).depth > 64 for item in asked}) == 2
+    for batch_tokens in (1, 4096):
+        answers, _ = loglikelihoods(made, tokenizer, asked, batch_tokens)
+        for item, answer in zip(asked, answers, strict=True):
             np.testing.assert_allclose(answer, slow(made, tokenizer, item), rtol=0, atol=2e-4)
 
 

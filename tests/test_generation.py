@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, SIZES, build
+from conftest import CONFIGS, SIZES, build, stretching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -127,6 +127,12 @@ def test_recurrent_layers_and_sliding_windows_are_left_to_transformers(tokenizer
     assert texts(answers) == [slow(convolutional, tokenizer, item) for item in ITEMS]
     windowed = build(MistralConfig(**SIZES, **sizes, sliding_window=20), 1)
     assert texts(generate(windowed, tokenizer, ITEMS, 4096)[0]) == [slow(windowed, tokenizer, item) for item in ITEMS]
+
+
+def test_replies_in_which_positions_are_stretched_are_left_to_transformers(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = build(stretching(64), 1)
+    asked = [replace(item, prompt=SHARED + item.prompt) for item in ITEMS]
+    assert texts(generate(made, tokenizer, asked, 4096)[0]) == [slow(made, tokenizer, item) for item in asked]
 
 
 def test_a_reply_ends_at_its_stop_or_is_cut_off(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
