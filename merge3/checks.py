@@ -170,7 +170,7 @@ def room(
     machine = Machine(have, 1.0, 1.0)
     bare = plan(folder, folders, method, machine, tokens=1, batch_tokens=0, dtype=resolved)
     config = models.config_of(folder)
-    batch = resolve_batch_tokens(batch_tokens, config, resolved, device, bare.resident)
+    batch = resolve_batch_tokens(batch_tokens, config, resolved, device, bare.model, bare.resident - bare.model)
     needs = replace(bare, answering=batch * token_bytes(config, resolved))
     where = "memory that is free" if cpu else f"{device}'s memory"
     said = f"{needs.resident / GIGABYTE:.1f} GB of {have / GIGABYTE:.1f} GB of {where}"

@@ -90,8 +90,8 @@ def assembled(
     needed = len(folders) * live.num_parameters() * stored_dtype.itemsize
     stored = models.weights_of(models.load(base, stored_dtype, models.home(device, needed)))
     changes = {name: models.changes(of, stored, live.config, added[name].values()) for name, of in experts.items()}
-    held = needed + live.num_parameters() * dtype.itemsize
-    batch = resolve_batch_tokens(batch_tokens, live.config, dtype, device, held)
+    own = live.num_parameters() * dtype.itemsize
+    batch = resolve_batch_tokens(batch_tokens, live.config, dtype, device, own, needed)
     merger = LiveMerger(live, changes, {name: fingerprints[name] for name in experts}, stored)
     identity = {"base": fingerprints["base"], "dtype": models.dtype_name(dtype)}
     if not portable:

@@ -125,13 +125,14 @@ def token_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
 
 
 def resolve_batch_tokens(
-    wanted: str | int, config: PretrainedConfig, dtype: torch.dtype, device: str, held: int
+    wanted: str | int, config: PretrainedConfig, dtype: torch.dtype, device: str, model: int, ingredients: int
 ) -> int:
     """The tokens answered at once: the number itself, or for `auto` what suits the device.
 
-    On a GPU the largest power of two up to `MOST_TOKENS` whose batch takes at most half of what `held` bytes leave; on
-    a CPU, which larger batches make no faster, `CPU_TOKENS`. By the device's whole memory, so that it is the same in
-    every run; where a batch does not fit after all, it is halved.
+    On a GPU the largest power of two up to `MOST_TOKENS` whose batch takes at most half of what the bytes of `model`
+    and `ingredients` leave, or those of the model alone where the ingredients do not fit beside it; on a CPU, which
+    larger batches make no faster, `CPU_TOKENS`. By the device's whole memory, so that it is the same in every run;
+    where a batch does not fit after all, it is halved.
 
     Raises:
         ValueError: neither `auto` nor a number above 0.
@@ -142,8 +143,10 @@ def resolve_batch_tokens(
         return wanted
     if torch.device(device).type == "cpu":
         return CPU_TOKENS
-    room = (memory(device) * (1 - ROOM) - held) / 2
-    fits = max(1.0, room / token_bytes(config, dtype))
+    left = memory(device) * (1 - ROOM) - model
+    if ingredients <= left:
+        left -= ingredients
+    fits = max(1.0, left / 2 / token_bytes(config, dtype))
     return min(MOST_TOKENS, 1 << int(math.log2(fits)))
 
 

@@ -50,18 +50,23 @@ def test_automatic_batches_take_half_of_what_the_device_has_left() -> None:
     assert one == (12 * 4096 + 3 * 14336) * 2 + 32000
     room = memory("meta") * (1 - ROOM)
     for left in (0.9 * room, 3e8, 1e6):  # a device that is no CPU: the same arithmetic
-        found = resolve_batch_tokens("auto", config, torch.bfloat16, "meta", int(room - left))
+        found = resolve_batch_tokens("auto", config, torch.bfloat16, "meta", int(room - left), 0)
         assert math.log2(found).is_integer()
         assert found == 1 or found * one <= left / 2
         assert found == MOST_TOKENS or 2 * found * one > left / 2
-    assert resolve_batch_tokens("auto", config, torch.bfloat16, "cpu", 0) == CPU_TOKENS
-    assert resolve_batch_tokens(77, config, torch.bfloat16, "cpu", 0) == 77
+        for beside in (left / 2, left + 1e8):  # the second does not fit, and is not there
+            fits = left - beside if beside < left else left
+            same = resolve_batch_tokens("auto", config, torch.bfloat16, "meta", int(room - fits), 0)
+            parts = int(room - left), int(beside)
+            assert resolve_batch_tokens("auto", config, torch.bfloat16, "meta", *parts) == same
+    assert resolve_batch_tokens("auto", config, torch.bfloat16, "cpu", 0, 0) == CPU_TOKENS
+    assert resolve_batch_tokens(77, config, torch.bfloat16, "cpu", 0, 0) == 77
 
 
 @pytest.mark.parametrize("wanted", [0, -1, True, "all"])
 def test_batch_tokens_are_auto_or_a_number(wanted: str | int) -> None:
     with pytest.raises(ValueError, match="batch_tokens must be auto or a number above 0"):
-        resolve_batch_tokens(wanted, LlamaConfig(), torch.float32, "cpu", 0)
+        resolve_batch_tokens(wanted, LlamaConfig(), torch.float32, "cpu", 0, 0)
 
 
 def test_a_batch_reads_every_weight_once(seven_billion: Path) -> None:
