@@ -79,6 +79,7 @@ def parents(base: str, experts: Mapping[str, str]) -> list[Finding]:
     try:
         folder = small(base)
         config = models.config_of(folder)
+        models.check_causal(base, config)
         tokenizer = models.load_tokenizer(folder)
         model = models.skeleton(config)
     except (OSError, ValueError, KeyError) as error:

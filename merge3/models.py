@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from merge3 import adapters, flat
 from merge3.ingredients import Source
@@ -151,6 +152,18 @@ def config_of(source: str | Path) -> Any:
     return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
 
 
+def check_causal(source: str | Path, config: Any) -> None:
+    """Refuse a model that is no causal language model, as T5 is none.
+
+    Raises:
+        IncompatibleModels: transformers has no such model of this config.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise IncompatibleModels(
+            f"model {str(source)!r}: a {config.model_type} is no causal language model; no other can be asked or merged"
+        )
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of what a model's answers depend on: weights, configs, tokenizer.
 
@@ -201,14 +214,15 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
-        IncompatibleModels: tensors are missing, left over, or of another shape than the config says, or an adapter does
-            not fit its base.
+        IncompatibleModels: it is no causal language model, tensors are missing, left over, or of another shape than the
+            config says, or an adapter does not fit its base.
     """
     if is_adapter(source):
         return _in_its_base(Path(source), dtype, device)
     place, file = _located(source)
     how = {"quantization_config": GgufConfig(**file, dequantize=True)} if file else {"use_safetensors": True}
     try:
+        check_causal(source, config_of(source))
         pair: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype,

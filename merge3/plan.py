@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from merge3 import adapters
-from merge3.models import adapter, config_of, is_adapter, skeleton
+from merge3.models import adapter, check_causal, config_of, is_adapter, skeleton
 from merge3.recipe import TRAITS
 
 GIGABYTE = 1e9
@@ -81,7 +81,7 @@ def plan(
 
     Raises:
         FileNotFoundError: a config, or the weights of an adapter, cannot be found.
-        ValueError: the method is unknown.
+        ValueError: the method is unknown, or the base is no causal language model.
     """
     if method not in TRAITS:
         raise ValueError(f"merge method must be one of {sorted(TRAITS)}, got {method!r}")
@@ -89,6 +89,7 @@ def plan(
         config = config_of(base)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"no config of a model at {str(base)!r}: {str(error).splitlines()[0]}") from error
+    check_causal(base, config)
     model = skeleton(config, dtype)
     count = sum(parameter.numel() for parameter in model.parameters())
     full = [expert for expert in experts if not is_adapter(expert)]

@@ -11,10 +11,18 @@ import pytest
 import torch
 from conftest import CONFIGS, build, fine_tune
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config
+from transformers import (
+    BartConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    T5Config,
+)
 
 from merge3 import models
 from merge3.models import Expert, IncompatibleModels
+from merge3.plan import Machine, plan
 
 
 def test_a_full_model_changes_what_differs(saved: dict[str, Path], llama: PreTrainedModel) -> None:
@@ -241,6 +249,16 @@ def test_missing_models_are_said_so(tmp_path: Path, llama: PreTrainedModel) -> N
     ):
         with pytest.raises(FileNotFoundError, match="no model at"):
             look()
+
+
+@pytest.mark.parametrize("config", [T5Config, BartConfig])
+def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, config: type[PretrainedConfig]) -> None:
+    config(d_model=32, num_layers=1, vocab_size=259).save_pretrained(tmp_path)
+    save_file({"shared.weight": torch.ones(259, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(IncompatibleModels, match=f"a {config.model_type} is no causal language model"):
+        models.load(tmp_path, torch.float32)
+    with pytest.raises(IncompatibleModels, match="is no causal language model"):
+        plan(tmp_path, [], "ties", Machine(1.0, 1.0, 1.0), tokens=1)
 
 
 def test_a_pickle_is_not_read_as_weights(tmp_path: Path, saved: dict[str, Path]) -> None:
