@@ -32,6 +32,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from merge3 import flat, grading
 from merge3.items import Item
 from merge3.memory import FEW, Prefix, looked_at, rounded
+from merge3.models import value_of
 from merge3.store import Answer, Failure
 
 PROTOCOL = {
@@ -342,7 +343,9 @@ def window(model: PreTrainedModel) -> float:
     names = ["attention_chunk_size"] + ["window_size"] * (config.model_type == "gpt_neo")
     if getattr(config, "use_sliding_window", True) is not False:
         names.append("sliding_window")
-    return float(min((getattr(config, name, None) or np.inf for name in names), default=np.inf))
+    found = [value_of(config, name) for name in names]
+    each = [size for value in found for size in (value if isinstance(value, list) else [value])]
+    return float(min((size or np.inf for size in each), default=np.inf))
 
 
 def stretches(model: PreTrainedModel) -> float:

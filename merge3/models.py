@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from merge3 import adapters, flat
@@ -150,6 +151,14 @@ def config_of(source: str | Path) -> Any:
     """
     place, file = _located(source)
     return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
+
+
+def value_of(config: Any, field: str) -> Any:
+    """What a config says in a field: a list where it says it of each layer; None where it does not."""
+    try:
+        return getattr(config, field, None)
+    except AmbiguousGlobalPerLayerAttributeError:
+        return [getattr(layer, field, None) for layer in config.per_layer_config]
 
 
 def check_causal(source: str | Path, config: Any) -> None:
@@ -426,7 +435,7 @@ def check_config(source: str | Path, base: Any) -> None:
         raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
     pairs = ((base, expert), (base.get_text_config(), expert.get_text_config()))  # one where there is only text
     for field, (our, their) in product(SAME, pairs):
-        ours, theirs = getattr(our, field, None), getattr(their, field, None)
+        ours, theirs = value_of(our, field), value_of(their, field)
         close = isinstance(ours, float) and isinstance(theirs, float) and isclose(ours, theirs, rel_tol=1e-6)
         if ours != theirs and not close:  # a GGUF file holds numbers in float32
             raise IncompatibleModels(

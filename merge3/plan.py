@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from merge3 import adapters
-from merge3.models import adapter, check_causal, config_of, is_adapter, skeleton
+from merge3.models import adapter, check_causal, config_of, is_adapter, skeleton, value_of
 from merge3.recipe import TRAITS
 
 GIGABYTE = 1e9
@@ -121,8 +121,9 @@ def token_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     Its activations, 12 vectors of the hidden and 3 of the inner width, and float32 logits for a token in four.
     """
     text = config.get_text_config()
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    return int((12 * text.hidden_size + 3 * inner) * dtype.itemsize + text.vocab_size)
+    inner = value_of(text, "intermediate_size") or 4 * text.hidden_size
+    widest = max(inner) if isinstance(inner, list) else inner
+    return int((12 * text.hidden_size + 3 * widest) * dtype.itemsize + text.vocab_size)
 
 
 def resolve_batch_tokens(

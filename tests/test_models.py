@@ -9,10 +9,11 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from conftest import CONFIGS, build, fine_tune
+from conftest import CONFIGS, SIZES, build, fine_tune
 from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
+    Gemma4TextConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -60,6 +61,23 @@ def write_gguf(model: PreTrainedModel, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def by_layer(last: int) -> PretrainedConfig:
+    """A Gemma 4 whose heads are of another size in every second layer, of `last` in the last."""
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 0}
+    sizes = {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": last, "sliding_window": 20}
+    return Gemma4TextConfig(**SIZES, **kinds, **sizes, vocab_size=259)
+
+
+def test_layers_may_differ_in_what_experts_share(tmp_path: Path) -> None:
+    base = build(by_layer(16), 1)
+    for name, expert in (("same", fine_tune(base, 2)), ("other", build(by_layer(32), 1))):
+        expert.save_pretrained(tmp_path / name)
+    weights = models.weights_of(base)
+    assert models.changes(tmp_path / "same", weights, base.config).keys() == weights.keys()
+    with pytest.raises(IncompatibleModels, match=r"head_dim is \[8, 32\], the base's is \[8, 16\]"):
+        models.changes(tmp_path / "other", weights, base.config)
 
 
 def test_a_gguf_file_is_an_expert(tmp_path: Path, llama: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig
+from transformers import Gemma3nTextConfig, LlamaConfig
 
 from merge3 import models
 from merge3.plan import (
@@ -61,6 +61,12 @@ def test_automatic_batches_take_half_of_what_the_device_has_left() -> None:
             assert resolve_batch_tokens("auto", config, torch.bfloat16, "meta", *parts) == same
     assert resolve_batch_tokens("auto", config, torch.bfloat16, "cpu", 0, 0) == CPU_TOKENS
     assert resolve_batch_tokens(77, config, torch.bfloat16, "cpu", 0, 0) == 77
+
+
+def test_the_widest_layer_says_what_a_token_takes() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 100}
+    config = Gemma3nTextConfig(**sizes, intermediate_size=[64, 128], activation_sparsity_pattern=None)
+    assert token_bytes(config, torch.bfloat16) == (12 * 32 + 3 * 128) * 2 + 100
 
 
 @pytest.mark.parametrize("wanted", [0, -1, True, "all"])
