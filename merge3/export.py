@@ -59,6 +59,8 @@ def export(
         for name, source in merge.experts.items()
         if (other := models.of_another(models.weights_folder(source), merge.base))
     ]
+    if models.config_of(folder).model_type != models.whole_config_of(folder).model_type:
+        notes.append(f"{merge.base} is a model of more than text: the merge is of its text alone")
     for note in notes:
         say(note)
     live = _built(merge, device, added)

@@ -144,7 +144,21 @@ def _located(source: str | Path) -> tuple[str | Path, dict[str, str]]:
 
 
 def config_of(source: str | Path) -> Any:
-    """The transformers config of a folder, GGUF file or hub id.
+    """The transformers config of the causal language model in a folder, GGUF file or hub id.
+
+    It is that of the text where transformers loads no more of a model, as of Qwen 3.5.
+
+    Raises:
+        OSError: there is none.
+    """
+    config = whole_config_of(source)
+    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    text = config.sub_configs.get("text_config")
+    return config.get_text_config() if text is not None and getattr(made, "config_class", None) is text else config
+
+
+def whole_config_of(source: str | Path) -> Any:
+    """The transformers config of all that is in a folder, GGUF file or hub id.
 
     Raises:
         OSError: there is none.
@@ -169,7 +183,8 @@ def check_causal(source: str | Path, config: Any) -> None:
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise IncompatibleModels(
-            f"model {str(source)!r}: a {config.model_type} is no causal language model; no other can be asked or merged"
+            f"model {str(source)!r}: transformers has no causal language model of kind {config.model_type!r}, and no "
+            "other model can be asked or merged"
         )
 
 

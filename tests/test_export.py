@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     DeepseekV3Config,
     Gemma3Config,
@@ -24,6 +25,7 @@ from transformers import (
     Phi3Config,
     PretrainedConfig,
     PreTrainedTokenizerBase,
+    Qwen3_5Config,
     Qwen3Config,
 )
 
@@ -299,6 +301,24 @@ def test_a_model_of_text_and_pictures_is_merged_whole(tmp_path: Path, tokenizer:
     stack = Merge(constant("passthrough", {"a": 1.0}), merge.base, merge.experts, stack=(Layers("a", 0, 2),))
     with pytest.raises(ValueError, match="layers of a gemma3 cannot be stacked"):
         export.build(stack)
+
+
+def test_of_a_model_whose_text_alone_transformers_loads_that_is_merged(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    linear = {f"linear_{part}_head_dim": 8 for part in ("key", "value")} | {"linear_num_value_heads": 16}
+    kinds = {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}
+    pictures = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen3_5Config(text_config={**SIZES, **MORE, **linear, **kinds}, vision_config=pictures)
+    for name in ("base", "a"):
+        AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    merge = Merge(constant("task_arithmetic", {"a": 1.0}), str(tmp_path / "base"), {"a": str(tmp_path / "a")})
+    said: list[str] = []
+    live = weights_of(export.export(merge, tmp_path / "out", say=said.append))
+    assert said == [f"{tmp_path / 'base'} is a model of more than text: the merge is of its text alone"]
+    for name, value in weights_of(models.load(tmp_path / "a", torch.float32)).items():
+        torch.testing.assert_close(live[name], value)
 
 
 def test_an_expert_whose_text_is_of_another_config_is_refused(tmp_path: Path) -> None:

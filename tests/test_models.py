@@ -273,9 +273,9 @@ def test_missing_models_are_said_so(tmp_path: Path, llama: PreTrainedModel) -> N
 def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, config: type[PretrainedConfig]) -> None:
     config(d_model=32, num_layers=1, vocab_size=259).save_pretrained(tmp_path)
     save_file({"shared.weight": torch.ones(259, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(IncompatibleModels, match=f"a {config.model_type} is no causal language model"):
+    with pytest.raises(IncompatibleModels, match=f"no causal language model of kind '{config.model_type}'"):
         models.load(tmp_path, torch.float32)
-    with pytest.raises(IncompatibleModels, match="is no causal language model"):
+    with pytest.raises(IncompatibleModels, match="no causal language model of kind"):
         plan(tmp_path, [], "ties", Machine(1.0, 1.0, 1.0), tokens=1)
 
 
