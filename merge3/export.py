@@ -117,12 +117,11 @@ def _built(merge: Merge, device: str, added: Mapping[str, Mapping[str, int]]) ->
     """`build`, where it is known which tokens each expert added."""
     models.check_device(device)
     folder = models.weights_folder(merge.base)
-    stored = models.stored_dtype(folder)
     dtype = models.written_dtype(folder) if merge.dtype is None else models.resolve_dtype(merge.dtype, device)
     folders = {name: models.weights_folder(source) for name, source in merge.experts.items()}
     if merge.stack:
         return stacked(merge, folders, dtype, device)
-    base = models.load(folder, stored)
+    base = models.load_stored(folder)
     if merge.depth not in (None, has := base.config.get_text_config().num_hidden_layers):
         raise ValueError(
             f"the layers to merge must all cover the model: the base has {has}, asked for are {merge.depth}"
@@ -170,7 +169,7 @@ def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, devic
         ValueError: an expert has not so many layers, or layers of more than text; or the experts are of different
             sizes.
     """
-    parts = {name: models.load(folders[name], models.stored_dtype(folders[name])) for name in folders}
+    parts = {name: models.load_stored(folders[name]) for name in folders}
     first = parts[merge.stack[0].expert]
     config = copy.deepcopy(first.config)
     if config.get_text_config() is not config:

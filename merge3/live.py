@@ -86,9 +86,8 @@ def assembled(
     for name, tokens in added.items():
         if tokens:
             say(models.left_out(name, tokens))
-    stored_dtype = models.stored_dtype(base)
-    needed = len(folders) * live.num_parameters() * stored_dtype.itemsize
-    stored = models.weights_of(models.load(base, stored_dtype, models.home(device, needed)))
+    needed = len(folders) * live.num_parameters() * models.written_dtype(base).itemsize
+    stored = models.weights_of(models.load_stored(base, models.home(device, needed)))
     changes = {name: models.changes(of, stored, live.config, added[name].values()) for name, of in experts.items()}
     own = live.num_parameters() * dtype.itemsize
     batch = resolve_batch_tokens(batch_tokens, live.config, dtype, device, own, needed)

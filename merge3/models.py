@@ -48,6 +48,7 @@ SAME = (  # fields of a config that all experts share with the base
     *("head_dim", "rope_parameters", "rms_norm_eps", "hidden_act", "tie_word_embeddings"),
 )
 
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors files name them
 MADE = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")  # anew by transformers, as masks are
 UNSAFE = "a file is no safetensors file; pickled weights are not opened"
 
@@ -277,12 +278,45 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
     return model
 
 
+def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:
+    """A model whose tensors are as they are stored, mapped from their files: what merges are made of.
+
+    Where one that most are narrower than has another name in the files, all are widened, which takes memory.
+
+    Raises:
+        FileNotFoundError: as `load`.
+        IncompatibleModels: as `load` and `stored_dtype`.
+    """
+    dtype = written_dtype(source)
+    model = load(source, dtype, device)
+    if stored_dtype(source) == dtype:
+        return model
+    weights = tensors_of(model)
+    for name, tensor in _rounded(weights_folder(str(source)), dtype):
+        ours = weights.get(name)
+        if ours is None or not torch.equal(ours.cpu(), tensor.to(ours.dtype)):
+            return load(source, torch.float32, device)
+        ours.data = tensor.to(device)
+    return model
+
+
+def _rounded(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model's files that are not the same in a dtype, by their names there."""
+    for path in folder.glob("*.safetensors"):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if file.get_slice(name).get_dtype() not in (DTYPES[dtype], "BOOL") and not MADE.search(name):
+                    tensor = file.get_tensor(name)
+                    if not torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
+                        yield name, tensor
+
+
 def _in_its_base(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """The base of an adapter, changed as the adapter says: rounded once, as a merge of that expert alone is."""
     base = adapted(folder)
     if base is None:
         raise IncompatibleModels(f"adapter {folder}: its config names no base_model_name_or_path")
-    stored = weights_of(load(base, stored_dtype(base)))
+    stored = weights_of(load_stored(base))
     model = load(base, dtype, device)
     weights = weights_of(model)
     added = added_tokens(folder, load_tokenizer(base)) if has_tokenizer(folder) else {}
@@ -358,7 +392,7 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: 
     if is_adapter(source):
         return _adapter(Path(source), base, config, added)
     check_config(source, config)
-    model = load(source, stored_dtype(source))
+    model = load_stored(source)
     expert, by_token = weights_of(model), token_parameters(model)
     _check_names(source, set(expert), set(base))
     found: Changes = {}
@@ -373,7 +407,7 @@ def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: 
 
 
 def stored_dtype(source: str | Path) -> torch.dtype:
-    """The widest dtype of what a model uses of its files: loaded so, nothing is rounded, and files are mapped.
+    """The widest dtype of what a model uses of its files: loaded so, nothing is rounded.
 
     A GGUF file, which is made dense, is float32.
 
@@ -401,7 +435,7 @@ def _stored(source: str | Path) -> dict[torch.dtype, int]:
     if is_gguf(source):
         return {torch.float32: 1}
     folder = weights_folder(str(source))
-    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    names = {name: dtype for dtype, name in DTYPES.items()}
     found = dict[torch.dtype, int]()
     for path in folder.glob("*.safetensors"):
         with _opened(path) as file:

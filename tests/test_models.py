@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
     Gemma4TextConfig,
+    MixtralConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -299,6 +300,23 @@ def test_weights_are_kept_as_they_are_stored(saved: dict[str, Path], tmp_path: P
     save_file({name: value.double() for name, value in kept.items()}, file, metadata={"format": "pt"})
     with pytest.raises(IncompatibleModels, match="tensors of dtype F64 cannot be merged"):
         models.stored_dtype(tmp_path / "m")
+
+
+@pytest.mark.parametrize(("wide", "kept"), [("post_attention_layernorm.weight", True), ("experts.0.w1.weight", False)])
+def test_one_wide_tensor_leaves_the_others_as_they_are_stored(tmp_path: Path, wide: str, kept: bool) -> None:
+    sizes = {"num_key_value_heads": 2, "vocab_size": 259, "num_local_experts": 2}
+    whole = build(MixtralConfig(**SIZES, **sizes), 1)
+    for name, dtype in (("whole", torch.float32), ("mixed", torch.bfloat16)):
+        whole.to(dtype).save_pretrained(tmp_path / name)
+    file = tmp_path / "mixed" / "model.safetensors"
+    own = load_file(tmp_path / "whole" / "model.safetensors")
+    tensors = {name: own[name] if name.endswith(wide) else value for name, value in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    found = models.weights_of(models.load_stored(tmp_path / "mixed"))
+    expected = models.weights_of(models.load(tmp_path / "mixed", torch.float32))
+    assert all(torch.equal(found[name].float(), expected[name]) for name in expected)
+    are_wide = {name for name, value in found.items() if value.dtype == torch.float32}
+    assert are_wide == ({name for name in found if name.endswith(wide)} if kept else set(found))
 
 
 def test_what_a_model_does_not_use_has_no_say_in_its_dtype(saved: dict[str, Path], tmp_path: Path) -> None:
