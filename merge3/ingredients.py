@@ -90,12 +90,23 @@ class Ingredients:
         """
         known = self._order.setdefault(expert, {})
         if rank not in known:
-            magnitudes = np.sort(self.difference(expert).abs().flatten().cpu().numpy())
+            magnitudes = self._magnitudes(expert)
+            magnitudes.sort()
             count, top = len(magnitudes), int(gamma * len(magnitudes))
             cuts = {kept_ranks(count, share / GRID, top) for share in range(1, GRID + 1)}
             for place in {rank, *(place for cut in cuts for place in cut)}:
                 known[place] = float(magnitudes[place])
         return known[rank]
+
+    def _magnitudes(self, expert: str) -> Float[np.ndarray, " elements"]:
+        """The magnitudes of an expert's difference, one copy of it at a time."""
+        height, width = matrix(self.base).shape
+        low_rank = isinstance(self.experts.get(expert), LowRank)  # whose product is made whole: its sums are by shape
+        step = height if low_rank else max(1, BLOCK // width)
+        found = np.empty((height, width), np.float32)
+        for start in range(0, height, step):
+            found[start : start + step] = self.rows(expert, start, start + step).abs().cpu().numpy()
+        return found.ravel()
 
     def variance_cut(self, experts: Sequence[str], share: float) -> float:
         """The variance over the experts' differences that a `share` of the elements that vary reaches."""

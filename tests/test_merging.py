@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, build, fine_tune
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from merge3.ingredients import Ingredients, LowRank
+from merge3.ingredients import BLOCK, Ingredients, LowRank
 from merge3.merging import LiveMerger, finite, in_threads
 from merge3.methods import METHODS
 from merge3.models import weights_of
@@ -35,6 +36,30 @@ def test_draws_differ_by_seed_expert_and_parameter_and_by_nothing_else() -> None
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."}
     )
     assert other.stdout.strip() == str(draws(1, "A", "x"))
+
+
+class Largest(TorchDispatchMode):
+    """Sees how many elements the largest tensor has that is made meanwhile."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        made = function(*arguments, **(options or {}))
+        places = {value.untyped_storage().data_ptr() for value in arguments if isinstance(value, torch.Tensor)}
+        if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in places:
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_magnitudes_are_ranked_without_a_difference_of_the_whole_table() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, expert = torch.randn(2, 3 * BLOCK // 64, 64, generator=generator).bfloat16()
+    parameter = Ingredients("w", base, {"x": expert}, {"x": "0"})
+    with Largest() as largest:
+        found = [parameter.magnitude("x", rank) for rank in (0, 7, base.numel() - 1)]
+    every = (expert.float() - base.float()).abs().flatten().sort().values
+    assert found == [float(every[rank]) for rank in (0, 7, -1)]
+    assert largest.elements == BLOCK
 
 
 def test_draws_are_uniform() -> None:
