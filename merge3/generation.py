@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import grading
 from merge3.answering import (
@@ -228,22 +228,22 @@ def _written_alike(
 def _write_by_transformers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: _Row, padding: int, ends: set[int]
 ) -> Work:
-    """Write one reply by transformers' greedy generation, whose cache knows every kind of layer."""
+    """Write one reply by transformers' greedy generation, whose cache knows every kind of layer.
+
+    How the model's files say that it is to write (no word again, and the like) is not heeded, as in batches.
+    """
     ids = torch.tensor([row.prompt], device=model.device)
     logits = logits_at(model, {"input_ids": ids}, [0], [len(row.prompt) - 1])
     if not torch.isfinite(logits).all():
         raise BrokenModel(f"logits after item {row.item.id!r} are not finite", Work(len(row.prompt), 1))
     limit = row.item.free.max_tokens if row.item.free else 0
-    out = model.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=limit,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        pad_token_id=padding,
-        eos_token_id=sorted(ends) or None,
-    )
+    own = model.generation_config
+    settings = {"max_new_tokens": limit, "pad_token_id": padding, "eos_token_id": sorted(ends) or None}
+    model.generation_config = GenerationConfig(do_sample=False, **settings)  # type: ignore[no-untyped-call]
+    try:
+        out = model.generate(ids, attention_mask=torch.ones_like(ids))  # type: ignore[operator]
+    finally:
+        model.generation_config = own
     tokens = out[0, len(row.prompt) :].tolist()
     for token in tokens:
         if not row.end:

@@ -10,7 +10,14 @@ import torch
 from conftest import CONFIGS, SIZES, build, stretching
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, Lfm2Config, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    Lfm2Config,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from merge3.answering import TOLERANCE, BrokenModel
 from merge3.generation import generate
@@ -133,6 +140,17 @@ def test_replies_in_which_positions_are_stretched_are_left_to_transformers(token
     made = build(stretching(64), 1)
     asked = [replace(item, prompt=SHARED + item.prompt) for item in ITEMS]
     assert texts(generate(made, tokenizer, asked, 4096)[0]) == [slow(made, tokenizer, item) for item in asked]
+
+
+def test_how_a_model_would_write_does_not_change_its_likeliest_tokens(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    settings = {"no_repeat_ngram_size": 1, "repetition_penalty": 2.0, "stop_strings": ["a"], "eos_token_id": 7}
+    made = build(llama.config, 1)
+    made.generation_config = own = GenerationConfig(do_sample=True, **settings)
+    found = [generate(made, tokenizer, ITEMS, 4096, packed=packed)[0] for packed in (True, False)]
+    assert found[0] == found[1]
+    assert made.generation_config is own
 
 
 def test_a_reply_ends_at_its_stop_or_is_cut_off(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
