@@ -11,7 +11,7 @@ import torch
 from merge3 import models
 from merge3.asker import Asker
 from merge3.merging import LiveMerger
-from merge3.plan import resolve_batch_tokens
+from merge3.plan import ingredient_bytes, resolve_batch_tokens
 from merge3.store import Answer, Store
 
 
@@ -86,7 +86,7 @@ def assembled(
     for name, tokens in added.items():
         if tokens:
             say(models.left_out(name, tokens))
-    needed = len(folders) * live.num_parameters() * models.written_dtype(base).itemsize
+    needed = ingredient_bytes(live, list(experts.values()), models.written_dtype(base).itemsize)
     stored = models.weights_of(models.load_stored(base, models.home(device, needed)))
     changes = {name: models.changes(of, stored, live.config, added[name].values()) for name, of in experts.items()}
     own = live.num_parameters() * dtype.itemsize

@@ -92,10 +92,8 @@ def plan(
     check_causal(base, config)
     model = skeleton(config, dtype)
     count = sum(parameter.numel() for parameter in model.parameters())
-    full = [expert for expert in experts if not is_adapter(expert)]
-    factors = sum(adapter_parameters(Path(expert), model) for expert in experts if is_adapter(expert))
     width = dtype.itemsize
-    ingredients = count * width * (1 + len(full)) + 4 * factors
+    ingredients = ingredient_bytes(model, experts, width)
     mask = (2 if method in RANKED else 1) * count * len(experts) if TRAITS[method].masks else 0
     moved = ingredients + mask + count * width
     whole, rest = divmod(tokens, batch_tokens) if batch_tokens else (0, 0)
@@ -113,6 +111,17 @@ def plan(
         ),
         memory=machine.memory,
     )
+
+
+def ingredient_bytes(model: torch.nn.Module, experts: Sequence[str | Path], width: int) -> int:
+    """Memory of a base and its experts: whole models in `width` bytes a number, adapters by their float32 factors.
+
+    Raises:
+        FileNotFoundError: an adapter has no weights as safetensors.
+    """
+    count = sum(parameter.numel() for parameter in model.parameters())
+    whole = 1 + sum(not is_adapter(expert) for expert in experts)
+    return count * width * whole + 4 * sum(adapter_parameters(Path(e), model) for e in experts if is_adapter(e))
 
 
 def token_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:

@@ -15,6 +15,7 @@ from merge3.plan import (
     ROOM,
     Machine,
     adapter_parameters,
+    ingredient_bytes,
     measure,
     memory,
     plan,
@@ -106,6 +107,9 @@ def test_an_adapter_weighs_its_factors(saved: dict[str, Path], tmp_path: Path) -
     assert adapter_parameters(tmp_path, models.load(saved["base"], torch.float32)) == factors
     found = plan(saved["base"], [tmp_path], "ties", CARD, tokens=1)
     assert found.ingredients == found.model + 4 * factors
+    own = models.load(saved["base"], torch.float32)
+    half = ingredient_bytes(own, [tmp_path, saved["first"]], 2)  # base and expert in two bytes a number
+    assert half == 2 * 2 * own.num_parameters() + 4 * factors
 
 
 def test_this_machine_is_measured() -> None:
