@@ -223,19 +223,27 @@ def _scale(recipe: Recipe, part: Layers, name: str) -> float:
     return one.at_depth(name, depth).weights[0]
 
 
-@torch.inference_mode()
 def check_written(live: PreTrainedModel, out: Path, device: str) -> None:
-    """Read a written model back and hold it against the live one.
+    """Read a written model back and hold it against the live one, which makes room for it on the device meanwhile.
 
     Raises:
         ValueError: their logits differ.
     """
-    again = models.load(out, live.dtype, device)
     tokens = torch.arange(PROBE, device=device).view(1, -1) % live.config.get_text_config().vocab_size
-    ours, theirs = (model(tokens, use_cache=False).logits for model in (live, again))
+    module: torch.nn.Module = live  # whose methods have whole types
+    ours = _logits(live, tokens)
+    module.to("cpu")
+    theirs = _logits(models.load(out, live.dtype, device), tokens)
+    module.to(device)
     if not torch.equal(ours, theirs):
         worst = float((ours - theirs).abs().max())
         raise ValueError(f"{out}: the written model's logits differ from the live one's by up to {worst}")
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    logits: Tensor = model(tokens, use_cache=False).logits
+    return logits
 
 
 def card(
