@@ -239,8 +239,8 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
-        IncompatibleModels: it is no causal language model, tensors are missing, left over, or of another shape than the
-            config says, or an adapter does not fit its base.
+        IncompatibleModels: it is no causal language model, or quantised by what is not here, tensors are missing, left
+            over, or of another shape than the config says, or an adapter does not fit its base.
     """
     if is_adapter(source):
         return _in_its_base(Path(source), dtype, device)
@@ -259,6 +259,8 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
         )
     except SafetensorError as error:
         raise IncompatibleModels(f"model {str(source)!r}: {UNSAFE} ({error})") from error
+    except ImportError as error:  # of what reads quantised weights
+        raise IncompatibleModels(f"model {str(source)!r}: {str(error).strip().splitlines()[0]}") from error
     except OSError as error:
         raise FileNotFoundError(
             f"no model at {str(source)!r}: expected a folder with config.json and .safetensors files, or a hub id "

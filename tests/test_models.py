@@ -280,6 +280,15 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, config: typ
         plan(tmp_path, [], "ties", Machine(1.0, 1.0, 1.0), tokens=1)
 
 
+def test_what_is_quantised_by_what_is_not_here_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(saved["base"], tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | quantised))
+    with pytest.raises(IncompatibleModels, match="GPTQ"):
+        models.load(tmp_path / "m", torch.float32)
+
+
 def test_a_pickle_is_not_read_as_weights(tmp_path: Path, saved: dict[str, Path]) -> None:
     (tmp_path / "config.json").write_bytes((saved["base"] / "config.json").read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
