@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flows.asking import MANIFEST, RUNTIME
 from flows.known import study_of
 from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, section
@@ -27,7 +25,7 @@ from merge3.items import Item
 from merge3.models import read_manifest
 from merge3.recipe import GROUPS
 
-MISTAKES = (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError)
+MISTAKES = (ValueError, TypeError, KeyError, AttributeError, OSError)
 AGAIN = "since the stage {0} read it, which DVC does not see: dvc repro --force --single-item {0}; dvc repro"
 
 
@@ -40,7 +38,7 @@ def check() -> list[Finding]:
         params = read_params()
     except MISTAKES as error:
         return [Finding(WRONG, "params.yaml", _line(error))]
-    found = [*stages(params)]
+    found = list(dict.fromkeys(stages(params)))  # what is shared is wrong for each stage
     if found:  # what follows reads the parameters
         return [*found, *workplace()]
     found += values(params)
@@ -337,7 +335,5 @@ def _least(name: str, value: int, least: int) -> None:
 
 
 def _line(error: BaseException) -> str:
-    if isinstance(error, yaml.YAMLError):  # its last lines say where
-        return " ".join(str(error).split())
     text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return text.split("\n")[0]

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from flows.evolve import evolve
 from flows.pipeline import experiment, pipeline
 from flows.share import share
-from flows.stage import arguments, call, read_params, unreachable
+from flows.stage import arguments, call, read_params, typed, unreachable
 
 NIGHTLY = "0 2 * * *"
 HOST, PORT = "127.0.0.1", 4200
@@ -55,12 +55,12 @@ def search(changes: dict[str, Any]) -> None:
     """Run the stage evolve with the parameters of params.yaml and these changed, `{"generations": 30}`.
 
     Raises:
-        ValueError: there is no such parameter.
+        ValueError: there is no such parameter, or it is of another type.
     """
     given = arguments(evolve, read_params())
     if unknown := sorted(set(changes) - set(given)):
         raise ValueError(f"evolve has no parameter {unknown[0]!r}; it has {sorted(given)}")
-    call(evolve, **given | changes)
+    call(evolve, **typed(evolve, given | changes))
 
 
 @contextmanager

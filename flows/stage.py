@@ -19,7 +19,7 @@ from functools import wraps
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import httpx
 import pandas as pd
@@ -36,6 +36,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from prefect.states import Completed, State
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -54,6 +55,7 @@ STOPPED = 130  # the status of a stage that was interrupted, as shells have it
 LINES = 10  # lines that a progress prints where there is no terminal
 PATIENCE = 5  # seconds in which a Prefect server must answer
 PAUSE = 2  # seconds between two reports of progress to it
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # a number is no text that looks like one
 GONE = Event()  # set where the Prefect server has gone away from a run
 
 T = TypeVar("T")
@@ -63,19 +65,38 @@ def arguments(flow: Flow[Any, Any], params: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a stage: its section of `params`, and what it names of `SHARED`.
 
     Raises:
-        ValueError: the section is missing, or holds a parameter too many or too few, or a shared one is missing.
+        ValueError: the section is missing, or holds a parameter too many or too few, or a shared one is missing, or one
+            is of another type than the stage declares.
     """
     wanted = list(inspect.signature(flow.fn).parameters)
     own = [name for name in wanted if name not in SHARED]
     section = (params.get(flow.name) or {}) if own else {}
-    if unknown := sorted(set(section) - set(own)):
+    if not isinstance(section, Mapping):
+        raise ValueError(f"params.yaml: {flow.name} must be a section with {own}, got {section!r}")
+    if unknown := sorted(set(section) - set(own), key=str):
         raise ValueError(f"params.yaml: {flow.name} has no parameter {unknown[0]!r}; it has {own}")
     if missing := [name for name in own if name not in section]:
         raise ValueError(f"params.yaml: {flow.name}.{missing[0]} is missing")
     shared = [name for name in wanted if name in SHARED]
     if missing := [name for name in shared if name not in params]:
         raise ValueError(f"params.yaml: {missing[0]} is missing")
-    return {name: section[name] for name in own} | {name: params[name] for name in shared}
+    return typed(flow, {name: section[name] for name in own} | {name: params[name] for name in shared})
+
+
+def typed(flow: Flow[Any, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, if they are of the types that the stage declares.
+
+    Raises:
+        ValueError: one is not.
+    """
+    declared, types = inspect.signature(flow.fn).parameters, get_type_hints(flow.fn)
+    for name, value in values.items():
+        try:
+            TypeAdapter(types[name], config=STRICT).validate_python(value)
+        except ValidationError as error:
+            place, wanted = name if name in SHARED else f"{flow.name}.{name}", str(declared[name].annotation)
+            raise ValueError(f"params.yaml: {place} must be {wanted.replace('None', 'null')}, got {value!r}") from error
+    return values
 
 
 def section(name: str, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -106,11 +127,19 @@ def read_params() -> dict[str, Any]:
     """The whole of params.yaml.
 
     Raises:
-        ValueError: a top-level section belongs to no stage.
+        FileNotFoundError: there is none.
+        ValueError: it is no YAML of sections, or a section belongs to no stage.
     """
-    params: dict[str, Any] = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    if not PARAMS.exists():
+        raise FileNotFoundError(f"there is no params.yaml in {Path.cwd()}: run this in a clone of the repository")
+    try:
+        params: dict[str, Any] = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"params.yaml cannot be read: {' '.join(str(error).split())}") from error
     known = {*SHARED, *STAGES}
-    if unknown := sorted(set(params) - known):
+    if not isinstance(params, dict):
+        raise ValueError(f"params.yaml must have sections, among {sorted(known)}")
+    if unknown := sorted(set(params) - known, key=str):
         raise ValueError(f"params.yaml: unknown section {unknown[0]!r}; expected among {sorted(known)}")
     return params
 

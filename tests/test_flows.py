@@ -709,6 +709,8 @@ def test_the_search_of_the_ui_takes_the_parameters_of_now(here: Path, saved: dic
     assert set(pd.read_csv("data/evolve/history.csv")["generation"]) == {0}
     with pytest.raises(ValueError, match="evolve has no parameter 'generation'; it has"):
         world.call(search, changes={"generation": 1})
+    with pytest.raises(ValueError, match=r"evolve\.generations must be int, got '1'"):
+        world.call(search, changes={"generations": "1"})
 
 
 def test_an_experiment_leaves_parameters_and_results_as_they_are(

@@ -22,6 +22,11 @@ def example(seed: int, size: int) -> None:
     """A stage with one parameter of its own."""
 
 
+@flow
+def search(seed: int, sigma: float, tokens: int | None, weights: list[float]) -> None:
+    """A stage with parameters of several types."""
+
+
 def test_arguments_are_the_section_and_the_shared_ones_that_are_named() -> None:
     assert stage.arguments(example, {"seed": 1, "study": "x", "example": {"size": 2}}) == {"seed": 1, "size": 2}
 
@@ -33,6 +38,8 @@ def test_arguments_are_the_section_and_the_shared_ones_that_are_named() -> None:
         ({"seed": 1, "example": {}}, "example.size is missing"),
         ({"seed": 1}, "example.size is missing"),
         ({"example": {"size": 2}}, "seed is missing"),
+        ({"seed": 1, "example": 2}, r"example must be a section with \['size'\], got 2"),
+        ({"seed": 1, "example": {1: 2, "more": 3}}, "example has no parameter 1;"),
     ],
 )
 def test_parameters_too_many_or_too_few_are_named(params: dict[str, object], message: str) -> None:
@@ -40,10 +47,49 @@ def test_parameters_too_many_or_too_few_are_named(params: dict[str, object], mes
         stage.arguments(example, params)
 
 
-def test_an_unknown_section_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "1"}, "params.yaml: seed must be int, got '1'"),
+        ({"seed": True}, "seed must be int, got True"),
+        ({"sigma": "2e-1"}, "search.sigma must be float, got '2e-1'"),  # YAML wants a point before the e
+        ({"sigma": float("nan")}, "search.sigma must be float, got nan"),
+        ({"tokens": 1.5}, r"search.tokens must be int \| null, got 1.5"),
+        ({"weights": ["a"]}, r"search.weights must be list\[float\], got \['a'\]"),
+        ({"weights": 1.0}, r"search.weights must be list\[float\], got 1.0"),
+    ],
+)
+def test_a_parameter_of_another_type_is_named(changes: dict[str, object], message: str) -> None:
+    given = {"seed": 1, "sigma": 1, "tokens": None, "weights": [0, 1.5]}
+    assert stage.arguments(search, {"seed": 1, "search": {k: v for k, v in given.items() if k != "seed"}}) == given
+    values = given | changes
+    with pytest.raises(ValueError, match=message):
+        stage.arguments(search, {"seed": values.pop("seed"), "search": values})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: 0\nextratc: {}\n", "unknown section 'extratc'"),
+        (b"1: {}\nextratc: {}\n", "unknown section 1"),
+        (b"", "must have sections, among"),
+        (b"- seed", "must have sections, among"),
+        (b"seed: [", "cannot be read: .* line 1, column 8"),
+        (b"seed: \xff", "cannot be read: 'utf-8' codec"),
+    ],
+)
+def test_a_file_that_is_no_parameters_is_refused(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text("seed: 0\nextratc: {}\n")
-    with pytest.raises(ValueError, match="unknown section 'extratc'"):
+    Path("params.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=f"params.yaml.* {message}"):
+        stage.read_params()
+
+
+def test_where_there_are_no_parameters_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no params.yaml in {tmp_path}: run this in a clone"):
         stage.read_params()
 
 
@@ -68,7 +114,7 @@ def test_progress_prints_few_plain_lines_where_there_is_no_terminal(capsys: pyte
 TOLD = "generation 4, best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept"
 
 
-def search() -> None:
+def generation() -> None:
     """A generation of three candidates, the second kept from before."""
 
     def candidate(score: float, tokens: int) -> None:
@@ -82,7 +128,7 @@ def search() -> None:
 
 
 def test_plain_lines_tell_generation_best_speed_and_what_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    search()
+    generation()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(", ")[0] for line in lines] == [f"evolve: candidates: {n}/3" for n in (1, 2, 3)]
     assert lines[-1].endswith(f"; {TOLD}")
@@ -94,7 +140,7 @@ def test_a_terminal_shows_the_same_under_the_bar(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TERM", "xterm")
     with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        search()
+        generation()
         terminal.flush()
         os.set_blocking(screen.fileno(), False)
         seen = b"".join(iter(lambda: screen.read(100_000), None)).decode()  # a read gives a page at most
