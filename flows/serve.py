@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from time import monotonic, sleep
 from typing import Any
 
+import httpx
 from prefect import flow, serve
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
@@ -34,20 +35,24 @@ def main() -> None:
     """Serve the deployments until interrupted; one run at a time, as there is one device.
 
     Raises:
-        SystemExit: the configured server does not answer, or none can be started.
+        SystemExit: the configured server does not answer or refuses, or none can be started.
     """
     configured = get_current_settings().api.url
     with nullcontext(configured) if configured else own_server() as url:
         if fault := unreachable(url):
             sys.exit(f"the Prefect server at {url} does not answer ({fault}): start it, or unset PREFECT_API_URL")
-        with temporary_settings({PREFECT_API_URL: url}):
-            serve(
-                pipeline.to_deployment("nightly", cron=NIGHTLY),
-                experiment.to_deployment("experiment", parameters={"changes": {"evolve.generations": 20}}),
-                search.to_deployment("search", parameters={"changes": {"generations": 30}}),
-                share.to_deployment("share"),
-                limit=1,
-            )
+        try:
+            with temporary_settings({PREFECT_API_URL: url}):
+                serve(
+                    pipeline.to_deployment("nightly", cron=NIGHTLY),
+                    experiment.to_deployment("experiment", parameters={"changes": {"evolve.generations": 20}}),
+                    search.to_deployment("search", parameters={"changes": {"generations": 30}}),
+                    share.to_deployment("share"),
+                    limit=1,
+                )
+        except httpx.HTTPStatusError as error:
+            refused = f"{error.response.status_code} {error.response.reason_phrase}"
+            sys.exit(f"what answers at {url} takes no deployments ({refused}): is it a Prefect server, and yours?")
 
 
 @flow

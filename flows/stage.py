@@ -187,15 +187,23 @@ def call(flow: Flow[Any, Any], **values: Any) -> Any:
     """Run a stage: as a flow run where a Prefect server answers, as a plain function where none does."""
     if not reachable():
         return flow.fn(**values)
-    made: list[Any] = []
+    begun, made = Event(), list[Any]()
 
     @wraps(flow.fn)
     def work(**values: Any) -> None:
+        begun.set()
         made.append(flow.fn(**values))
 
     try:
         Flow(work, name=flow.name)(**values)
-    except httpx.HTTPError:
+    except (
+        httpx.HTTPError,
+        RuntimeError,
+    ) as error:  # the latter of Prefect, of what is no server, or of another version
+        if not begun.is_set():
+            fault = str(error).partition("\n")[0]
+            say(f"the Prefect server does not take this run ({fault}): it is not shown there")
+            return flow.fn(**values)
         if not made:
             raise
         lose()

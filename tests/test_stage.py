@@ -6,7 +6,10 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from prefect import flow
@@ -175,6 +178,56 @@ def test_without_a_server_a_stage_starts_none() -> None:
     )
     assert ended.stdout.strip() == "done"
     assert "server" not in ended.stderr.lower()
+
+
+class Other(BaseHTTPRequestHandler):
+    """No Prefect server: it says that it is well, and knows nothing else."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815 - the library's name
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def other() -> Iterator[str]:
+    """The address of a server that is not Prefect's."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+
+
+def test_a_stage_goes_on_where_what_answers_is_no_prefect_server(other: str, tmp_path: Path) -> None:
+    code = (
+        "import flows.stage as s; from prefect import flow\n"
+        "@flow\ndef quick(): assert not s.served(); return 7\n"
+        "assert s.call(quick) == 7\n"
+    )
+    home = {"PREFECT_API_URL": other, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": "."}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **home}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "the Prefect server does not take this run (" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_is_no_prefect_server_is_served_no_deployments(other: str, tmp_path: Path) -> None:
+    home = {"PREFECT_API_URL": other, "PREFECT_HOME": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.serve"], capture_output=True, text=True, check=False, env={**os.environ, **home}
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith(
+        f"what answers at {other} takes no deployments (404 Not Found): is it a Prefect server, and yours?\n"
+    )
+    assert "Traceback" not in ended.stderr
 
 
 def test_no_tool_reports_to_anyone() -> None:
