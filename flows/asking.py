@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, do, progress, say, section
+from flows.stage import DATA, do, present, progress, say, section
 from merge3 import models, responses
 from merge3.asker import Asker
 from merge3.grading import failures
@@ -35,7 +35,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     """
     section("runtime", runtime, RUNTIME)
     models.check_device(runtime["device"])
-    base, experts = models.read_manifest(MANIFEST)
+    base, experts = models.read_manifest(present(MANIFEST))
     by_name = {expert.name: expert for expert in experts}
     names = list(by_name) if names is None else names
     if unknown := [name for name in names if name not in by_name]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.stage import DATA, main, say
+from flows.stage import DATA, main, present, say
 from merge3 import irt, parquet, responses
 
 RESPOND = DATA / "respond"
@@ -23,10 +23,10 @@ def calibrate(seed: int, engine: str, dimensions: int) -> None:
     Raises:
         ValueError: the engine is unknown, or fewer than two distinct models are left.
     """
-    population = responses.read(POPULATION / "responses.parquet")
+    population = responses.read(present(POPULATION / "responses.parquet"))
     members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str})
     fitted = population.loc[members["model"][~members["held_out"]]]
-    experts = responses.columns(responses.read(RESPOND / "search.parquet"), list(population.columns))
+    experts = responses.columns(responses.read(present(RESPOND / "search.parquet")), list(population.columns))
     table = pd.concat([fitted, experts])
     table = table.loc[:, table.notna().any(axis=0)]  # what nobody's answer could be scored on is no item of the study
     say(f"fitting {table.shape[1]} items on {table.shape[0]} models with {engine}")

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, alone, main, read_json, say, show_table, write_json, write_text
+from flows.stage import DATA, alone, main, present, read_json, say, show_table, write_json, write_text
 from merge3 import compare, responses
 from merge3.compare import EVOLVED
 from merge3.recipe import AVERAGE, Recipe, standard_merges
@@ -42,7 +42,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     if winner["study"] != study:
         raise ValueError(f"data/evolve holds study {winner['study']!r}, asked for {study!r}: run evolve first")
     tests = items_of(groups, "test")
-    candidates = sampled(pd.read_csv(EVOLVE / "history.csv"), sample)
+    candidates = sampled(pd.read_csv(present(EVOLVE / "history.csv")), sample)
     made = read_json(EVOLVE / "recipes.json")
     standards = standard_merges(experts)
     name = winner["merge"] if winner["merge"] in standards else EVOLVED
@@ -55,7 +55,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     respond = read_json(RESPOND / "ledger.json")["test"]["runtime"]
     if respond != asker.identity:
         say(f"the experts answered the test items elsewhere ({respond}): differences of a few items mean nothing")
-    asked_before = responses.columns(responses.read(RESPOND / "test.parquet"), list(answered.columns))
+    asked_before = responses.columns(responses.read(present(RESPOND / "test.parquet")), list(answered.columns))
     table = pd.concat([answered.loc[list(named)], asked_before.loc[["base", *experts]]])
     table, left = compare.comparable(table, [name, AVERAGE])
     if not set(experts) & set(table.index):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, section
+from flows.stage import DATA, present, section
 from merge3 import items, responses
 from merge3.estimate import SAMPLED
 from merge3.genome import Genome
@@ -68,7 +69,7 @@ def items_of(groups: list[str], split: str) -> list[Item]:
     Raises:
         ValueError: a group has no item.
     """
-    found = items.read(PREPARE / f"{split}.parquet")
+    found = items.read(present(PREPARE / f"{split}.parquet"))
     if missing := [group for group in groups if group not in {item.group for item in found}]:
         raise ValueError(f"no {split} item has group {missing[0]!r}; groups are {sorted({i.group for i in found})}")
     return [item for item in found if item.group in groups]
@@ -81,14 +82,20 @@ def study_items(groups: list[str]) -> list[Item]:
         ValueError: a group has no item.
     """
     found = items_of(groups, "search")
-    table = responses.columns(responses.read(RESPOND / "search.parquet"), [item.id for item in found])
+    table = responses.columns(responses.read(present(RESPOND / "search.parquet")), [item.id for item in found])
     whole = table.notna().all(axis=0)
     return [item for item in found if whole[item.id]]
 
 
 def parameters(found: list[Item]) -> ItemParameters:
-    """The fitted parameters of items, in their order."""
-    table = pd.read_parquet(CALIBRATE / "items.parquet").set_index("id").loc[[item.id for item in found]]
+    """The fitted parameters of items, in their order.
+
+    Raises:
+        ValueError: an item was not fitted.
+    """
+    table = pd.read_parquet(present(CALIBRATE / "items.parquet")).set_index("id")
+    _all_there("calibrate", [item.id for item in found], table.index)
+    table = table.loc[[item.id for item in found]]
     return ItemParameters(table.filter(like="discrimination_").to_numpy(), table["difficulty"].to_numpy())
 
 
@@ -98,7 +105,7 @@ def expert_answers(experts: list[str], found: list[Item]) -> np.ndarray:
     Raises:
         ValueError: an expert was not asked.
     """
-    table = responses.columns(responses.read(RESPOND / "search.parquet"), [item.id for item in found])
+    table = responses.columns(responses.read(present(RESPOND / "search.parquet")), [item.id for item in found])
     if missing := [expert for expert in experts if expert not in table.index]:
         raise ValueError(f"expert {missing[0]!r} was not asked; asked were {list(table.index)}")
     return table.loc[experts].to_numpy()
@@ -113,7 +120,7 @@ def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: no held-out model is left.
     """
-    table = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
+    table = responses.columns(responses.read(present(POPULATION / "responses.parquet")), [item.id for item in found])
     members = _members().loc[table.index]
     whole = table.notna().all(axis=1).to_numpy()
     table, members = table[whole], members[whole]
@@ -130,6 +137,9 @@ def margins(found: list[Item]) -> np.ndarray | None:
     """The margins of the population's merges, in nats, models x items; None where it was imported.
 
     Merges with an answer missing are left out.
+
+    Raises:
+        ValueError: the population was not asked one of the items.
     """
     table = _margins(found)
     return None if table.empty else table.to_numpy(dtype=float)
@@ -148,7 +158,7 @@ def merges(found: list[Item]) -> tuple[list[str], np.ndarray, np.ndarray]:
     Merges with an answer missing are left out.
     """
     table = _margins(found)
-    answers = responses.columns(responses.read(POPULATION / "responses.parquet"), [item.id for item in found])
+    answers = responses.columns(responses.read(present(POPULATION / "responses.parquet")), [item.id for item in found])
     return list(table.index), answers.loc[table.index].to_numpy(), table.to_numpy(dtype=float)
 
 
@@ -160,26 +170,46 @@ def _members() -> pd.DataFrame:
 
 
 def _margins(found: list[Item]) -> pd.DataFrame:
-    table, names = pd.read_parquet(POPULATION / "margins.parquet"), [item.id for item in found]
+    table, names = pd.read_parquet(present(POPULATION / "margins.parquet")), [item.id for item in found]
     if table.columns.empty:  # an imported population
         return pd.DataFrame(columns=names, dtype=float)
+    _all_there("population", names, table.columns)
     return table[names].dropna()
+
+
+def _all_there(stage: str, wanted: Collection[str], there: Collection[str]) -> None:
+    """Refuse what a stage wrote of other items, those of another study for instance.
+
+    Raises:
+        ValueError: one that is wanted is not there.
+    """
+    if missing := [name for name in wanted if name not in there]:
+        raise ValueError(
+            f"{DATA / stage} is of other items than this study's: {len(missing)} of {len(wanted)} are missing (first: "
+            f"{missing[0]!r}); run the stage {stage} again, or dvc repro"
+        )
 
 
 def extracted_by() -> str:
     """The method that chose the items that candidates are asked."""
-    return str(pd.read_parquet(EXTRACT / "subset.parquet")["method"].iloc[0])
+    return str(pd.read_parquet(present(EXTRACT / "subset.parquet"))["method"].iloc[0])
 
 
 def subset(found: list[Item], estimator: str) -> tuple[np.ndarray, np.ndarray]:
     """Indices into `found` of the extracted items, and their weights.
 
     Raises:
-        ValueError: the estimator takes the items for a sample, and they are none: it would be far off.
+        ValueError: the estimator takes the items for a sample, and they are none: it would be far off; or they are not
+            of those found.
     """
-    table = pd.read_parquet(EXTRACT / "subset.parquet")
+    table = pd.read_parquet(present(EXTRACT / "subset.parquet"))
     if estimator in SAMPLED and not set(table["method"]) <= SAMPLED[estimator]:
         fair = " or ".join(sorted(SAMPLED[estimator]))
         raise ValueError(f"estimate.method {estimator} needs extract.method {fair}: others' items are no fair sample")
     places = {item.id: index for index, item in enumerate(found)}
+    if others := [name for name in table["id"] if name not in places]:
+        raise ValueError(
+            f"{EXTRACT} has items that are not this study's (first: {others[0]!r}); run the stage extract again, or "
+            "dvc repro"
+        )
     return np.array([places[name] for name in table["id"]]), table["weight"].to_numpy()

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.asking import answer_all, open_asker
-from flows.stage import DATA, main, write_json
+from flows.stage import DATA, main, present, write_json
 from merge3 import items, responses
 from merge3.recipe import parents
 
@@ -29,7 +29,8 @@ def respond(runtime: dict[str, Any]) -> None:
     recipes = parents(list(asker.merger.experts))
     ledger = {}
     for split in ("search", "test"):
-        table, ledger[split] = answer_all(f"respond {split}", asker, recipes, items.read(PREPARE / f"{split}.parquet"))
+        found = items.read(present(PREPARE / f"{split}.parquet"))
+        table, ledger[split] = answer_all(f"respond {split}", asker, recipes, found)
         if broken := table.index[table.isna().all(axis=1)].tolist():
             raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged")
         if silent := table.columns[table.isna().all(axis=0)].tolist():

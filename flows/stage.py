@@ -454,6 +454,25 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def present(path: Path) -> Path:
+    """A file that another stage writes.
+
+    Raises:
+        FileNotFoundError: it is not there; says which stage to run.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run the stage {path.parent.name} first")
+    return path
+
+
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` of another stage wrote.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(present(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): run the stage {path.parent.name} again") from error

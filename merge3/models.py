@@ -644,6 +644,13 @@ def write_manifest(path: Path, base: Expert, experts: list[Expert]) -> None:
 
 
 def read_manifest(path: Path) -> tuple[Expert, list[Expert]]:
-    """The base and the experts that `write_manifest` wrote."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Expert(**content["base"]), [Expert(**expert) for expert in content["experts"]]
+    """The base and the experts that `write_manifest` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Expert(**content["base"]), [Expert(**expert) for expert in content["experts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run the stage that wrote it again") from error

@@ -537,6 +537,51 @@ def test_a_study_of_what_is_not_there_is_refused(
         world.run(world.params(saved) | {"study": "other"}, "extract")
 
 
+def test_what_was_made_for_another_study_is_refused_with_the_stage_to_run(here: Path, saved: dict[str, Path]) -> None:
+    values, other = world.params(saved), {"experts": ["first", "second"], "groups": ["x"]}
+    less = {**values, "study": "less", "studies": {"less": other, **values["studies"]}}
+    for stage in ("estimate", "evolve"):
+        with pytest.raises(ValueError, match=r"data/extract has items that are not .* run the stage extract again"):
+            world.run(less, stage)
+    for made, refused, stale in (
+        ("population", "extract", "population"),
+        ("calibrate", "extract", "calibrate"),
+        ("extract", "evolve", "calibrate"),
+    ):
+        world.run(less, made)
+        with pytest.raises(ValueError, match=f"data/{stale} is of other items .* run the stage {stale} again"):
+            world.run(values, refused)
+
+
+@pytest.mark.parametrize(
+    ("missing", "stage"),
+    [
+        ("experts/manifest.json", "respond"),
+        ("prepare/search.parquet", "population"),
+        ("population/responses.parquet", "calibrate"),
+        ("calibrate/items.parquet", "extract"),
+        ("extract/subset.parquet", "estimate"),
+        ("estimate/calibration.json", "evolve"),
+        ("evolve/history.csv", "evaluate"),
+    ],
+)
+def test_where_a_stage_was_not_run_it_is_named(here: Path, saved: dict[str, Path], missing: str, stage: str) -> None:
+    (here / "data" / missing).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=f"data/{missing} is missing: run the stage {Path(missing).parent} first"
+    ):
+        world.run(world.params(saved), stage)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "stage"), [("experts/manifest.json", "respond"), ("evolve/winner.json", "evaluate")]
+)
+def test_a_damaged_file_is_named(here: Path, saved: dict[str, Path], damaged: str, stage: str) -> None:
+    (here / "data" / damaged).write_text('{"base": ')
+    with pytest.raises(ValueError, match=f"data/{damaged} is damaged .*: run the stage"):
+        world.run(world.params(saved), stage)
+
+
 def test_a_benchmark_without_answers_is_refused(here: Path, saved: dict[str, Path]) -> None:
     rows = [json.loads(line) for line in Path("items.jsonl").read_text().splitlines()]
     Path("items.jsonl").write_text("".join(json.dumps({**row, "answer": None}) + "\n" for row in rows))
