@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, do, present, progress, say, section
+from flows.stage import DATA, do, present, progress, runtime_of, say
 from merge3 import models, responses
 from merge3.asker import Asker
 from merge3.grading import failures
@@ -23,7 +23,6 @@ from merge3.shared import Shared
 from merge3.store import Store
 
 MANIFEST = DATA / "experts" / "manifest.json"
-RUNTIME = ("device", "dtype", "batch_tokens", "scoring", "portable")  # the keys of params.yaml's runtime
 PLACE = "MERGE3_SHARED"  # where answers lie beside the local store, for several machines: a URL of fsspec
 
 
@@ -33,7 +32,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     Raises:
         ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
     """
-    section("runtime", runtime, RUNTIME)
+    runtime = runtime_of(runtime)
     models.check_device(runtime["device"])
     base, experts = models.read_manifest(present(MANIFEST))
     by_name = {expert.name: expert for expert in experts}

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flows.asking import MANIFEST, RUNTIME
+from flows.asking import MANIFEST
 from flows.known import study_of
-from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, section
+from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, runtime_of
 from merge3 import answering, checks, irt, items, models
 from merge3.benchmark import read
 from merge3.checks import OK, RISK, WRONG, Finding
@@ -73,7 +73,7 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
             raise ValueError(f"studies.{params['study']}: no expert {unknown[0]!r}; there are {expert_names(params)}")
 
     def runtime() -> None:
-        given = section("runtime", params["runtime"], RUNTIME)
+        given = runtime_of(params["runtime"])
         _among("runtime.scoring", given["scoring"], answering.SCORINGS)
         if given["batch_tokens"] != "auto":
             _least("runtime.batch_tokens", given["batch_tokens"], 1)

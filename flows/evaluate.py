@@ -41,13 +41,15 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     winner = read_json(EVOLVE / "winner.json")
     if winner["study"] != study:
         raise ValueError(f"data/evolve holds study {winner['study']!r}, asked for {study!r}: run evolve first")
+    won = Recipe.from_dict(winner["recipe"])
+    if unknown := [name for name in won.experts if name not in experts]:
+        raise ValueError(f"data/evolve holds a merge of {unknown[0]!r}, the study has {experts}: run evolve first")
     tests = items_of(groups, "test")
     candidates = sampled(pd.read_csv(present(EVOLVE / "history.csv")), sample)
     made = read_json(EVOLVE / "recipes.json")
     standards = standard_merges(experts)
     name = winner["merge"] if winner["merge"] in standards else EVOLVED
-    won = {name: Recipe.from_dict(winner["recipe"])}
-    named = won | standards | won  # the winner first
+    named = {name: won} | standards | {name: won}  # the winner first
     others = {f"candidate {name[:12]}": Recipe.from_dict(made[name]) for name in candidates["phenotype"]}
     recipes = named | others
     asker = open_asker(runtime, OUT / "answers", experts)

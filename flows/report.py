@@ -102,6 +102,8 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
     search, tests = study_items(groups), items_of(groups, "test")
     scores = _table(EVALUATE / "scores.csv")
     answered = responses.read(EVALUATE / "responses.parquet")
+    if not set(answered.columns) <= {item.id for item in tests}:
+        raise ValueError("data/evaluate is of other items than this study's: run evaluate first")
     folders = (RESPOND, POPULATION, EVOLVE, EVALUATE)
     manifest = read_json(EXPERTS / "manifest.json")
     fingerprints = {expert["name"]: expert["fingerprint"] for expert in manifest["experts"]}

@@ -51,6 +51,7 @@ from rich.text import Text
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 SHARED = ("seed", "study", "studies", "runtime")
+RUNTIME = {"device": str, "dtype": str, "batch_tokens": int | str, "scoring": str, "portable": bool}
 STOPPED = 130  # the status of a stage that was interrupted, as shells have it
 LINES = 10  # lines that a progress prints where there is no terminal
 PATIENCE = 5  # seconds in which a Prefect server must answer
@@ -89,14 +90,23 @@ def typed(flow: Flow[Any, Any], values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: one is not.
     """
-    declared, types = inspect.signature(flow.fn).parameters, get_type_hints(flow.fn)
+    types = get_type_hints(flow.fn)
     for name, value in values.items():
-        try:
-            TypeAdapter(types[name], config=STRICT).validate_python(value)
-        except ValidationError as error:
-            place, wanted = name if name in SHARED else f"{flow.name}.{name}", str(declared[name].annotation)
-            raise ValueError(f"params.yaml: {place} must be {wanted.replace('None', 'null')}, got {value!r}") from error
+        of_type(name if name in SHARED else f"{flow.name}.{name}", types[name], value)
     return values
+
+
+def of_type(name: str, kind: Any, value: Any) -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        ValueError: it is of one.
+    """
+    try:
+        TypeAdapter(kind, config=STRICT).validate_python(value)
+    except ValidationError as error:
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("None", "null")
+        raise ValueError(f"params.yaml: {name} must be {wanted}, got {value!r}") from error
 
 
 def section(name: str, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -107,9 +117,21 @@ def section(name: str, values: Mapping[str, Any], keys: Iterable[str]) -> dict[s
     """
     expected = set(keys)
     if not isinstance(values, Mapping) or set(values) != expected:
-        found = sorted(values) if isinstance(values, Mapping) else values
+        found = sorted(map(str, values)) if isinstance(values, Mapping) else values
         raise ValueError(f"params.yaml: {name} must have the keys {sorted(expected)}, got {found}")
     return dict(values)
+
+
+def runtime_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The section runtime.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value is of another type.
+    """
+    given = section("runtime", values, RUNTIME)
+    for name, kind in RUNTIME.items():
+        of_type(f"runtime.{name}", kind, given[name])
+    return given
 
 
 def bounds(name: str, values: Sequence[float]) -> tuple[float, float]:

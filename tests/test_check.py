@@ -114,6 +114,7 @@ def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) ->
         ("evaluate", {"sample": 1}, "evaluate.sample must be 2 or more"),
         ("runtime", {"device": "quantum"}, "device 'quantum' cannot be used here"),
         ("runtime", {"dtype": "int3"}, "dtype must be one of"),
+        ("runtime", {"dtype": ["float32"]}, "runtime.dtype must be str, got ['float32']"),
         ("runtime", {"scoring": "luck"}, "runtime.scoring must be one of"),
         ("base", {"model": "nowhere"}, "base: 'nowhere' is neither a folder nor a hub id"),
         ("base", {"package": "x"}, "give either base.package or base.model"),
