@@ -8,7 +8,11 @@ import pandas as pd
 
 
 def write(path: Path, table: pd.DataFrame, index: bool | None = None) -> None:
-    """Write a table through a temporary name; `index` as pandas has it."""
+    """Write a table through a temporary name, of which nothing stays; `index` as pandas has it."""
     temporary = path.with_name(f"{path.name}.tmp")
-    table.to_parquet(temporary, index=index)
-    temporary.replace(path)
+    try:
+        table.to_parquet(temporary, index=index)
+        temporary.replace(path)
+    except (OSError, KeyboardInterrupt):
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,20 @@ def test_what_is_written_is_read(tmp_path: Path, missing: bool) -> None:
     table = responses.table(["m", "n"], ["a", "b", "c"], cells)
     responses.write(tmp_path / "r.parquet", table)
     pd.testing.assert_frame_equal(responses.read(tmp_path / "r.parquet"), table)
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    table = responses.table(["m"], ["a"], np.array([[1.0]]))
+    responses.write(tmp_path / "r.parquet", table)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes that a file may have
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            responses.write(tmp_path / "r.parquet", 1 - table)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    pd.testing.assert_frame_equal(responses.read(tmp_path / "r.parquet"), table)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
 
 
 @pytest.mark.parametrize(
