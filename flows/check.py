@@ -269,6 +269,7 @@ def remote() -> Finding:
     """Whether results can be shared: a DVC remote is configured, and answers."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.scm import SCMError
 
     try:
         with Repo() as repo:
@@ -276,6 +277,9 @@ def remote() -> Finding:
                 return Finding(RISK, "dvc", "no default remote: results stay here; dvc remote add -d NAME PLACE")
             place = repo.cloud.get_remote(name)
             there = _there(place.fs, place.path)
+    except SCMError:
+        text = "this is no Git repository, which DVC wants: git init, or dvc config core.no_scm true to do without"
+        return Finding(WRONG, "dvc", text)
     except Exception as error:
         kind = WRONG if isinstance(error, DvcException) else RISK
         return Finding(kind, "dvc", f"the remote does not answer: {_line(error)}")

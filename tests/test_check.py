@@ -205,6 +205,13 @@ def test_a_remote_that_does_not_answer_is_a_risk(here: Path) -> None:
     gc.collect()  # what is left of sessions goes here, and in no other test
 
 
+def test_dvc_without_git_is_wrong_until_it_is_told(here: Path) -> None:
+    subprocess.run(["dvc", "config", "core.no_scm", "false"], check=True)
+    assert (checking.remote().level, "this is no Git repository" in checking.remote().text) == (WRONG, True)
+    subprocess.run(["dvc", "config", "core.no_scm", "true"], check=True)
+    assert checking.remote().level == RISK
+
+
 def test_uncommitted_work_is_a_risk(here: Path) -> None:
     assert "no Git repository" in " ".join(said(list(checking.workplace()), RISK))
     subprocess.run(["git", "init", "--quiet"], check=True)
