@@ -12,11 +12,12 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from yaml import YAMLError, safe_load
 
-from flows.stage import PARAMS
+from flows.stage import PARAMS, read_params
 from merge3 import checks, models
 from merge3.benchmark import items_of, settings_of, with_share
 
 STUDY = "mine"
+SECTIONS = ("runtime", "base", "experts", "prepare", "evolve")  # that are rewritten in part
 NULL = "tag:yaml.org,2002:null"
 
 
@@ -25,7 +26,7 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
 
     Raises:
         FileNotFoundError: there is no params.yaml here, or no such base or items.
-        ValueError: the items cannot be read.
+        ValueError: the items or params.yaml cannot be read, or a section is not there.
     """
     if not PARAMS.exists():
         raise FileNotFoundError(
@@ -36,7 +37,12 @@ def rewrite(base: str, experts: Mapping[str, str], source: str, test_share: floa
     roundtrip = YAML()  # keeps comments; safe: it makes plain values
     roundtrip.preserve_quotes, roundtrip.width = True, 160
     roundtrip.representer.add_representer(type(None), lambda made, _: made.represent_scalar(NULL, "null"))
+    read_params()  # says what is no YAML, and no section
     params = roundtrip.load(PARAMS.read_text(encoding="utf-8"))
+    if lacking := [name for name in SECTIONS if not isinstance(params.get(name), Mapping)]:
+        raise ValueError(
+            f"params.yaml has no section {lacking[0]!r}: `git checkout params.yaml` brings the one of the clone"
+        )
     params["study"] = STUDY
     params["studies"] = CommentedMap(
         {STUDY: CommentedMap({"experts": _flow(_texts(list(experts))), "groups": _flow(_texts(found))})}

@@ -439,6 +439,24 @@ def test_init_says_where_it_cannot_work(
         assert params["studies"] == {"mine": {"experts": ["first"], "groups": ["x", "y"]}}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "params.yaml cannot be read"),
+        ("", "params.yaml must have sections"),
+        ("seed: 0", "params.yaml has no section 'runtime'"),
+    ],
+)
+def test_init_says_what_is_no_params(
+    text: str, message: str, here: Path, saved: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "params.yaml").write_text(text)
+    models = [f"--{kind}={saved[name]}" for kind, name in (("base", "base"), ("expert", "first"), ("expert", "second"))]
+    assert main(["init", *models, "--items", "items.jsonl", "--device", "cpu"]) == 1
+    assert message in capsys.readouterr().err
+    assert (here / "params.yaml").read_text() == text
+
+
 def test_init_writes_texts_that_look_like_other_things_as_texts(
     saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
