@@ -67,12 +67,12 @@ def _parse(line: str) -> tuple[str, Answer] | None:
     """Item and answer of a line; None where it is damaged."""
     try:
         item, values, checksum = json.loads(line)
-        if checksum != digest([item, values]):
+        if not isinstance(item, str) or checksum != digest([item, values]):
             return None
         if isinstance(values, dict):
             return item, Failure(**values) if "reason" in values else Reply(**values)
         return item, tuple(values)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):  # the last of brackets without end
         return None
 
 
@@ -94,7 +94,7 @@ class Store:
             with path.open(encoding="utf-8", errors="replace") as file:
                 try:
                     key = json.loads(file.readline())
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue  # whose answers these are cannot be known; `get` would set them aside
             if isinstance(key, dict) and self.path(key) == path:
                 found.append(key)

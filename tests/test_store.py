@@ -73,11 +73,15 @@ def test_a_file_with_a_damaged_line_is_reported_and_set_aside_whole(tmp_path: Pa
     assert store.get({}) == {"a": (-1.5,), "b": (-2.5,)}
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"{}\n[1,2"])
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"{}\n[1,2", DEEP, canonical(KEY).encode() + b"\n" + DEEP])
 def test_a_ruined_file_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
     store = Store(tmp_path)
     store.put(KEY, {"a": (-1.0,)})
     store.path(KEY).write_bytes(content)
+    assert len(store.keys()) == content.startswith(canonical(KEY).encode())
     with pytest.warns(DamagedAnswers):
         assert store.get(KEY) == {}
     store.put(KEY, {"a": (-1.0,)})
