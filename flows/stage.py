@@ -243,7 +243,8 @@ def lose() -> None:
 def main(flow: Flow[Any, Any]) -> None:
     """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph.
 
-    It takes no arguments. Ctrl-C and SIGTERM end it with status `STOPPED` and a line.
+    It takes no arguments. Parameters of its own that are changed while it runs are a fault: DVC would note them as
+    those of its results. Ctrl-C and SIGTERM end it with status `STOPPED` and a line.
     """
     argparse.ArgumentParser(
         prog=f"python -m flows.{flow.name}",
@@ -254,7 +255,10 @@ def main(flow: Flow[Any, Any]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = 0
     try:
-        call(flow, **arguments(flow, read_params()))
+        given = arguments(flow, read_params())
+        call(flow, **given)
+        if arguments(flow, read_params()) != given:
+            raise ValueError("its parameters in params.yaml were changed while it ran; run it again, by the new ones")
     except (ValueError, OSError) as error:
         if os.environ.get("MERGE3_TRACEBACK"):
             raise

@@ -90,6 +90,29 @@ def test_a_file_that_is_no_parameters_is_refused(
         stage.read_params()
 
 
+@pytest.mark.parametrize(("changed", "status"), [("extract: {items: 3}", 1), ("extract: {items: 2}\nseed: 7", 0)])
+def test_a_stage_whose_parameters_were_changed_while_it_ran_has_failed(
+    changed: str, status: int, tmp_path: Path
+) -> None:
+    """DVC notes the parameters after a stage has ended, as if it had run by them."""
+    (tmp_path / "params.yaml").write_text("extract: {items: 2}")
+    code = (
+        "from pathlib import Path; from prefect import flow; from flows.stage import main\n"
+        f"@flow(name='extract')\ndef work(items: int): Path('params.yaml').write_text({changed!r})\n"
+        "main(work)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
+    assert ended.returncode == status
+    assert ("extract: its parameters in params.yaml were changed while it ran" in ended.stderr) == (status == 1)
+
+
 def test_where_there_are_no_parameters_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"no params.yaml in {tmp_path}: run this in a clone"):
