@@ -33,7 +33,7 @@ def read(path: Path) -> Merge:
         raise FileNotFoundError(f"no merge file at {path}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path}: expected a mapping with `method` (ours) or `merge_method` (mergekit's)")

@@ -328,3 +328,9 @@ def test_values_that_are_the_same_are_written_each_time() -> None:
     for text in (mergefile.to_yaml(merge), mergefile.to_mergekit(merge)):
         assert "&" not in text
         assert "*id" not in text
+
+
+def test_a_file_of_bytes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"\xbc\x00")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'model'} is no YAML: 'utf-8' codec"):
+        mergefile.read(tmp_path / "model")
