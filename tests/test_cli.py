@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge3 import answering, cli, items, mergefile, models, responses, run
-from merge3.cli import asking, main, making, searching
+from merge3.cli import asking, main, making, searching, show
 from merge3.items import FreeText, Item
 from merge3.models import fingerprint
 
@@ -449,3 +450,19 @@ def test_who_reads_no_further_hears_no_complaint(file: Path) -> None:
         piped = f"set -o pipefail; {Path(sys.executable).parent}/{command} | head -c 1 > /dev/null"
         ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, ""), command
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_table_stays_whole_in_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    figures = ("79.2", "[62.5, 95.8]", "+25.0", "[+8.3, +41.7]", "0.188")
+    names = ("uniform average", "english_arithmetic", 60 * "n")
+    heads = ("model", "accuracy", "95 % interval", "winner's lead", "its interval", "p")
+    show.table(heads, [(name, *figures) for name in names])
+    lines = [line.split("  ") for line in re.sub(r"\x1b\[\w+m", "", capsys.readouterr().out).splitlines()]
+    rows = [[cell.strip() for cell in line if cell] for line in lines]
+    assert [row for row in rows if row[0] in names[:2]] == [[name, *figures] for name in names[:2]]
+    assert max(len("  ".join(line)) for line in lines) <= max(width, 80)

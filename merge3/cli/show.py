@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,6 +17,9 @@ from rich.text import Text
 from transformers.utils import logging
 
 COLOURS = {"ok": "green", "risk": "yellow", "wrong": "bold red"}
+WIDE = 200  # of a table where there is no terminal
+NAMED = 18  # letters of a name that stay on one line in the narrowest terminal
+GAP = 2  # between two columns
 
 
 def as_json(value: Any) -> None:
@@ -50,16 +54,21 @@ def ask(prompt: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], first_bold: bool = False) -> None:
-    """Print aligned columns, the first on the left and the others on the right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    """Print aligned columns, the first on the left and the others on the right.
+
+    In a narrow terminal long names are folded. What is still too wide runs on in the terminal's next line: no figure is
+    broken up.
+    """
+    console, rows = Console(highlight=False), list(rows)
+    widths = [max(map(cell_len, column)) + GAP for column in zip(heads, *rows, strict=True)]
+    room = (console.width if console.is_terminal else WIDE) - sum(widths[1:]) + GAP
+    widths[0] = min(widths[0], max(room, NAMED + GAP))
+    made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     for place, head in enumerate(heads):
         made.add_column(head, justify="left" if place == 0 else "right", overflow="fold", no_wrap=place > 0)
     for place, row in enumerate(rows):
         made.add_row(*map(Text, row), style="bold" if first_bold and place == 0 else "")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(made)
+    Console(highlight=False, width=sum(widths) - GAP).print(made)
 
 
 def finding(level: str, what: str, text: str) -> None:
