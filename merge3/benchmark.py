@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 import yaml
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 from pyarrow import ArrowException
 from pyarrow import parquet as arrow
@@ -95,13 +95,15 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
     path = Path(source)
     if path.suffix in FILES:
         if not path.is_file():
-            raise FileNotFoundError(f"no benchmark at {source}")
+            raise FileNotFoundError(f"no benchmark at {source}{'' if path.is_absolute() else f', from {Path.cwd()}'}")
         if name or split:
             raise ValueError(
                 f"{source} is a file: it has no {'split ' + repr(split) if split else 'name ' + repr(name)}"
             )
         try:
             found = FILES[path.suffix](path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is not UTF-8 ({error.reason}): save it as UTF-8") from error
         except (ValueError, ArrowException) as error:
             raise ValueError(f"{source} cannot be read as {path.suffix}: {error}") from error
     else:
@@ -197,7 +199,7 @@ def to_items(
         try:
             item = writer.item(row, number, before)
         except (TemplateError, ValueError) as error:
-            raise ValueError(f"{source}, row {number}: {error}") from error
+            raise ValueError(f"{source}, row {number}: {_told(error, row)}") from error
         if item.id in seen:
             raise ValueError(f"{source}, row {number}: item ids must be unique, {item.id!r} occurs more than once")
         seen.add(item.id)
@@ -303,7 +305,7 @@ class _Writer:
         try:
             question, right = self._question(row)
         except (TemplateError, ValueError) as error:
-            raise ValueError(f"{called}: {error}") from error
+            raise ValueError(f"{called}: {_told(error, row)}") from error
         return question, right[0]
 
     def asked(self, example: tuple[str, str]) -> tuple[str, ...]:
@@ -340,8 +342,13 @@ class _Writer:
             return None
         value = self._expressions[key](**row)
         if isinstance(value, StrictUndefined):
-            raise ValueError(f"{key}: {value._undefined_message}")
+            raise UndefinedError(f"{key}: {value._undefined_message}")
         return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _told(error: Exception, row: Mapping[str, Any]) -> str:
+    """An error, and what there is where a row lacks what a template names."""
+    return f"{error}; the row has {list(row)}" if isinstance(error, UndefinedError) else str(error)
 
 
 def _written(value: Any) -> Any:
@@ -410,7 +417,9 @@ def settings_of(source: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        mark = getattr(error, "problem_mark", None)
+        said = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]  # type: ignore[union-attr]
+        raise ValueError(f"{source} cannot be read as YAML: {said}") from error
     if not isinstance(found, dict):
         raise ValueError(
             f"{source}: expected the keys of a benchmark (source, prompt, options, answer, ...), got {found!r}"

@@ -256,7 +256,10 @@ def read(path: Path) -> list[Item]:
         if not rows:
             raise ValueError(f"{path} has no line: write one an item, a JSON object with {list(COLUMNS)}")
         return from_frame(pd.DataFrame(rows, dtype=object), str(path))  # pandas would make numbers of texts
-    raise ValueError(f"{path}: expected a .parquet or .jsonl file")
+    raise ValueError(
+        f"{path}: items are a .parquet or .jsonl file; a .yaml file with the keys source, prompt, options and answer "
+        "makes them of any other"
+    )
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -100,7 +100,7 @@ def test_a_csv_may_have_blank_lines_columns_without_a_name_and_long_cells(tmp_pa
 
 def test_a_row_without_a_field_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"a": 3, "b": 4, "r": 7}\n{"a": 3, "r": 7}\n')
-    with pytest.raises(ValueError, match=r"row 1: 'b' is undefined"):
+    with pytest.raises(ValueError, match=r"row 1: 'b' is undefined; the row has \['a', 'r'\]"):
         items_of_form(tmp_path / "t.jsonl", Form("{{a}}+{{b}}=", None, "r"))
 
 
@@ -222,7 +222,7 @@ def test_options_may_be_an_array() -> None:
         ({"answerKey": None}, FORM, "row 0: it has no answer"),
         ({"answerKey": float("inf")}, replace(FORM, labels=None), "row 0: the answer inf is neither"),
         ({}, Form("{{text}}", "choices.text", "answerKey", labels="choices.label"), "row 0: 'text' is undefined"),
-        ({}, Form("{{question}}", "choices.text", "key"), "row 0: answer: 'key' is undefined"),
+        ({}, Form("{{question}}", "choices.text", "key"), "row 0: answer: 'key' is undefined; the row has"),
         ({}, Form("{{question}}", "question", "answerKey"), "row 0: options must be a list of two or more"),
         ({}, Form("{{question}}", ["{{question}}"], "answerKey"), "row 0: options must be a list of two or more"),
         ({}, Form("{{question", "choices.text", "answerKey"), "a template of the benchmark is wrong"),
@@ -265,6 +265,9 @@ def test_files_that_are_not_there_or_not_whole_are_said_so(tmp_path: Path) -> No
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
             rows(str(tmp_path / name))
+    (tmp_path / "latin.csv").write_bytes("q,a\né,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv is not UTF-8 .*: save it as UTF-8"):
+        rows(str(tmp_path / "latin.csv"))
     (tmp_path / "empty.csv").write_text("q,a\n")
     with pytest.raises(ValueError, match="expected at least one row"):
         rows(str(tmp_path / "empty.csv"))
@@ -437,10 +440,24 @@ def test_splits_are_of_datasets_that_have_them(tmp_path: Path) -> None:
         rows(str(tmp_path / "table.csv"), "it")
 
 
+def test_a_path_that_is_not_there_is_said_with_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "it.csv").write_text("q,a\nx,1\n")
+    (tmp_path / "deep" / "it.yaml").write_text("source: it.csv\nprompt: '{{q}}'\noptions: null\nanswer: a\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no benchmark at it.csv, from {tmp_path}$"):
+        items_of("deep/it.yaml")
+
+
 def test_a_file_of_settings_that_is_none_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no benchmark at"):
         settings_of(str(tmp_path / "none.yaml"))
-    for text, message in (("- a\n", "expected the keys of a benchmark"), ("a: [", "cannot be read as YAML")):
+    for text, message in (
+        ("- a\n", "expected the keys of a benchmark"),
+        ("a: [\nb: c", "cannot be read as YAML: line 2: "),
+    ):
         (tmp_path / "it.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             settings_of(str(tmp_path / "it.yaml"))

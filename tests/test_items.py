@@ -60,7 +60,7 @@ def test_missing_columns_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no benchmark at .*x\.parquet"):
         items.read(tmp_path / "x.parquet")
     (tmp_path / "x.csv").touch()
-    with pytest.raises(ValueError, match=r"\.parquet or \.jsonl"):
+    with pytest.raises(ValueError, match=r"\.parquet or \.jsonl file; a \.yaml file with the keys source"):
         items.read(tmp_path / "x.csv")
 
 
