@@ -413,6 +413,14 @@ def test_every_command_has_help_examples_and_something_to_run(
     assert named <= set(commands)
 
 
+def test_an_option_that_is_unknown_is_said_with_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["recipe", "merge.yaml", "--form", "mergekit"])
+    said = capsys.readouterr().err
+    assert said.startswith("usage: merge3 recipe")
+    assert said.endswith("merge3 recipe: error: unrecognized arguments: --form mergekit\n")
+
+
 def test_export_is_merge() -> None:
     merged, exported = (cli.parser().parse_args([name, "winner.yaml", "out", "--json"]) for name in ("merge", "export"))
     assert {**vars(merged), "command": "export"} == vars(exported)

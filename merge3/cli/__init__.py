@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = parser().parse_args(arguments)
+    made = parser()
+    options, unknown = made.parse_known_args(arguments)
+    if unknown:  # with the options of the command, which argparse does not show here
+        commands_of(made)[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     module, function = options.run
     try:
         status = getattr(import_module(f"merge3.cli.{module}"), function)(options)
@@ -80,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
             if action.type is Path or action.dest == "items":
                 vars(action)["complete"] = shtab.FILE
     return made
+
+
+def commands_of(made: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of a parser's commands, by name."""
+    return dict(next(action for action in made._actions if action.dest == "command").choices or {})
 
 
 def seed(text: str) -> int:
