@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import ArrowException
 
 from merge3 import responses
 
@@ -29,7 +30,7 @@ def matrix(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has another ending, or is no response table (see `cells` and `responses.check`).
+        ValueError: it has another ending, cannot be read, or is no response table (see `cells` and `responses.check`).
     """
     if not path.exists():
         raise FileNotFoundError(f"no response table at {path}")
@@ -38,13 +39,20 @@ def matrix(path: Path) -> pd.DataFrame:
         table = text.iloc[:, 1:].set_axis(text.iloc[:, 0])
         table = table.replace(dict.fromkeys(MISSING) | {"True": "1", "False": "0"})
     elif path.suffix == ".parquet":
-        table = pd.read_parquet(path)
-        if len(table.columns) and table.columns[0] == "model":
-            table = table.set_index("model")
+        table = _parquet(path)
     else:
         raise ValueError(f"{path}: expected a .csv or .parquet file")
     table.index = table.index.map(str).rename("model")
     return responses.check(table, str(path))
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    """The table of a Parquet file, the models' names in its index or its first column."""
+    try:
+        table = pd.read_parquet(path)
+    except (ValueError, ArrowException) as error:
+        raise ValueError(f"{path} cannot be read as .parquet: {error}") from error
+    return table.set_index("model") if len(table.columns) and table.columns[0] == "model" else table
 
 
 def cells(path: Path) -> pd.DataFrame:

@@ -114,6 +114,10 @@ def test_matrices_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("")
     with pytest.raises(ValueError, match=r"expected a \.csv or"):
         imports.matrix(tmp_path / "m.txt")
+    for name, held in (("m.csv", b""), ("m.csv", b"\x89PNG\xff"), ("m.parquet", b"PAR1")):
+        (tmp_path / name).write_bytes(held)
+        with pytest.raises(ValueError, match=rf"{name}(: expected a CSV file| cannot be read as \.parquet)"):
+            imports.matrix(tmp_path / name)
     (tmp_path / "m.csv").write_text("model,i\na,2\n")
     with pytest.raises(ValueError, match="values must be 0, 1 or NaN"):
         imports.matrix(tmp_path / "m.csv")
