@@ -50,7 +50,7 @@ def export(
     begun(out).rmdir()
     if scores is not None and (missing := {"model", "accuracy", "low", "high"} - set(scores.columns)):
         raise ValueError(f"scores must have the columns model, accuracy, low and high; there is no {min(missing)!r}")
-    folder = models.weights_folder(merge.base)
+    folder = _base(merge)
     tokenizer = models.stored_tokenizer(folder)
     added = _added(merge, tokenizer)
     notes = [models.left_out(name, tokens) for name, tokens in added.items() if tokens]
@@ -108,15 +108,27 @@ def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
         FileNotFoundError: a source cannot be found.
         ValueError: experts and base do not fit, or the recipe cannot be merged.
     """
-    folder = models.weights_folder(merge.base)
+    folder = _base(merge)
     tokenless = merge.stack or not models.has_tokenizer(folder)
     return _built(merge, device, {} if tokenless else _added(merge, models.load_tokenizer(folder)))
+
+
+def _base(merge: Merge) -> Path:
+    """Where the base's weights lie.
+
+    Raises:
+        FileNotFoundError: it cannot be found.
+        ValueError: it is an adapter.
+    """
+    folder = models.weights_folder(merge.base)
+    models.refuse_adapter(folder)
+    return folder
 
 
 def _built(merge: Merge, device: str, added: Mapping[str, Mapping[str, int]]) -> PreTrainedModel:
     """`build`, where it is known which tokens each expert added."""
     models.check_device(device)
-    folder = models.weights_folder(merge.base)
+    folder = _base(merge)
     dtype = models.written_dtype(folder) if merge.dtype is None else models.resolve_dtype(merge.dtype, device)
     folders = {name: models.weights_folder(source) for name, source in merge.experts.items()}
     if merge.stack:

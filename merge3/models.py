@@ -113,6 +113,16 @@ def is_adapter(source: str | Path) -> bool:
     return (Path(source) / ADAPTER_CONFIG).exists()
 
 
+def refuse_adapter(source: str | Path) -> None:
+    """Stop where a base is an adapter.
+
+    Raises:
+        IncompatibleModels: it is one.
+    """
+    if is_adapter(source):
+        raise IncompatibleModels(f"{source} is an adapter: a base is the model that it changes")
+
+
 def absolute(source: str | Path) -> str:
     """A model's name as it is found from any folder: a path whole, a hub id as it is."""
     return str(Path(source).resolve()) if Path(source).exists() else str(source)
@@ -162,8 +172,10 @@ def whole_config_of(source: str | Path) -> Any:
     """The transformers config of all that is in a folder, GGUF file or hub id.
 
     Raises:
+        IncompatibleModels: it is an adapter.
         OSError: there is none.
     """
+    refuse_adapter(source)
     place, file = _located(source)
     return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
 

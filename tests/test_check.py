@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerBase
 from flows import check as checking
 from flows import own
 from flows.stage import read_params
-from merge3 import checks, models
+from merge3 import checks, export, models
 from merge3.checks import OK, RISK, WRONG, Finding
 from merge3.cli import main
 from merge3.items import Item
+from merge3.recipe import Merge, constant
 from merge3.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -487,6 +488,11 @@ def test_an_adapter_made_for_another_base_is_a_risk_and_the_base_itself_no_exper
     again = {"first": str(saved["first"]), "copy": f"{saved['base']}/../base"}
     wrong = said(checks.parents(str(saved["base"]), again), WRONG)
     assert any("base, copy are the same model" in line for line in wrong)
+    swapped = said(checks.parents(named["own"], {"base": str(saved["base"])}), WRONG)
+    assert [line for line in swapped if "own is an adapter: a base is the model that it changes" in line] == swapped
+    merge = Merge(constant("task_arithmetic", {"base": 1.0}), named["own"], {"base": str(saved["base"])})
+    with pytest.raises(ValueError, match="own is an adapter: a base is the model that it changes"):
+        export.export(merge, tmp_path / "out")
 
 
 def test_prompts_that_the_pipeline_would_refuse_are_wrong(here: Path) -> None:
