@@ -315,7 +315,7 @@ def test_a_block_is_understood(mark: str, language: str, body: str) -> None:
 
 def lines(body: str) -> Iterator[list[str]]:
     """The commands of a block, without comments and variables before them."""
-    for line in body.splitlines():
+    for line in body.replace("\\\n", " ").splitlines():
         told = shlex.split(line.split("|")[0], comments=True)
         for _, part in groupby(told, lambda word: word == "&&"):
             if words := list(dropwhile(lambda word: re.fullmatch(r"\w+=\S+", word) is not None, part)):
