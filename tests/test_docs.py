@@ -29,6 +29,7 @@ import yaml
 
 from flows import check
 from merge3 import cli, items, mergefile, responses, run
+from merge3.benchmark import with_share
 from merge3.items import Item
 
 ROOT = Path(__file__).parents[1]
@@ -304,6 +305,8 @@ def test_a_block_is_understood(mark: str, language: str, body: str) -> None:
             mergefile.from_dict(values)
         else:
             whole = yaml.safe_load((ROOT / "params.yaml").read_text())
+            if "source" in values:  # a file for --items
+                values = {"prepare": {"benchmark": with_share(values, None, "block"), "problems": None}}
             benchmark = values.get("prepare", {})
             assert [*check.stages(whole | values), *check.values(whole | values)] == []
             assert benchmark
