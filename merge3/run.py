@@ -358,7 +358,8 @@ class _Run:
         """
         table = self.answer("parents", self.parents, self.search)
         self.tokens["preparation"] = len(self.parents) * self.asker.cost(self.search).tokens
-        if broken := table.index[table.isna().all(axis=1)].tolist():
+        broken = table.index[table.isna().all(axis=1)].tolist()
+        if broken and len(broken) < len(table):  # of all the items are at fault
             raise ValueError(f"{broken[0]!r} has no answer that could be scored: it cannot be merged; {self.why()}")
         scored = table.notna().all(axis=0).to_numpy()
         if not scored.any():
