@@ -31,6 +31,8 @@ def read(path: Path) -> Merge:
     """
     if not path.exists():
         raise FileNotFoundError(f"no merge file at {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, a merge file is YAML")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:

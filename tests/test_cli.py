@@ -96,6 +96,8 @@ def test_a_plan_is_printed_as_json(file: Path, capsys: pytest.CaptureFixture[str
 def test_errors_are_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", str(tmp_path / "none.yaml")]) == 1
     assert capsys.readouterr().err.startswith("merge3 recipe: no merge file at")
+    assert main(["merge", str(tmp_path), "out"]) == 1
+    assert capsys.readouterr().err == f"merge3 merge: {tmp_path} is a folder, a merge file is YAML\n"
     with pytest.raises(FileNotFoundError):
         main(["--traceback", "recipe", str(tmp_path / "none.yaml")])
 
