@@ -162,6 +162,15 @@ def test_what_cannot_be_written_or_found_is_said_before_anything_is_asked(
     assert "speak of merges of --parents" in capsys.readouterr().err
 
 
+def test_where_nothing_could_be_asked_nothing_is_said_to_be_kept(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items.write(tmp_path / "items.parquet", [Item("same", "1 + 1 = ", ("2", "2"), 0)])
+    asked = ["respond", "--model", str(saved["base"]), "--items", str(tmp_path / "items.parquet")]
+    assert main([*asked, "--out", str(tmp_path / "t.parquet")]) == 0
+    assert "base: no item scored (none could be asked; 0 near-ties)" in capsys.readouterr().out
+
+
 def test_what_was_answered_before_an_interruption_stays(
     saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,7 +160,9 @@ def tell(did: Mapping[str, Any]) -> None:
     """Print how a model did."""
     name, total = did["model"], did["items"]
     accuracy = f"{did['accuracy']:.1%} of {did['scored']} items" if did["scored"] else "no item scored"
-    rate = f"{did['tokens']:,} tokens, {did['tokens_a_second']:,.0f} a second" if did["tokens"] else "all of them kept"
+    rate = f"{did['tokens']:,} tokens, {did['tokens_a_second']:,.0f} a second"
+    if not did["tokens"]:
+        rate = "all of them kept" if did["scored"] else "none could be asked"
     print(f"{name}: {accuracy} ({rate}; {did['near_ties']} near-ties)")
     for reason, count in did["failed"].items():
         print(f"{name}: {count} of {total} items not scored ({count / total:.1%}): {reason}")
