@@ -331,6 +331,9 @@ def test_two_models_and_a_file_of_questions_become_an_evolved_model(
     assert {"evolved merge", "base", "a", "b", "uniform average"} <= {
         line.split("  ")[0] for line in told.out.splitlines()
     }
+    assert "\nOn 80 held-out items the evolved merge is " in told.out
+    assert re.search(r"\nOn (fresh|all) search items the winner has [\d.]+ %", told.out)
+    assert re.search(r"\. Asking every candidate all search items would take [\d,]+\.\n", told.out)
     assert "Try it: merge3 chat merged" in told.out
     assert main(["chat", "merged", "--prompt", "Say 7: ", "--max-tokens", "8", "--dtype", "float32"]) == 0  # the second
     assert len(capsys.readouterr().out) > 1

@@ -58,13 +58,13 @@ def run(options: argparse.Namespace) -> None:
         ]
         table(("by group", *(name.removeprefix("group ") or "none" for name in groups)), cells, first_bold=True)
     estimate, tokens = found.estimate, found.tokens
-    print(f"\n{found.verdict[0].upper()}{found.verdict[1:]}.")
+    print(f"\nOn {found.items['test']} held-out items {found.verdict}.")
     span = "" if estimate.low == estimate.high else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
+    print(f"On {'fresh' if span else 'all'} search items the winner has {percent(estimate.score)} %{span}.")
     print(
-        f"{'On fresh search items' if span else 'On all search items'}: {percent(estimate.score)}{span}. It took "
-        f"{tokens['search'] + tokens['finalists']:,} tokens of search and finalists, and {tokens['leaders']:,} of "
-        f"leaders on all items; the search on all items: {tokens['all_items']:,}. Parents and population: "
-        f"{tokens['preparation']:,}, the test: {tokens['test']:,}."
+        f"Tokens asked: {tokens['search'] + tokens['finalists']:,} by search and finalists, {tokens['leaders']:,} by "
+        f"leaders on all search items, {tokens['preparation']:,} by parents and population, {tokens['test']:,} by the "
+        f"test. Asking every candidate all search items would take {tokens['all_items']:,}."
     )
     print(f"\n{found.out} is the model, its card in README.md. Try it: merge3 chat {found.out}")
 
