@@ -20,9 +20,9 @@ import shtab
 STOPPED = 130  # the status of a command that was interrupted, as shells have it
 WIDTH = 78  # of a line of help, in a terminal of 80
 SCORINGS = ("sum", "characters", "tokens")
-SCORING = "of options: sum (lm-eval's acc), or over characters (acc_norm) or tokens (default: sum)"
+SCORING = "log-likelihoods of options: sum (lm-eval's acc), per character (acc_norm) or per token (default: sum)"
 ITEMS = "a .jsonl or .parquet file of items, lm-eval:<task>, or a .yaml file that makes items of any dataset"
-SHARE = "of the items, held out (default: what the .yaml says, else 0.4)"
+SHARE = "share of the items that is held out (default: what the .yaml says, else 0.4)"
 FIRST = """commands, in the order they are usually wanted:
   merge3 run      evolve a merge of your models for your questions, in one go
   merge3 chat     try the winner
@@ -123,13 +123,13 @@ Interrupted, or again with a larger --budget, a new --out and the same
     add_parents(run, required=True)
     run.add_argument("--items", required=True, help=ITEMS)
     run.add_argument("--out", type=Path, required=True, help="a new folder for the model")
-    run.add_argument("--budget", type=int, default=240, help="candidates, in generations of 12 (default: 240)")
+    run.add_argument("--budget", type=int, default=240, help="candidates to try, in generations of 12 (default: 240)")
     run.add_argument(
-        "--method", default="task_arithmetic", help="of merging: ties, dare_ties... (default: task_arithmetic)"
+        "--method", default="task_arithmetic", help="merge method: ties, dare_ties... (default: task_arithmetic)"
     )
     run.add_argument("--test-share", type=float, help=SHARE)
-    run.add_argument("--seed", type=seed, default=0, help="of all draws (default: 0)")
-    run.add_argument("--store", type=Path, help="keeps every answer and the history (default: OUT.store)")
+    run.add_argument("--seed", type=seed, default=0, help="seed of all draws (default: 0)")
+    run.add_argument("--store", type=Path, help="folder of every answer and the history (default: OUT.store)")
     add_device(run)
 
 
@@ -146,7 +146,7 @@ line ends.""",
     )
     chat.add_argument("model", help="a model's folder or hub id, or a merge file (.yaml)")
     chat.add_argument("--prompt", help="say this alone, and end")
-    chat.add_argument("--max-tokens", type=int, default=256, help="of a reply (default: 256)")
+    chat.add_argument("--max-tokens", type=int, default=256, help="tokens of a reply at most (default: 256)")
     add_device(chat)
 
 
@@ -243,7 +243,7 @@ The second plans for a card that is not here, the last for eight.""",
     plan.add_argument("--workers", type=int, default=1, help="devices that search together (default: 1)")
     plan.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
     plan.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
-    plan.add_argument("--dtype", default="auto", help="of the live model (default: auto)")
+    plan.add_argument("--dtype", default="auto", help="dtype of the live model (default: auto)")
     plan.add_argument("--memory", type=float, help="instead: GB of a device that is not here")
     plan.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")
     plan.add_argument("--tflops", type=float, help="with --memory: its dense matrix products, 10^12 operations/s")
@@ -266,8 +266,8 @@ merge3 respond --model org/a --task arc_easy --out table.parquet""",
     respond.add_argument("--items", help=ITEMS)
     respond.add_argument("--task", action="append", help="instead: a task of lm-eval, by name; may be repeated")
     respond.add_argument("--include-path", type=Path, help="a folder with more of lm-eval's tasks")
-    respond.add_argument("--metric", help="of a task (default: acc_norm, else acc, else exact_match)")
-    respond.add_argument("--filter", help="of a task's answers, where it has several")
+    respond.add_argument("--metric", help="metric of a task (default: acc_norm, else acc, else exact_match)")
+    respond.add_argument("--filter", help="lm-eval's filter of a task's answers, where it has several")
     respond.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
     respond.add_argument("--answers", type=Path, help="every raw answer as well, as JSON lines")
     respond.add_argument("--store", type=Path, help="a folder that keeps raw answers: what is in it is not asked again")
@@ -291,7 +291,7 @@ merge3 answers merged.store --items questions.jsonl --json""",
     answers.add_argument("--model", help="only models whose name begins so")
     answers.add_argument("--item", help="only the item of this id")
     answers.add_argument("--failed", action="store_true", help="only answers that are not scored")
-    answers.add_argument("--scoring", choices=SCORINGS[:2], default="sum", help="as for respond, but for tokens")
+    answers.add_argument("--scoring", choices=SCORINGS[:2], default="sum", help="as for respond, without tokens")
 
 
 def add_import(commands: Any) -> None:
@@ -384,7 +384,9 @@ def add_case(made: argparse.ArgumentParser, number: str | None = None) -> None:
     kinship.add_argument(
         "--triplets", type=Path, help="a CSV file with merge, parent_a, parent_b: parents of each merge"
     )
-    made.add_argument("--merges", default="*", help="with --parents: names of the merges; others are strangers")
+    made.add_argument(
+        "--merges", default="*", help="with --parents: names of the merges, a pattern; others are strangers"
+    )
     made.add_argument("--relatives", type=int, default=0, help="with --parents: merges answered in full (default: 0)")
     made.add_argument("--groups", metavar="SEPARATOR", help="an item's group is its id before the last of these")
-    made.add_argument("--seed", type=seed, default=0, help="of all draws (default: 0)")
+    made.add_argument("--seed", type=seed, default=0, help="seed of all draws (default: 0)")
