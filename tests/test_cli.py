@@ -464,7 +464,10 @@ def test_an_interrupt_ends_in_a_line(
 
     monkeypatch.setattr(making, "recipe", interrupted)
     assert main(["recipe", str(file)]) == cli.STOPPED
-    assert "stopped" in capsys.readouterr().err
+    assert capsys.readouterr().err == "merge3 recipe: stopped\n"
+    monkeypatch.setattr(asking, "respond", interrupted)
+    assert main(["respond", "--model", "a", "--items", "i.jsonl", "--out", "t.parquet"]) == cli.STOPPED
+    assert capsys.readouterr().err == ("merge3 respond: stopped; answers so far are kept where there is a store\n")
 
 
 def test_who_reads_no_further_hears_no_complaint(file: Path) -> None:

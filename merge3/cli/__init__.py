@@ -56,7 +56,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"merge3 {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        said = stop.args[0] if stop.args else "stopped; answers so far are kept where there is a store"
+        kept = "; answers so far are kept where there is a store" if "store" in options else ""
+        said = stop.args[0] if stop.args else f"stopped{kept}"
         print(f"merge3 {options.command}: {said}", file=sys.stderr)
         return STOPPED
     return int(status or 0)
