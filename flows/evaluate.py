@@ -87,7 +87,7 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     for group, lead in by_group.items():
         low, high = lead["lead_low"], lead["lead_high"]
         say(f"{group}: over {standard} {lead['lead']:+.1%}  [{low:+.1%}, {high:+.1%}]")
-    say(compare.verdict(name, figures["no_better_than"]))
+    say(compare.verdict(scored, name))
 
 
 def sampled(history: pd.DataFrame, count: int) -> pd.DataFrame:

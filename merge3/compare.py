@@ -147,10 +147,14 @@ def unbeaten(scored: pd.DataFrame, winner: str) -> list[str]:
     return [str(model) for model in scored.loc[~beaten & (scored["model"] != winner), "model"]]
 
 
-def verdict(winner: str, rivals: Sequence[str]) -> str:
-    """The result in a sentence."""
+def verdict(scored: pd.DataFrame, winner: str) -> str:
+    """The result of `scores` in a sentence: whom the winner beats, or whom not, and who beats it."""
+    rivals = scored[scored["model"] != winner].set_index("model")
+    worse = [str(name) for name in rivals.index[(rivals["lead"] < 0) & (rivals["holm_p"] <= LEVEL)]]
+    undecided = [name for name in unbeaten(scored, winner) if name not in worse]
     other = "" if winner == EVOLVED else "other "
     who = f"{winner}, which the search found nothing better than," if other else f"the {winner}"
-    if not rivals:
-        return f"{who} beats every {other}expert and standard merge (McNemar, corrected for their number)"
-    return f"{who} is not shown to be better than {', '.join(rivals)} (McNemar, corrected for their number)"
+    said = [f"worse than {', '.join(worse)}"] * bool(worse)
+    said += [f"not shown to be better than {', '.join(undecided)}"] * bool(undecided)
+    found = f"is {' and '.join(said)}" if said else f"beats every {other}expert and standard merge"
+    return f"{who} {found} (McNemar, corrected for their number)"

@@ -112,8 +112,7 @@ class Result:
     @property
     def verdict(self) -> str:
         """Whom the winner beats, in a sentence."""
-        winner = str(self.scores["model"].iloc[0])
-        return compare.verdict(winner, compare.unbeaten(self.scores, winner))
+        return compare.verdict(self.scores, str(self.scores["model"].iloc[0]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON, without the history."""

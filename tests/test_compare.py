@@ -60,9 +60,22 @@ def test_all_right_or_all_wrong_is_no_certainty() -> None:
     assert found.loc["too", ["lead_low", "lead_high"]].tolist() == [0, 0]
 
 
-def test_the_verdict_names_who_won() -> None:
-    assert compare.verdict(compare.EVOLVED, []).startswith("the evolved merge beats every expert and standard merge")
-    assert compare.verdict("TIES", []).startswith("TIES, which the search found nothing better than, beats every other")
+def test_the_verdict_names_who_won_and_who_is_better() -> None:
+    tests = [Item(str(n), f"{n}?", ("a", "b"), 0) for n in range(40)]
+    right = {"good": 40, "same": 21, "mine": 20, "bad": 0}
+    table = pd.DataFrame([[1.0] * count + [0.0] * (40 - count) for count in right.values()], index=list(right))
+
+    def said(*models: str) -> str:
+        named = table.loc[["mine", *models]].rename(index={"mine": compare.EVOLVED})
+        return compare.verdict(compare.scores(named, tests, compare.EVOLVED, 0), compare.EVOLVED)
+
+    assert said("bad").startswith("the evolved merge beats every expert and standard merge (")
+    assert said("bad", "same").startswith("the evolved merge is not shown to be better than same (")
+    assert said("good", "bad").startswith("the evolved merge is worse than good (")
+    both = said("good", "same")
+    assert both.startswith("the evolved merge is worse than good and not shown to be better than same (")
+    alone = compare.verdict(compare.scores(table.loc[["mine", "bad"]], tests, "mine", 0), "mine")
+    assert alone.startswith("mine, which the search found nothing better than, beats every other expert")
 
 
 def test_one_seed_one_interval() -> None:
