@@ -160,7 +160,8 @@ def run(
         dtype: of the live model: auto, float32, bfloat16 or float16.
         store: the folder that keeps every answer, and the search's history; `<out>.store` where None.
         tell: is called as the run goes on.
-        say: is called with what is risky or left out, a line each; see `Result.notes`.
+        say: is called with a line on what the run will take, before it asks; and with what is risky or left out, a
+            line each, see `Result.notes`.
 
     Raises:
         FileExistsError: `out` holds something.
@@ -196,6 +197,7 @@ def run(
         notes.add(f"budget {budget}: {budget - budget % GENERATION} candidates, in whole generations of {GENERATION}")
     whence = absolute(base), {name: absolute(source) for name, source in sources.items()}
     this = _Run(asker, tell, parts["search"], parts["test"], budget, kept, lambda found: Merge(found, *whence), notes)
+    say(f"{this.outlook()}, in {asker.identity['dtype']} on {device}; answers are kept in {kept}")
     try:
         winner, estimate, history, scores = this.carry_out(method, seed)
     except KeyboardInterrupt as stop:
@@ -313,6 +315,13 @@ class _Run:
         in_full = (len(self.parents) + POPULATION + joined) * len(self.search)
         searched = in_full + self.generations * GENERATION * asked + last
         return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
+
+    def outlook(self) -> str:
+        """What the run will do, and at most take."""
+        return (
+            f"{len(self.search)} items to search by, {len(self.test)} held out; {self.generations * GENERATION} "
+            f"candidates; at most {self.total:,} answers, {self.total * self.each:,.0f} tokens"
+        )
 
     def step(self, answers: int, kept: int) -> None:
         """Say that so many more answers are there, `kept` of them from before."""

@@ -255,7 +255,8 @@ def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tm
     parts = run.split(asked, run.TEST_SHARE, 0)
     short = {part: sum("long" not in item.prompt for item in of) for part, of in parts.items()}
     assert found.items == short
-    assert tuple(said) == found.notes
+    outlook = [line for line in said if "answers are kept in" in line]
+    assert [line for line in said if line not in outlook] == list(found.notes)
     assert any(line.startswith("budget 13: 12 candidates") for line in said)
     left = len(parts["search"]) - short["search"]
     assert any(line.startswith(f"{left} of {len(parts['search'])} search items are left out") for line in said)
