@@ -66,6 +66,7 @@ def page(results: Results) -> str:
         duels=duels(results),
         recipe=yaml.safe_dump(results.winner["recipe"], sort_keys=False, default_flow_style=None, allow_unicode=True),
         coefficients=coefficients(results.winner["recipe"]),
+        deep=any(gene.endswith(" 1") for gene in results.genes),  # knots
         plots=plots(results, tried, items),
         fraction=fraction,
     )

@@ -457,6 +457,15 @@ def test_one_gene_is_enough_and_none_is_not_drawn(results):
         assert drawn == {"search", "sample", "items", "information", *["genes"] * kept}
 
 
+def test_places_along_depth_are_explained_where_there_are_several(results, html):
+    deep = [f"weight expert_{i} mlp {knot}" for i in range(2) for knot in range(2)]
+    history = findings.history_of(deep, generations=2, population=4)
+    made = page(replace(results, history=history, recipes=findings.recipes_of(history, deep)))
+    explained = "is a place along depth, 0 the first layer"
+    assert explained in made
+    assert explained not in html
+
+
 def test_one_generation_is_enough(results):
     Reader(page(replace(results, history=findings.history_of(GENES, generations=1, population=4))))
 
