@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,13 @@ def file(saved: dict[str, Path], tmp_path: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"merge3 {declared}\n"
 
 
 def test_a_merge_is_written(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +333,10 @@ def test_two_models_and_a_file_of_questions_become_an_evolved_model(
     assert main(command) == 0  # the first command
     told = capsys.readouterr()
     lines = told.err.splitlines()
-    assert next(line.split(":")[0] for line in lines if "answers" in line) == "parents"
+    outlook, first = [line for line in lines if "answers" in line][:2]
+    assert outlook.startswith("120 items to search by, 80 held out; 12 candidates; at most ")
+    assert int(outlook.split(" answers")[0].split()[-1].replace(",", "")) == int(first.split("/")[1].split()[0])
+    assert first.startswith("parents: ")
     assert "tokens/s" in lines[-1]
     assert any(line.startswith("finalists: ") and "best " in line and "left" in line for line in lines)
     assert {"evolved merge", "base", "a", "b", "uniform average"} <= {

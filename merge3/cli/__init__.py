@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=FIRST,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=f"merge3 {version('merge3-pipeline')}")
     made.add_argument("--traceback", action="store_true", help="show where an error comes from")
     shtab.add_argument_to(made, ["--print-completion"], help="print what makes a shell complete commands, and end")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
