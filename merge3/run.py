@@ -46,6 +46,7 @@ from merge3.live import open_asker
 from merge3.margins import FEWEST
 from merge3.models import absolute
 from merge3.recipe import GROUPS, Merge, Recipe, parents, standard_merges
+from merge3.store import Store
 
 POPULATION, TOTALS = 12, (0.6, 1.8)  # random merges that answer every search item; what their weights add up to
 ASKED = 20  # search items that a candidate is asked
@@ -183,6 +184,7 @@ def run(
     checks.refuse(looked)
     looked += checks.room(str(base), list(sources.values()), method, device, dtype, "auto", out)
     checks.refuse(looked)
+    Store(kept)  # which refuses a file
     kept.mkdir(parents=True, exist_ok=True)
     asker = open_asker(str(base), sources, kept / "answers", device=device, dtype=dtype)
     context = checks.context(checks.small(str(base)))

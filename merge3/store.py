@@ -80,6 +80,13 @@ class Store:
     """Answers under one folder."""
 
     def __init__(self, root: Path) -> None:
+        """Nothing is read or written yet.
+
+        Raises:
+            NotADirectoryError: `root`, or what it is to lie in, is a file.
+        """
+        if file := next((place for place in (root, *root.parents) if place.is_file()), None):
+            raise NotADirectoryError(f"answers are kept in a folder, and {file} is a file: name another place")
         self.root = root
 
     def path(self, key: Mapping[str, Any]) -> Path:

@@ -17,6 +17,13 @@ from merge3.store import DamagedAnswers, Failure, Reply, Store, canonical, diges
 KEY = {"merge": {"weights": [0.5]}, "runtime": "here"}
 
 
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text("")
+    for place in ("questions.jsonl", "questions.jsonl/answers"):
+        with pytest.raises(NotADirectoryError, match=r"kept in a folder, and .*questions\.jsonl is a file"):
+            Store(tmp_path / place)
+
+
 def test_what_is_put_is_got_bit_for_bit_by_another_store(tmp_path: Path) -> None:
     answers = {"a": (-0.1, -1e-300, -123.45678901234567), "b": (), "c": (-0.0,)}
     answers |= {"d": Reply("é\n17\u2028", "stop", 3), "e": Failure("too long")}
