@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from merge3.answering import Work
+from merge3.models import routed_past
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Cost:
 def flops(model: PreTrainedModel, work: Work) -> int:
     """Operations of a forward pass: 2 a weight and token (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
 
-    The head counts only where logits are read; input embeddings are looked up, not multiplied. Attention scores,
-    a few per cent at these lengths, are not counted.
+    The head counts only where logits are read; input embeddings are looked up, not multiplied; of a mixture's experts
+    those count that a token is routed to. Attention scores, a few per cent at these lengths, are not counted.
     """
     head: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
     embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     tables = {table.data_ptr(): table.numel() for table in (head, embedding)}  # one where they are tied
-    body: int = model.num_parameters() - sum(tables.values())
+    body: int = model.num_parameters() - sum(tables.values()) - routed_past(model)
     return 2 * (body * work.tokens + head.numel() * work.positions)

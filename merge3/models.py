@@ -566,6 +566,16 @@ def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     return model
 
 
+def routed_past(model: PreTrainedModel) -> int:
+    """How many parameters a token does not go through: the experts of a mixture that it is not routed to."""
+    config = model.config.get_text_config()
+    count, chosen = (value_of(config, field) for field in ("num_local_experts", "num_experts_per_tok"))
+    if not (isinstance(count, int) and isinstance(chosen, int) and 0 < chosen < count):
+        return 0
+    routed = sum(tensor.numel() for name, tensor in model.named_parameters() if ".experts." in name)
+    return routed * (count - chosen) // count
+
+
 def _by_the_bases_tokens(tensor: Tensor, base: Tensor, added: Collection[int]) -> Tensor:
     """A tensor with as many rows as the base's: what it lacks, and the rows of `added` tokens, are the base's."""
     within = [number for number in added if number < len(base)]  # others are beyond its rows

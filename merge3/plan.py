@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from merge3 import adapters
-from merge3.models import adapter, check_causal, config_of, is_adapter, skeleton, value_of
+from merge3.models import adapter, check_causal, config_of, is_adapter, routed_past, skeleton, value_of
 from merge3.recipe import TRAITS
 
 GIGABYTE = 1e9
@@ -76,8 +76,8 @@ def plan(
 ) -> Plan:
     """What merging `experts` (models or adapters) into `base`, and asking `tokens` tokens a candidate, takes.
 
-    Operations: 2 a weight and token; a batch reads every weight once, which is what small batches wait for. Merging
-    moves every byte of the ingredients and the result once.
+    Operations: 2 a weight and token, of a mixture's experts those that a token is routed to; a batch reads every weight
+    once, which is what small batches wait for. Merging moves every byte of the ingredients and the result once.
 
     Raises:
         FileNotFoundError: a config, or the weights of an adapter, cannot be found.
@@ -92,7 +92,7 @@ def plan(
     check_causal(base, config)
     model = skeleton(config, dtype)
     count = sum(parameter.numel() for parameter in model.parameters())
-    width = dtype.itemsize
+    active, width = count - routed_past(model), dtype.itemsize
     ingredients = ingredient_bytes(model, experts, width)
     mask = (2 if method in RANKED else 1) * count * len(experts) if TRAITS[method].masks else 0
     moved = ingredients + mask + count * width
@@ -107,7 +107,7 @@ def plan(
         moved=moved,
         merging_seconds=moved / machine.bandwidth,
         answering_seconds=math.fsum(
-            max(2 * count * batch / machine.operations, count * width / machine.bandwidth) for batch in batches
+            max(2 * active * batch / machine.operations, count * width / machine.bandwidth) for batch in batches
         ),
         memory=machine.memory,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, build, fine_tune
-from transformers import PreTrainedTokenizerBase
+from transformers import MixtralConfig, PreTrainedTokenizerBase
 
 from merge3 import answering
 from merge3.asker import Asker
@@ -411,6 +411,15 @@ def test_flops_are_two_a_weight_and_token(architecture: str) -> None:
     tables = vocabulary * (2 if architecture == "qwen2" else 1)
     body = sum(p.numel() for p in made.parameters()) - tables
     assert flops(made, answering.Work(10, 3)) == 2 * (10 * body + 3 * vocabulary)
+
+
+def test_a_token_goes_through_the_experts_that_it_is_routed_to() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MixtralConfig(**sizes, num_key_value_heads=2, vocab_size=259, num_local_experts=8, num_experts_per_tok=2)
+    alone = MixtralConfig(**sizes, num_key_value_heads=2, vocab_size=259, num_local_experts=2, num_experts_per_tok=2)
+    routers = 2 * (8 - 2) * 32  # that choose among more
+    spent = [flops(build(one, seed=1), answering.Work(10, 3)) for one in (config, alone)]
+    assert spent[0] == spent[1] + 2 * 10 * routers
 
 
 def test_costs_add_up() -> None:

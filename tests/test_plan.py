@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma3nTextConfig, LlamaConfig
+from transformers import Gemma3nTextConfig, LlamaConfig, MixtralConfig
 
 from merge3 import models
 from merge3.plan import (
@@ -84,6 +84,16 @@ def test_a_batch_reads_every_weight_once(seven_billion: Path) -> None:
     assert seconds(1000, 10) == pytest.approx(100 * reading)  # so small that all wait for memory
     assert seconds(1000, 400) == pytest.approx(1000 * token)
     assert seconds(1010, 500) == pytest.approx(1000 * token + reading)  # the last has ten
+
+
+def test_a_mixtures_tokens_take_the_operations_of_their_experts(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 4, "vocab_size": 32000}
+    mixture = MixtralConfig(**sizes, num_attention_heads=16, num_key_value_heads=4)  # two of eight experts a token
+    mixture.save_pretrained(tmp_path)
+    found = plan(tmp_path, [], "linear", CARD, tokens=4096)
+    routed = 4 * 8 * 3 * 1024 * 3584
+    assert found.answering_seconds == 2 * (found.parameters - routed * 6 // 8) * 4096 / 100e12
+    assert found.model == 2 * found.parameters
 
 
 def test_masks_are_a_byte_an_element_and_ranks_another(seven_billion: Path) -> None:
