@@ -238,7 +238,7 @@ def _kept(path: Path) -> dict[str, Answer] | None:
     try:
         key = json.loads(content.partition(b"\n")[0])
         return parsed(content, key) if digest(key) == path.stem else None
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of brackets without end
         return None
 
 
