@@ -490,7 +490,7 @@ def test_an_adapter_made_for_another_base_is_a_risk_and_the_base_itself_no_exper
     wrong = said(checks.parents(str(saved["base"]), again), WRONG)
     assert any("base, copy are the same model" in line for line in wrong)
     swapped = said(checks.parents(named["own"], {"base": str(saved["base"])}), WRONG)
-    assert [line for line in swapped if "own is an adapter: a base is the model that it changes" in line] == swapped
+    assert ["own is an adapter: a base is the model that it changes" in line for line in swapped] == [True]
     merge = Merge(constant("task_arithmetic", {"base": 1.0}), named["own"], {"base": str(saved["base"])})
     with pytest.raises(ValueError, match="own is an adapter: a base is the model that it changes"):
         export.export(merge, tmp_path / "out")
