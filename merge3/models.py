@@ -49,6 +49,10 @@ SAME = (  # fields of a config that all experts share with the base
 )
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors files name them
+ROUTED = (  # fields of a config that say how many experts a mixture has, and how many of them a token goes through
+    ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+    ("num_experts_per_tok", "top_k_experts"),
+)
 MADE = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")  # anew by transformers, as masks are
 UNSAFE = "a file is no safetensors file; pickled weights are not opened"
 
@@ -569,7 +573,7 @@ def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel
 def routed_past(model: PreTrainedModel) -> int:
     """How many parameters a token does not go through: the experts of a mixture that it is not routed to."""
     config = model.config.get_text_config()
-    count, chosen = (value_of(config, field) for field in ("num_local_experts", "num_experts_per_tok"))
+    count, chosen = (next(filter(None, (value_of(config, field) for field in fields)), 0) for fields in ROUTED)
     if not (isinstance(count, int) and isinstance(chosen, int) and 0 < chosen < count):
         return 0
     routed = sum(tensor.numel() for name, tensor in model.named_parameters() if ".experts." in name)

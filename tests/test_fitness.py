@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, build, fine_tune
-from transformers import MixtralConfig, PreTrainedTokenizerBase
+from transformers import (
+    DeepseekV2Config,
+    Gemma4TextConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2MoeConfig,
+)
 
-from merge3 import answering
+from merge3 import answering, models
 from merge3.asker import Asker
 from merge3.estimate import ESTIMATORS, Estimate, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes
@@ -420,6 +427,21 @@ def test_a_token_goes_through_the_experts_that_it_is_routed_to() -> None:
     routers = 2 * (8 - 2) * 32  # that choose among more
     spent = [flops(build(one, seed=1), answering.Work(10, 3)) for one in (config, alone)]
     assert spent[0] == spent[1] + 2 * 10 * routers
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2MoeConfig(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16),
+        DeepseekV2Config(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, first_k_dense_replace=0),
+        Gemma4TextConfig(enable_moe_block=True, num_experts=8, top_k_experts=2, moe_intermediate_size=16),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_mixtures_tell_their_experts_by_several_names(config: PretrainedConfig) -> None:
+    made = models.skeleton(config)
+    experts = sum(tensor.numel() for name, tensor in made.named_parameters() if ".experts." in name)
+    assert models.routed_past(made) == experts * 6 // 8 > 0
 
 
 def test_costs_add_up() -> None:
