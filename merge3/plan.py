@@ -14,7 +14,16 @@ import torch
 from transformers import PretrainedConfig
 
 from merge3 import adapters
-from merge3.models import adapter, check_causal, config_of, is_adapter, routed_past, skeleton, value_of
+from merge3.models import (
+    adapter,
+    check_causal,
+    config_of,
+    is_adapter,
+    refuse_adapter,
+    routed_past,
+    skeleton,
+    value_of,
+)
 from merge3.recipe import TRAITS
 
 GIGABYTE = 1e9
@@ -81,10 +90,11 @@ def plan(
 
     Raises:
         FileNotFoundError: a config, or the weights of an adapter, cannot be found.
-        ValueError: the method is unknown, or the base is no causal language model.
+        ValueError: the method is unknown, or the base is an adapter or no causal language model.
     """
     if method not in TRAITS:
         raise ValueError(f"merge method must be one of {sorted(TRAITS)}, got {method!r}")
+    refuse_adapter(base)
     try:
         config = config_of(base)
     except (OSError, ValueError) as error:

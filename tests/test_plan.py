@@ -120,6 +120,8 @@ def test_an_adapter_weighs_its_factors(saved: dict[str, Path], tmp_path: Path) -
     own = models.load(saved["base"], torch.float32)
     half = ingredient_bytes(own, [tmp_path, saved["first"]], 2)  # base and expert in two bytes a number
     assert half == 2 * 2 * own.num_parameters() + 4 * factors
+    with pytest.raises(ValueError, match=f"^{tmp_path} is an adapter: a base is the model that it changes"):
+        plan(tmp_path, [saved["first"]], "ties", CARD, tokens=1)
 
 
 def test_this_machine_is_measured() -> None:
