@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.asking import MANIFEST
-from flows.known import study_of
+from flows.known import SEARCH, study_of
 from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, runtime_of
 from merge3 import answering, checks, irt, items, models
 from merge3.benchmark import read
@@ -129,11 +129,11 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         experts, groups = study_of(params["study"], params["studies"])
         validate(**{name: given[name] for name in limits}, groups=groups)
         objectives = len(groups) if given["objective"] == "pareto" else 1
-        ranges = {name: given[name] for name in wanted}
-        opened(experts, GROUPS, params["seed"], **ranges, warm_start=None, objectives=objectives)
+        settings = {name: given[name] for name in wanted}
+        opened(experts, GROUPS, params["seed"], **settings, warm_start=None, objectives=objectives)
         before = given["warm_start"]
-        if before is not None and not (Path(before) / "history.csv").exists():
-            raise ValueError(f"evolve.warm_start must be a folder with the history.csv of a search, got {before!r}")
+        if before is not None and not all((Path(before) / name).exists() for name in SEARCH):
+            raise ValueError(f"evolve.warm_start must be a folder with {' and '.join(SEARCH)} of a search: {before!r}")
 
     def evaluation() -> None:
         _least("evaluate.sample", params["evaluate"]["sample"], 2)

@@ -331,7 +331,7 @@ def validate(
         raise ValueError(f"evolve.strategy must be one of {choice} where the objective is {objective}: {strategy!r}")
     if warm_start is not None and (strategy != "cma" or not isinstance(method, str)):
         raise ValueError(
-            f"evolve.warm_start is for the strategy cma and one method, got {warm_start!r} with {strategy!r}"
+            f"evolve.warm_start is for the strategy cma and one method, evolve has {strategy!r} and {method!r}"
         )
     for name, value in (
         ("generations", generations),

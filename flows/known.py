@@ -23,6 +23,7 @@ RESPOND = DATA / "respond"
 POPULATION = DATA / "population"
 CALIBRATE = DATA / "calibrate"
 EXTRACT = DATA / "extract"
+SEARCH = ("history.csv", "recipes.json")  # what another search needs to begin after one
 
 
 def earlier_search(folder: Path, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
@@ -33,14 +34,15 @@ def earlier_search(folder: Path, genome: Genome) -> tuple[np.ndarray, np.ndarray
     Raises:
         ValueError: the folder has no search, or none of its candidates is a merge of the genome.
     """
+    history, made = (folder / name for name in SEARCH)
     try:
-        recipes = json.loads((folder / "recipes.json").read_text(encoding="utf-8"))
-        rows = pd.read_csv(folder / "history.csv").dropna(subset="estimate")
+        recipes = json.loads(made.read_text(encoding="utf-8"))
+        rows = pd.read_csv(history).dropna(subset="estimate")
         estimates = rows.groupby("phenotype", sort=False)["estimate"].last()
         placed = {name: genome.place(Recipe.from_dict(recipes[name])) for name in estimates.index}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"evolve.warm_start: expected history.csv and recipes.json of a search in {folder} ({error})"
+            f"evolve.warm_start: expected {' and '.join(SEARCH)} of a search in {folder} ({error})"
         ) from error
     mine = [name for name, genes in placed.items() if genes is not None]
     if not mine:

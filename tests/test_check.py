@@ -99,7 +99,12 @@ def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) ->
         ("evolve", {"method": "mean"}, "merge method must be one of"),
         ("evolve", {"sigma": 2.0}, "sigma must be in (0, 1]"),
         ("evolve", {"warm_start": "there"}, "evolve.warm_start is for the strategy cma"),
-        ("evolve", {"strategy": "cma", "warm_start": "nowhere"}, "must be a folder with the history.csv of a search"),
+        (
+            "evolve",
+            {"strategy": "cma", "method": ["ties", "linear"], "warm_start": "there"},
+            "one method, evolve has 'cma' and ['ties', 'linear']",
+        ),
+        ("evolve", {"strategy": "cma", "warm_start": "nowhere"}, "a folder with history.csv and recipes.json of a"),
         ("evolve", {"weights": [1.0, 0.0]}, "weight_range must be two finite numbers that rise"),
         ("evolve", {"generations": "many"}, "evolve.generations must be int, got 'many'"),
         ("evolve", {"knots": 0}, "evolve.knots must be 1 or more, got 0"),
