@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.known import expert_answers, items_of, parameters, study_items, study_of
-from flows.stage import DATA, main, read_json, say, served, show_text, write_text
+from flows.stage import DATA, main, present, read_json, say, served, show_text, write_text
 from merge3 import responses
 from merge3.grading import divisors, grade
 from merge3.items import Item
@@ -76,8 +76,8 @@ def report(study: str, studies: dict[str, Any], runtime: dict[str, Any]) -> None
         FileNotFoundError: a stage before was not run.
         ValueError: the stages before ran another study.
     """
-    if missing := [path for path in INPUTS if not path.exists()]:
-        raise FileNotFoundError(f"{missing[0]} is missing: run the stage {missing[0].parent.name} first")
+    for path in INPUTS:
+        present(path)
     results = read(study, studies, runtime["scoring"])
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "front.csv").unlink(missing_ok=True)
