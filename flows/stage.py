@@ -97,10 +97,10 @@ def typed(flow: Flow[Any, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_type(name: str, kind: Any, value: Any) -> None:
-    """Refuse a value of another type.
+    """Refuse a parameter of another type than `kind`.
 
     Raises:
-        ValueError: it is of one.
+        ValueError: it is of another.
     """
     try:
         TypeAdapter(kind, config=STRICT).validate_python(value)
@@ -218,10 +218,7 @@ def call(flow: Flow[Any, Any], **values: Any) -> Any:
 
     try:
         Flow(work, name=flow.name)(**values)
-    except (
-        httpx.HTTPError,
-        RuntimeError,
-    ) as error:  # the latter of Prefect, of what is no server, or of another version
+    except (httpx.HTTPError, RuntimeError) as error:  # the latter of Prefect, by what is no server or another version
         if not begun.is_set():
             fault = str(error).partition("\n")[0]
             say(f"the Prefect server does not take this run ({fault}): it is not shown there")

@@ -255,8 +255,8 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
 
     Raises:
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
-        IncompatibleModels: it is no causal language model, or quantised by what is not here, tensors are missing, left
-            over, or of another shape than the config says, or an adapter does not fit its base.
+        IncompatibleModels: it is no causal language model, or quantised by what is not here; tensors are missing, left
+            over, or of another shape than the config says; or an adapter does not fit its base.
     """
     if is_adapter(source):
         return _in_its_base(Path(source), dtype, device)

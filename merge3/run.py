@@ -112,7 +112,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """Whom the winner beats, in a sentence."""
+        """Whom the winner beats, or whom not and who beats it, in a sentence."""
         return compare.verdict(self.scores, str(self.scores["model"].iloc[0]))
 
     def to_dict(self) -> dict[str, Any]:

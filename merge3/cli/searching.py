@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from merge3 import run as whole
+from merge3 import run as search
 from merge3.cli.show import as_json, percent, quiet, table
 from merge3.report_text import minutes
 from merge3.run import Progress
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     """`merge3 run`."""
     quiet()
     with watching() as tell:
-        found = whole.run(
+        found = search.run(
             options.base,
             named(options.expert),
             options.items,
