@@ -104,8 +104,8 @@ def adapt_items(items: ItemParameters, responses: Float[np.ndarray, "models item
     """The items as a few models of one family see them: joint MAP of items and abilities around a population's fit.
 
     log a ~ N(population's, `STEEPER`²), difficulty ~ N(population's, `HARDER`²), abilities ~ N(m, 1), m the models'
-    mean by the population's items. The scale stays the population's. No models: nothing changes. One of a
-    discrimination below .001 counts as one of .001.
+    mean by the population's items. The scale stays the population's. No models: nothing changes. An item whose
+    discrimination is below .001 counts as one of .001.
 
     Args:
         items: the population's, of one dimension.

@@ -299,7 +299,8 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
 def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:
     """A model whose tensors are as they are stored, mapped from their files: what merges are made of.
 
-    Where one that most are narrower than has another name in the files, all are widened, which takes memory.
+    Tensors that are wider than most stay so. If one of them has another name in the files than in the model, all are
+    widened, which takes memory.
 
     Raises:
         FileNotFoundError: as `load`.
@@ -319,7 +320,7 @@ def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:
 
 
 def _rounded(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a model's files that are not the same in a dtype, by their names there."""
+    """The tensors of a model's files that a dtype would round, by their names there."""
     for path in folder.glob("*.safetensors"):
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
