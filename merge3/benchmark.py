@@ -95,7 +95,7 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
     path = Path(source)
     if path.suffix in FILES:
         if not path.is_file():
-            raise FileNotFoundError(f"no benchmark at {source}{'' if path.is_absolute() else f', from {Path.cwd()}'}")
+            raise FileNotFoundError(f"no benchmark at {source}{'' if path.is_absolute() else f' in {Path.cwd()}'}")
         if name or split:
             raise ValueError(
                 f"{source} is a file: it has no {'split ' + repr(split) if split else 'name ' + repr(name)}"

@@ -258,7 +258,7 @@ def read(path: Path) -> list[Item]:
         return from_frame(pd.DataFrame(rows, dtype=object), str(path))  # pandas would make numbers of texts
     raise ValueError(
         f"{path}: items are a .parquet or .jsonl file; a .yaml file with the keys source, prompt, options and answer "
-        "makes them of any other"
+        "makes items of any other table or dataset"
     )
 
 

@@ -447,7 +447,7 @@ def test_a_path_that_is_not_there_is_said_with_where_it_was_looked_for(
     (tmp_path / "deep" / "it.csv").write_text("q,a\nx,1\n")
     (tmp_path / "deep" / "it.yaml").write_text("source: it.csv\nprompt: '{{q}}'\noptions: null\nanswer: a\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"no benchmark at it.csv, from {tmp_path}$"):
+    with pytest.raises(FileNotFoundError, match=f"no benchmark at it.csv in {tmp_path}$"):
         items_of("deep/it.yaml")
 
 
