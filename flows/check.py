@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.asking import MANIFEST
-from flows.known import SEARCH, study_of
+from flows.known import study_of
 from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, runtime_of
 from merge3 import answering, checks, irt, items, models
 from merge3.benchmark import read
@@ -119,7 +119,7 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
             raise ValueError(f"estimate.method {method} needs extract.method {' or '.join(sorted(SAMPLED[method]))}")
 
     def search() -> None:
-        from flows.evolve import opened, validate
+        from flows.evolve import SEARCH, opened, validate
 
         given = dict(params["evolve"])
         for name in ("knots", "population", "generations", "finalists", "finalist_items"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,6 @@ from prefect.exceptions import TerminationSignal
 from flows.asking import MANIFEST, answer_all
 from flows.known import (
     POPULATION,
-    earlier_search,
     expert_answers,
     extracted_by,
     margins,
@@ -71,6 +71,7 @@ from merge3.recipe import AVERAGE, Merge, Recipe
 
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
+SEARCH = ("history.csv", "recipes.json")  # what another search needs to begin after one
 
 
 @flow
@@ -376,6 +377,33 @@ def opened(
         start, sigma, covariance = begin_after(*earlier_search(Path(warm_start), genome))
         return genome, Cma(genes, start, sigma, population, seed, covariance)
     return genome, SEARCHES[strategy](genes, genome.start, sigma, population, seed)
+
+
+def earlier_search(folder: Path, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
+    """The genes of an earlier search's distinct candidates, candidates x genes, and their estimates.
+
+    Broken ones, and those that the genome has no place for, are left out.
+
+    Raises:
+        ValueError: the folder has no search, or none of its candidates is a merge of the genome.
+    """
+    history, made = (folder / name for name in SEARCH)
+    try:
+        recipes = json.loads(made.read_text(encoding="utf-8"))
+        rows = pd.read_csv(history).dropna(subset="estimate")
+        estimates = rows.groupby("phenotype", sort=False)["estimate"].last()
+        placed = {name: genome.place(Recipe.from_dict(recipes[name])) for name in estimates.index}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"evolve.warm_start: expected {' and '.join(SEARCH)} of a search in {folder} ({error})"
+        ) from error
+    mine = [name for name, genes in placed.items() if genes is not None]
+    if not mine:
+        raise ValueError(
+            f"evolve.warm_start: none of the {len(placed)} candidates in {folder} is a merge by {genome.methods[0]} of "
+            f"{list(genome.experts)} with weights within {list(genome.weight_range)}: it is a search of other merges"
+        )
+    return np.array([placed[name] for name in mine]), estimates[mine].to_numpy()
 
 
 def with_sources(recipe: Recipe) -> Merge:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,44 +11,14 @@ import pandas as pd
 from flows.stage import DATA, of_type, present, section
 from merge3 import items, responses
 from merge3.estimate import SAMPLED
-from merge3.genome import Genome
 from merge3.irt import ItemParameters
 from merge3.items import Item
-from merge3.recipe import Recipe
 
 PREPARE = DATA / "prepare"
 RESPOND = DATA / "respond"
 POPULATION = DATA / "population"
 CALIBRATE = DATA / "calibrate"
 EXTRACT = DATA / "extract"
-SEARCH = ("history.csv", "recipes.json")  # what another search needs to begin after one
-
-
-def earlier_search(folder: Path, genome: Genome) -> tuple[np.ndarray, np.ndarray]:
-    """The genes of an earlier search's distinct candidates, candidates x genes, and their estimates.
-
-    Broken ones, and those that the genome has no place for, are left out.
-
-    Raises:
-        ValueError: the folder has no search, or none of its candidates is a merge of the genome.
-    """
-    history, made = (folder / name for name in SEARCH)
-    try:
-        recipes = json.loads(made.read_text(encoding="utf-8"))
-        rows = pd.read_csv(history).dropna(subset="estimate")
-        estimates = rows.groupby("phenotype", sort=False)["estimate"].last()
-        placed = {name: genome.place(Recipe.from_dict(recipes[name])) for name in estimates.index}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"evolve.warm_start: expected {' and '.join(SEARCH)} of a search in {folder} ({error})"
-        ) from error
-    mine = [name for name, genes in placed.items() if genes is not None]
-    if not mine:
-        raise ValueError(
-            f"evolve.warm_start: none of the {len(placed)} candidates in {folder} is a merge by {genome.methods[0]} of "
-            f"{list(genome.experts)} with weights within {list(genome.weight_range)}: it is a search of other merges"
-        )
-    return np.array([placed[name] for name in mine]), estimates[mine].to_numpy()
 
 
 def study_of(study: str, studies: dict[str, Any]) -> tuple[list[str], list[str]]:
