@@ -158,6 +158,11 @@ def test_every_wrong_section_is_said_at_once(here: Path, saved: dict[str, Path])
     ]
 
 
+def test_what_stages_share_is_said_once(here: Path, saved: dict[str, Path]) -> None:
+    (here / "params.yaml").write_text(yaml.safe_dump(world.params(saved) | {"seed": "1"}))
+    assert said(checking.check(), WRONG) == ["params.yaml: seed must be int, got '1'"]
+
+
 def test_outside_a_clone_that_is_all_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (finding,) = checking.check()

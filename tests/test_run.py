@@ -182,13 +182,14 @@ def test_the_result_is_plain_values(done: tuple) -> None:
         ({"experts": {"a": "nowhere"}}, "expert a: 'nowhere' is neither"),
         ({"base": "nowhere"}, "base: 'nowhere' is neither"),
         ({"items": "none.jsonl"}, "no benchmark at none.jsonl"),
+        ({"store": __file__}, "test_run.py is a file: name another place"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_asked(
     changes: dict, message: str, saved: dict[str, Path], questions: list[Item], tmp_path: Path
 ) -> None:
     asked = {"base": saved["base"], "experts": experts(saved), "items": questions, "out": tmp_path / "out"} | changes
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, FileNotFoundError, NotADirectoryError), match=message):
         run.run(**asked)
     assert not list(tmp_path.iterdir())
 
