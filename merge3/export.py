@@ -63,7 +63,7 @@ def export(
         notes.append(f"{merge.base} is a model of more than text: the merge is of its text alone")
     for note in notes:
         say(note)
-    live = _built(merge, device, added)
+    live = _built(merge, folder, device, added)
     partial = begun(out)
     live.save_pretrained(partial, max_shard_size=SHARD)
     models.save_tokenizer(tokenizer, partial)
@@ -110,7 +110,7 @@ def build(merge: Merge, device: str = "cpu") -> PreTrainedModel:
     """
     folder = _base(merge)
     tokenless = merge.stack or not models.has_tokenizer(folder)
-    return _built(merge, device, {} if tokenless else _added(merge, models.load_tokenizer(folder)))
+    return _built(merge, folder, device, {} if tokenless else _added(merge, models.load_tokenizer(folder)))
 
 
 def _base(merge: Merge) -> Path:
@@ -125,10 +125,9 @@ def _base(merge: Merge) -> Path:
     return folder
 
 
-def _built(merge: Merge, device: str, added: Mapping[str, Mapping[str, int]]) -> PreTrainedModel:
-    """`build`, where it is known which tokens each expert added."""
+def _built(merge: Merge, folder: Path, device: str, added: Mapping[str, Mapping[str, int]]) -> PreTrainedModel:
+    """`build`, where it is known in which folder the base lies and which tokens each expert added."""
     models.check_device(device)
-    folder = _base(merge)
     dtype = models.written_dtype(folder) if merge.dtype is None else models.resolve_dtype(merge.dtype, device)
     folders = {name: models.weights_folder(source) for name, source in merge.experts.items()}
     if merge.stack:
