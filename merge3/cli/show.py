@@ -68,7 +68,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], first_bold: bool 
         made.add_column(head, justify="left" if place == 0 else "right", overflow="fold", no_wrap=place > 0)
     for place, row in enumerate(rows):
         made.add_row(*map(Text, row), style="bold" if first_bold and place == 0 else "")
-    Console(highlight=False, width=sum(widths) - GAP).print(made)
+    console.width = sum(widths) - GAP
+    console.print(made)
 
 
 def finding(level: str, what: str, text: str) -> None:
