@@ -7,7 +7,7 @@ An expert's parameter is a tensor as it is stored, or a low-rank difference from
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,19 +64,29 @@ class Ingredients:
         return source.rows(start, stop) if isinstance(source, LowRank) else matrix(source)[start:stop].float() - base
 
     def difference(self, expert: str) -> Float[Tensor, "rows columns"]:
-        """An expert's whole difference from the base."""
-        return self.rows(expert, 0, len(matrix(self.base)))
+        """An expert's whole difference from the base, in main memory."""
+        source = self.experts.get(expert)
+        if isinstance(source, LowRank):
+            return source.up.cpu() @ source.down.cpu()  # not by blocks: its last bits depend on the shape
+        found = torch.empty(matrix(self.base).shape)
+        for start, stop in self._blocks():
+            found[start:stop] = self.rows(expert, start, stop)
+        return found
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Rows from, to: of `BLOCK` elements, or one row."""
+        rows, columns = matrix(self.base).shape
+        step = max(1, BLOCK // columns)
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
 
     def gram(self, experts: Sequence[str]) -> Float[np.ndarray, "vectors vectors"]:
         """Inner products of the base and of the experts' differences from it, the base first, in float64."""
         key = tuple(experts)
         if key not in self._gram:
             total = np.zeros((len(key) + 1, len(key) + 1))
-            table = matrix(self.base)
-            step = max(1, BLOCK // table.shape[1])
-            for start in range(0, len(table), step):
-                stop = min(start + step, len(table))
-                parts = [table[start:stop], *(self.rows(expert, start, stop) for expert in key)]
+            for start, stop in self._blocks():
+                parts = [matrix(self.base)[start:stop], *(self.rows(expert, start, stop) for expert in key)]
                 vectors = torch.stack([part.reshape(-1).double() for part in parts])
                 total += (vectors @ vectors.T).cpu().numpy()
             self._gram[key] = total
@@ -90,7 +100,7 @@ class Ingredients:
         """
         known = self._order.setdefault(expert, {})
         if rank not in known:
-            magnitudes = self._magnitudes(expert)
+            magnitudes = self.difference(expert).abs_().numpy().ravel()
             magnitudes.sort()
             count, top = len(magnitudes), int(gamma * len(magnitudes))
             cuts = {kept_ranks(count, share / GRID, top) for share in range(1, GRID + 1)}
@@ -98,26 +108,18 @@ class Ingredients:
                 known[place] = float(magnitudes[place])
         return known[rank]
 
-    def _magnitudes(self, expert: str) -> Float[np.ndarray, " elements"]:
-        """The magnitudes of an expert's difference, one copy of it at a time."""
-        height, width = matrix(self.base).shape
-        low_rank = isinstance(self.experts.get(expert), LowRank)  # whose product is made whole: its sums are by shape
-        step = height if low_rank else max(1, BLOCK // width)
-        found = np.empty((height, width), np.float32)
-        for start in range(0, height, step):
-            found[start : start + step] = self.rows(expert, start, start + step).abs().cpu().numpy()
-        return found.ravel()
-
-    def variance_cut(self, experts: Sequence[str], share: float) -> float:
-        """The variance over the experts' differences that a `share` of the elements that vary reaches."""
-        spread = self.variance(experts, 0, len(matrix(self.base))).flatten()
-        varying = int(torch.count_nonzero(spread))
-        count = int(varying * share)
-        return float(torch.topk(spread, count).values[-1]) if count else float("inf")
+    def spread(self, experts: Sequence[str]) -> Float[Tensor, "rows columns"]:
+        """Variance over the experts' differences, in main memory."""
+        whole = {name: self.difference(name) for name in experts if isinstance(self.experts.get(name), LowRank)}
+        found = torch.empty(matrix(self.base).shape)
+        for start, stop in self._blocks():
+            parts = [whole[e][start:stop] if e in whole else self.rows(e, start, stop).cpu() for e in experts]
+            found[start:stop] = _variance(parts)
+        return found
 
     def variance(self, experts: Sequence[str], start: int, stop: int) -> Float[Tensor, "rows columns"]:
-        """Variance over the experts' differences, for rows."""
-        return torch.stack([self.rows(expert, start, stop) for expert in experts]).var(dim=0, unbiased=False)
+        """Rows of `spread`, on the device."""
+        return _variance([self.rows(expert, start, stop) for expert in experts])
 
     def draws(self, expert: str, seed: int) -> UInt8[Tensor, "rows columns"]:
         """Uniform integers below 256 from Philox, a counter-based generator (Salmon et al. 2011).
@@ -137,15 +139,18 @@ class Ingredients:
         """The rank of each magnitude in its row, from 0 for the smallest to 255 for the largest."""
         if expert not in self._ranks:
             table = matrix(self.base)
-            height, width = table.shape
-            levels = torch.linspace(0, LEVELS - 1, width, device=table.device).round().to(torch.uint8)
+            levels = torch.linspace(0, LEVELS - 1, table.shape[1], device=table.device).round().to(torch.uint8)
             ranks = torch.empty(table.shape, dtype=torch.uint8, device=table.device)
-            step = max(1, BLOCK // width)  # rows at a time: an order is eight bytes an element
-            for start in range(0, height, step):
-                order = self.rows(expert, start, start + step).abs().argsort(dim=1, stable=True)
-                ranks[start : start + step].scatter_(1, order, levels.expand_as(order))
+            for start, stop in self._blocks():  # an order is eight bytes an element
+                order = self.rows(expert, start, stop).abs().argsort(dim=1, stable=True)
+                ranks[start:stop].scatter_(1, order, levels.expand_as(order))
             self._ranks[expert] = ranks
         return self._ranks[expert]
+
+
+def _variance(differences: Sequence[Tensor]) -> Tensor:
+    """The variance of each element."""
+    return torch.stack([*differences]).var(dim=0, unbiased=False)
 
 
 def matrix(tensor: Tensor) -> Tensor:

@@ -186,12 +186,13 @@ def sce(parameter: Ingredients, experts: Experts, coefficients: Coefficients, se
     as those of most fine-tunes do.)
     """
     share = coefficients.options["select_topk"]
-    cut = parameter.variance_cut(experts, share) if share < 1 else 0.0
+    spread = parameter.spread(experts) if share < 1 else None
+    cut = 0.0 if spread is None else _reached(spread.numpy(), share)
     energy = []
     for expert in experts:
         difference = parameter.difference(expert)
-        if cut:
-            difference = difference.where(parameter.variance(experts, 0, len(difference)) >= cut, 0.0)
+        if spread is not None:
+            difference = difference.where(spread >= cut, 0.0)
         energy.append(float(difference.double().square().mean()))
     total = sum(energy)
     weights = tuple(e / total if total else 0.0 for e in energy)
@@ -287,6 +288,12 @@ def _chance(
         else:
             keep.append(Keep(draws=draws, floor=float(max(1, round(density * LEVELS))), rescale=rescale))
     return tuple(keep)
+
+
+def _reached(spread: Float[np.ndarray, "rows columns"], share: float) -> float:
+    """What a share of the elements that are not zero reaches."""
+    count = int(np.count_nonzero(spread) * share)
+    return float(np.partition(spread, -count, axis=None)[-count]) if count else float("inf")
 
 
 def _models(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:

@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from merge3.ingredients import BLOCK, Ingredients, LowRank
+from merge3.kernels import Vote
 from merge3.merging import LiveMerger, finite, in_threads
 from merge3.methods import METHODS
 from merge3.models import weights_of
-from merge3.recipe import GROUPS, TRAITS, Recipe, check, constant
+from merge3.recipe import GROUPS, TRAITS, Coefficients, Recipe, check, constant
 
 PRINTS = {"a": "A", "b": "B", "c": "C"}
 MASKED = sorted(method for method, traits in TRAITS.items() if traits.masks)
@@ -39,14 +40,15 @@ def test_draws_differ_by_seed_expert_and_parameter_and_by_nothing_else() -> None
 
 
 class Largest(TorchDispatchMode):
-    """Sees how many elements the largest tensor has that is made meanwhile."""
+    """Sees how many elements the largest tensor has that is computed meanwhile."""
 
     elements = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
         made = function(*arguments, **(options or {}))
         places = {value.untyped_storage().data_ptr() for value in arguments if isinstance(value, torch.Tensor)}
-        if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in places:
+        computed = isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in places
+        if computed and function is not torch.ops.aten.empty.memory_format:
             self.elements = max(self.elements, made.numel())
         return made
 
@@ -60,6 +62,26 @@ def test_magnitudes_are_ranked_without_a_difference_of_the_whole_table() -> None
     every = (expert.float() - base.float()).abs().flatten().sort().values
     assert found == [float(every[rank]) for rank in (0, 7, -1)]
     assert largest.elements == BLOCK
+
+
+@pytest.mark.parametrize("share", [0.3, 0.0])
+def test_sce_holds_its_experts_together_a_block_at_a_time(share: float) -> None:
+    """The same bits as from the variance of whole tables."""
+    generator = torch.Generator().manual_seed(0)
+    base, *whole = torch.randn(3, 3 * BLOCK // 64 + 5, 64, generator=generator).bfloat16()
+    low = LowRank(torch.randn(len(base), 3, generator=generator), torch.randn(3, 64, generator=generator))
+    parameter = Ingredients("w", base, {"a": whole[0], "b": whole[1], "c": low}, PRINTS)  # d is the base here
+    differences = torch.stack([*(w.float() - base.float() for w in whole), low.up @ low.down, torch.zeros(base.shape)])
+    spread = differences.var(dim=0, unbiased=False)
+    cut = float(torch.topk(spread.flatten(), int(share * spread.numel())).values[-1]) if share else float("inf")
+    energy = [float(d.where(spread >= cut, 0.0).double().square().mean()) for d in differences]
+    with Largest() as largest:
+        assert torch.equal(parameter.spread("abcd"), spread)
+    assert largest.elements == 4 * BLOCK
+    vote = METHODS["sce"](parameter, "abcd", Coefficients((), (), {"select_topk": share}), 0)
+    assert isinstance(vote, Vote)
+    assert vote.spread == cut
+    assert vote.weights == tuple(e / sum(energy) if share else 0.0 for e in energy)
 
 
 def test_draws_are_uniform() -> None:
