@@ -256,7 +256,7 @@ def main(flow: Flow[Any, Any]) -> None:
         call(flow, **given)
         if arguments(flow, read_params()) != given:
             raise ValueError("its parameters in params.yaml were changed while it ran; run it again, by the new ones")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("MERGE3_TRACEBACK"):
             raise
         print(f"{flow.name}: {error}\n(MERGE3_TRACEBACK=1 shows where)", file=sys.stderr, flush=True)

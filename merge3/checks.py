@@ -176,7 +176,7 @@ def room(
     where = "memory that is free" if cpu else f"{device}'s memory"
     said = f"{needs.resident / GIGABYTE:.1f} GB of {have / GIGABYTE:.1f} GB of {where}"
     streamed = f"model and answers need {needs.streamed / GIGABYTE:.1f} GB of {have / GIGABYTE:.1f} GB of {where}"
-    slower = "base and experts are read from disk for every merge" if cpu else "merges are made in main memory"
+    slower = "base and experts are read from disk for every merge" if cpu else "merges read it from main memory"
     found = [
         {
             "resident": Finding(OK, "memory", said),

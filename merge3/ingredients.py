@@ -2,6 +2,9 @@
 
 Inner products, order statistics of magnitudes and random draws are computed when a merge first needs them, and once.
 An expert's parameter is a tensor as it is stored, or a low-rank difference from the base, kept factored.
+
+Base and experts are all on one device; draws and ranks lie beside them as long as there is room, then in main memory.
+What a device is asked for beside that is a block of rows at a time.
 """
 
 from __future__ import annotations
@@ -33,6 +36,18 @@ class LowRank:
 
 
 Source = Tensor | LowRank
+
+
+def home(device: str, needed: int) -> str:
+    """Where `needed` bytes live of what merges are made of: on the model's device if they fit there, or in main memory.
+
+    A tenth of the device is left for answering, and for a merge's blocks. From base and experts in main memory a merge
+    is made by the processor, and its result alone is sent to the device.
+    """
+    if torch.device(device).type != "cuda":
+        return "cpu"
+    free, total = torch.cuda.mem_get_info(device)
+    return device if needed <= free - total // 10 else "cpu"
 
 
 class Ingredients:
@@ -132,7 +147,7 @@ class Ingredients:
             key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
             raw = np.random.Generator(np.random.Philox(key=key)).bytes(self.base.numel())
             drawn = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(matrix(self.base).shape)
-            kept = self._draws[expert] = (seed, drawn.to(self.base.device))
+            kept = self._draws[expert] = (seed, self._kept(drawn))
         return kept[1]
 
     def ranks(self, expert: str) -> UInt8[Tensor, "rows columns"]:
@@ -144,8 +159,12 @@ class Ingredients:
             for start, stop in self._blocks():  # an order is eight bytes an element
                 order = self.rows(expert, start, stop).abs().argsort(dim=1, stable=True)
                 ranks[start:stop].scatter_(1, order, levels.expand_as(order))
-            self._ranks[expert] = ranks
+            self._ranks[expert] = self._kept(ranks)
         return self._ranks[expert]
+
+    def _kept(self, mask: UInt8[Tensor, "rows columns"]) -> UInt8[Tensor, "rows columns"]:
+        """Draws or ranks where they are kept."""
+        return mask.to(home(str(self.base.device), mask.nbytes))
 
 
 def _variance(differences: Sequence[Tensor]) -> Tensor:

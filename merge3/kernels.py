@@ -181,9 +181,10 @@ def _kept(difference: Tensor, keep: Keep, start: int, stop: int) -> Tensor:
         return difference.where(mask, 0.0)
     cut = torch.full_like(difference, keep.floor)
     if keep.ranks is not None:
-        cut = keep.floor + keep.rise * keep.ranks[start:stop].float()
+        cut = keep.floor + keep.rise * keep.ranks[start:stop].to(difference.device).float()
     cut = cut.ceil().clamp(1, LEVELS)
-    kept = difference.where(mask & (keep.draws[start:stop].float() < cut), 0.0)
+    draws = keep.draws[start:stop].to(difference.device)  # where there was no room for them
+    kept = difference.where(mask & (draws.float() < cut), 0.0)
     return kept * (LEVELS / cut) if keep.rescale else kept
 
 

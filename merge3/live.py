@@ -10,6 +10,7 @@ import torch
 
 from merge3 import models
 from merge3.asker import Asker
+from merge3.ingredients import home
 from merge3.merging import LiveMerger
 from merge3.plan import ingredient_bytes, resolve_batch_tokens
 from merge3.store import Answer, Store
@@ -48,6 +49,7 @@ def open_asker(
 
     Raises:
         FileNotFoundError: a model is not there.
+        MemoryError: the device has too little for base and experts.
         ValueError: an expert does not fit the base or is called `base`, or the device or dtype is not to be had here.
     """
     if "base" in experts:
@@ -60,6 +62,7 @@ def open_asker(
     return assembled(folders, prints, watched, device=device, dtype=resolved)
 
 
+@models.enough_memory("for base and experts")
 def assembled(
     folders: Mapping[str, Path],
     fingerprints: Mapping[str, str],
@@ -78,6 +81,7 @@ def assembled(
     of experts' tokens that merges leave out.
 
     Raises:
+        MemoryError: the device has too little for them.
         ValueError: an expert does not fit the base.
     """
     base, experts = folders["base"], {name: folder for name, folder in folders.items() if name != "base"}
@@ -87,7 +91,7 @@ def assembled(
         if tokens:
             say(models.left_out(name, tokens))
     needed = ingredient_bytes(live, list(experts.values()), models.written_dtype(base).itemsize)
-    stored = models.weights_of(models.load_stored(base, models.home(device, needed)))
+    stored = models.weights_of(models.load_stored(base, home(device, needed)))
     changes = {name: models.changes(of, stored, live.config, added[name].values()) for name, of in experts.items()}
     own = live.num_parameters() * dtype.itemsize
     batch = resolve_batch_tokens(batch_tokens, live.config, dtype, device, own, needed)

@@ -21,7 +21,7 @@ from merge3 import kernels
 from merge3.ingredients import Ingredients, LowRank, matrix
 from merge3.kernels import Instruction
 from merge3.methods import METHODS
-from merge3.models import Changes, tensors_of, weights_of
+from merge3.models import Changes, enough_memory, tensors_of, weights_of
 from merge3.recipe import Recipe, check, layer_of, tower_of
 
 PIECE = 2**21  # elements that a thread merges at a time
@@ -85,6 +85,7 @@ class LiveMerger:
         """Write the merge into the model's parameters.
 
         Raises:
+            MemoryError: the device has too little for it.
             ValueError: see `recipe.check`; or an expert of the recipe is not loaded.
         """
         check(recipe)
@@ -108,6 +109,7 @@ class LiveMerger:
         Each is what `apply` makes, bit for bit. They are good until the next call.
 
         Raises:
+            MemoryError: as `apply`.
             ValueError: as `apply`; or a recipe scales parameters that all experts share.
         """
         for recipe in recipes:
@@ -128,6 +130,7 @@ class LiveMerger:
         for name, values in weights.items():
             self._parameters[name].data = values
 
+    @enough_memory("for a merge")
     @torch.inference_mode()
     def _write(self, recipes: Sequence[Recipe], outs: Sequence[Weights]) -> None:
         for recipe in recipes:

@@ -257,6 +257,7 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
         FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
         IncompatibleModels: it is no causal language model, or quantised by what is not here; tensors are missing, left
             over, or of another shape than the config says; or an adapter does not fit its base.
+        MemoryError: the device has no room for it.
     """
     if is_adapter(source):
         return _in_its_base(Path(source), dtype, device)
@@ -292,7 +293,8 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
                 "its files are not whole, or not of its config"
             )
     module: torch.nn.Module = model  # whose methods have whole types
-    module.to(torch.device(device)).train(False).requires_grad_(False)
+    with enough_memory(f"for model {str(source)!r}"):
+        module.to(torch.device(device)).train(False).requires_grad_(False)
     return model
 
 
@@ -603,16 +605,20 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def home(device: str, needed: int) -> str:
-    """Where ingredients of `needed` bytes live: on the model's device if they fit beside it, else in main memory.
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Around what a device may have too little memory for: says so; a decorator, too.
 
-    From there a merge is made by the processor, and its result alone is sent to the device. A tenth of that is left
-    for answering.
+    Raises:
+        MemoryError: it has.
     """
-    if torch.device(device).type != "cuda":
-        return "cpu"
-    free, total = torch.cuda.mem_get_info(device)
-    return device if needed <= free - total // 10 else "cpu"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = ". ".join(str(error).split(". ")[:3])  # how much was wanted, and how much there is
+        raise MemoryError(
+            f"not enough memory {what}: {said}; end what else is on the device, or take a larger one, or cpu"
+        ) from error
 
 
 def _check_names(source: str | Path, expert: set[str], base: set[str]) -> None:

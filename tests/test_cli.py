@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from merge3 import answering, cli, items, mergefile, models, responses, run
 from merge3.cli import asking, main, making, searching, show
@@ -168,6 +168,19 @@ def test_what_cannot_be_written_or_found_is_said_before_anything_is_asked(
         assert main(["plan", "m.yaml", *options]) == 1
     assert main(["study", str(tmp_path / "new" / "t.parquet"), "--relatives", "5"]) == 1
     assert "speak of merges of --parents" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_fit_the_device_is_refused(
+    saved: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.20 GiB free. Of the")
+
+    monkeypatch.setattr(PreTrainedModel, "to", to)
+    assert main(["chat", str(saved["base"]), "--prompt", "1 + 1 = "]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"merge3 chat: not enough memory for model '{saved['base']}': CUDA out of memory. Tried")
+    assert said.endswith("GPU 0 has 1.20 GiB free; end what else is on the device, or take a larger one, or cpu\n")
 
 
 def test_where_nothing_could_be_asked_nothing_is_said_to_be_kept(

@@ -11,8 +11,9 @@ from conftest import CONFIGS, build, fine_tune
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from merge3.ingredients import BLOCK, Ingredients, LowRank
-from merge3.kernels import Vote
+from merge3 import ingredients, kernels
+from merge3.ingredients import BLOCK, Ingredients, LowRank, home
+from merge3.kernels import Keep, Vote
 from merge3.merging import LiveMerger, finite, in_threads
 from merge3.methods import METHODS
 from merge3.models import weights_of
@@ -82,6 +83,30 @@ def test_sce_holds_its_experts_together_a_block_at_a_time(share: float) -> None:
     assert isinstance(vote, Vote)
     assert vote.spread == cut
     assert vote.weights == tuple(e / sum(energy) if share else 0.0 for e in energy)
+
+
+def test_ingredients_live_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert home("cpu", 10**15) == "cpu"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
+    assert [home("cuda:0", gigabytes * 10**9) for gigabytes in (17, 18)] == ["cuda:0", "cpu"]
+
+
+def test_draws_and_ranks_lie_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[str, int]]()
+    monkeypatch.setattr(ingredients, "home", lambda *needed: asked.append(needed) or "meta")
+    base = torch.zeros(8, 8)
+    parameter = Ingredients("w", base, {"e": base + 1}, {"e": "A"})
+    assert {parameter.draws("e", 0).device.type, parameter.ranks("e").device.type} == {"meta"}
+    assert asked == [("cpu", 64)] * 2
+
+
+def test_a_merge_fetches_draws_and_ranks_that_lie_elsewhere() -> None:
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    for keep in (Keep(draws=mask), Keep(draws=mask, ranks=mask, rise=0.5)):
+        there = torch.empty(8, 8, device="meta")
+        merged = torch.empty_like(there)
+        parameter = Ingredients("w", there, {"e": there}, {"e": "A"})
+        kernels.apply([Vote((1.0,), (keep,), elect=True, mean=True)], parameter, ["e"], [merged], 0, 8)
 
 
 def test_draws_are_uniform() -> None:
@@ -251,6 +276,18 @@ def test_a_model_elsewhere_is_fed_a_parameter_at_a_time() -> None:
     away = LiveMerger(build(CONFIGS["llama"], seed=1).to("meta"), here.experts, PRINTS, base)
     away.apply(constant("ties", {"a": 0.5, "b": 0.5}, density=0.4))  # nothing to see on `meta`, but the way is gone
     assert all(parameter.device.type == "meta" for parameter in weights_of(away.model).values())
+
+
+def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*piece: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.20 GiB free. Of the")
+
+    merger, recipe = live("llama")[0], constant("ties", {"a": 1.0}, density=0.4)
+    monkeypatch.setattr(kernels, "apply", out_of_memory)
+    said = r"not enough memory for a merge: CUDA out of memory. .* GPU 0 has 1.20 GiB free; end what else is on"
+    for merge in (lambda: merger.apply(recipe), lambda: merger.make([recipe])):
+        with pytest.raises(MemoryError, match=said):
+            merge()
 
 
 def test_the_pool_leaves_torch_its_threads() -> None:

@@ -235,12 +235,6 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
         models.check_device(device)
 
 
-def test_ingredients_live_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert models.home("cpu", 10**15) == "cpu"
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
-    assert [models.home("cuda:0", gigabytes * 10**9) for gigabytes in (17, 18)] == ["cuda:0", "cpu"]
-
-
 def test_the_fingerprint_follows_what_answers_depend_on(saved: dict[str, Path], tmp_path: Path) -> None:
     first = models.fingerprint(saved["first"])
     assert first != models.fingerprint(saved["second"])

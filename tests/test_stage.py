@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -111,6 +112,22 @@ def test_a_stage_whose_parameters_were_changed_while_it_ran_has_failed(
     )
     assert ended.returncode == status
     assert ("extract: its parameters in params.yaml were changed while it ran" in ended.stderr) == (status == 1)
+
+
+def test_a_stage_that_runs_out_of_memory_ends_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(made: object) -> None:
+        raise MemoryError("not enough memory for a merge")
+
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("evolve: {}")
+    monkeypatch.setattr(stage, "call", call)
+    monkeypatch.setattr(sys, "argv", ["flows.evolve"])
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    with pytest.raises(SystemExit, match="1"):
+        stage.main(flow(name="evolve")(lambda: None))
+    assert capsys.readouterr().err.startswith("evolve: not enough memory for a merge\n")
 
 
 def test_where_there_are_no_parameters_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

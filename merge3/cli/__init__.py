@@ -51,7 +51,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     module, function = options.run
     try:
         status = getattr(import_module(f"merge3.cli.{module}"), function)(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if options.traceback or isinstance(error, BrokenPipeError):
             raise
         print(f"merge3 {options.command}: {error}", file=sys.stderr)
