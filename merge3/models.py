@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from merge3 import adapters, flat
 from merge3.ingredients import Source
@@ -53,6 +53,7 @@ ROUTED = (  # fields of a config that say how many experts a mixture has, and ho
     ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
     ("num_experts_per_tok", "top_k_experts"),
 )
+ONWARD = ("is_decoder", "causal")  # fields by which a model that could read both ways reads from left to right
 MADE = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")  # anew by transformers, as masks are
 UNSAFE = "a file is no safetensors file; pickled weights are not opened"
 
@@ -193,15 +194,20 @@ def value_of(config: Any, field: str) -> Any:
 
 
 def check_causal(source: str | Path, config: Any) -> None:
-    """Refuse a model that is no causal language model, as T5 is none.
+    """Refuse a model that is no causal language model, as T5 and BERT are none.
 
     Raises:
-        IncompatibleModels: transformers has no such model of this config.
+        IncompatibleModels: transformers has no such model of this config, or none that reads from left to right.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise IncompatibleModels(
             f"model {str(source)!r}: transformers has no causal language model of kind {config.model_type!r}, and no "
             "other model can be asked or merged"
+        )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not any(getattr(config, field, False) for field in ONWARD):
+        raise IncompatibleModels(
+            f"model {str(source)!r}: a {config.model_type} is a masked language model, which reads both ways; expected "
+            "a causal one, which reads from left to right, as Llama, Qwen and Gemma do"
         )
 
 

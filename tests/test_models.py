@@ -13,13 +13,18 @@ from conftest import CONFIGS, SIZES, build, fine_tune
 from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
+    BertConfig,
     Gemma4TextConfig,
+    GPTNeoXConfig,
     MixtralConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
+    ReformerConfig,
+    RobertaConfig,
     T5Config,
+    XLMConfig,
 )
 
 from merge3 import models
@@ -272,6 +277,33 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, config: typ
         models.load(tmp_path, torch.float32)
     with pytest.raises(IncompatibleModels, match="no causal language model of kind"):
         plan(tmp_path, [], "ties", Machine(1.0, 1.0, 1.0), tokens=1)
+
+
+@pytest.mark.parametrize("kind", [BertConfig, RobertaConfig, XLMConfig, ReformerConfig])
+def test_a_masked_language_model_is_refused(tmp_path: Path, kind: type[PretrainedConfig]) -> None:
+    kind().save_pretrained(tmp_path)
+    for look in (
+        lambda: models.load(tmp_path, torch.float32),
+        lambda: plan(tmp_path, [], "ties", Machine(1.0, 1.0, 1.0), tokens=1),
+    ):
+        with pytest.raises(IncompatibleModels, match=f"a {kind.model_type} is a masked .* expected a causal one"):
+            look()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BertConfig(**SIZES, vocab_size=259, is_decoder=True),
+        XLMConfig(emb_dim=32, n_layers=2, n_heads=4, vocab_size=259, causal=True),
+        GPTNeoXConfig(**SIZES, vocab_size=259),  # not said to be a decoder, and one nevertheless
+    ],
+)
+def test_what_reads_from_left_to_right_is_loaded(tmp_path: Path, config: PretrainedConfig) -> None:
+    build(config, 1).save_pretrained(tmp_path)
+    model = models.load(tmp_path, torch.float32)
+    first, second = model(torch.tensor([[5, 6, 7], [5, 6, 8]])).logits
+    assert torch.equal(first[:2], second[:2])  # no token knows what follows it
+    assert not torch.equal(first[2], second[2])
 
 
 def test_what_is_quantised_by_what_is_not_here_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
