@@ -608,7 +608,10 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"device {device!r} cannot be used here: expected cpu, or cuda or cuda:1 for the first or second GPU, of "
+            f"which torch {torch.__version__} finds {torch.cuda.device_count()}"
+        ) from error
 
 
 @contextmanager

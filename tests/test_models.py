@@ -234,9 +234,11 @@ def test_rows_that_a_coarser_expert_lacks_are_the_bases_to_the_bit(llama: PreTra
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     models.check_device("cpu")
-    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    expected = r"expected cpu, or cuda or cuda:1 for the first or second GPU, of which torch [\w.+]+ finds 2$"
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here: {expected}"):
         models.check_device(device)
 
 
