@@ -167,7 +167,11 @@ def config_of(source: str | Path) -> Any:
     Raises:
         OSError: there is none.
     """
-    config = whole_config_of(source)
+    return _loaded(whole_config_of(source))
+
+
+def _loaded(config: Any) -> Any:
+    """The part of a config by which transformers loads a causal language model."""
     made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     text = config.sub_configs.get("text_config")
     return config.get_text_config() if text is not None and getattr(made, "config_class", None) is text else config
@@ -270,9 +274,11 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
     place, file = _located(source)
     how = {"quantization_config": GgufConfig(**file, dequantize=True)} if file else {"use_safetensors": True}
     try:
-        check_causal(source, config_of(source))
+        config = whole_config_of(source)
+        check_causal(source, _loaded(config))
         pair: Any = AutoModelForCausalLM.from_pretrained(
             place,
+            config=config,
             dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
@@ -290,18 +296,20 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
             f"that can be reached from here ({str(error).splitlines()[0]})"
         ) from error
     model: PreTrainedModel
-    loading: dict[str, Any]
     model, loading = pair
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found := sorted(map(str, loading[problem])):
-            raise IncompatibleModels(
-                f"model {str(source)!r}: {len(found)} {problem.replace('_', ' ')} in its weights, first {found[0]}; "
-                "its files are not whole, or not of its config"
-            )
+    _check_whole(source, loading)
     module: torch.nn.Module = model  # whose methods have whole types
     with enough_memory(f"for model {str(source)!r}"):
         module.to(torch.device(device)).train(False).requires_grad_(False)
     return model
+
+
+def _check_whole(source: str | Path, loading: Mapping[str, Any]) -> None:
+    """Refuse a model where its files and its config do not say the same, by what transformers says of its loading."""
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found := sorted(map(str, loading[problem])):
+            what = f"{len(found)} {problem.replace('_', ' ')} in its weights, first {found[0]}"
+            raise IncompatibleModels(f"model {str(source)!r}: {what}; its files are not whole, or not of its config")
 
 
 def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:
@@ -316,8 +324,6 @@ def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:
     """
     dtype = written_dtype(source)
     model = load(source, dtype, device)
-    if stored_dtype(source) == dtype:
-        return model
     weights = tensors_of(model)
     for name, tensor in _rounded(weights_folder(str(source)), dtype):
         ours = weights.get(name)
