@@ -297,19 +297,25 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
         ) from error
     model: PreTrainedModel
     model, loading = pair
-    _check_whole(source, loading)
+    _check_whole(source, config, model, loading)
     module: torch.nn.Module = model  # whose methods have whole types
     with enough_memory(f"for model {str(source)!r}"):
         module.to(torch.device(device)).train(False).requires_grad_(False)
     return model
 
 
-def _check_whole(source: str | Path, loading: Mapping[str, Any]) -> None:
+def _check_whole(source: str | Path, config: Any, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
     """Refuse a model where its files and its config do not say the same, by what transformers says of its loading."""
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found := sorted(map(str, loading[problem])):
+            why = "its files are not whole, or not of its config"
+            if problem == "unexpected_keys" and model.config.model_type != config.model_type:
+                why = (
+                    f"it is a {config.model_type}, of which transformers loads the text alone; expected its text as a "
+                    f"model of its own, as {type(model).__name__}.from_pretrained(...).save_pretrained(...) writes it"
+                )
             what = f"{len(found)} {problem.replace('_', ' ')} in its weights, first {found[0]}"
-            raise IncompatibleModels(f"model {str(source)!r}: {what}; its files are not whole, or not of its config")
+            raise IncompatibleModels(f"model {str(source)!r}: {what}; {why}")
 
 
 def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:

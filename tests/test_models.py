@@ -16,6 +16,9 @@ from transformers import (
     BertConfig,
     Gemma4TextConfig,
     GPTNeoXConfig,
+    Llama4Config,
+    Llama4ForCausalLM,
+    Llama4ForConditionalGeneration,
     MixtralConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -149,6 +152,21 @@ def test_weights_that_are_not_whole_are_refused(
     save_file(edit(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(IncompatibleModels, match=message):
         models.load(tmp_path / "m", torch.float32)
+
+
+def test_of_a_model_with_pictures_whose_text_alone_can_be_loaded_that_is_said(tmp_path: Path) -> None:
+    text = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 259, "pad_token_id": 2}
+    mixture = {"intermediate_size_mlp": 64, "num_local_experts": 2}
+    sizes = {**SIZES, "num_hidden_layers": 1, "image_size": 28, "vision_output_dim": 32}
+    pictures = sizes | {"projector_input_dim": 32, "projector_output_dim": 32}
+    whole = Llama4ForConditionalGeneration(Llama4Config(text_config=text | mixture, vision_config=pictures))
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(IncompatibleModels, match="it is a llama4, of which transformers loads the text alone") as error:
+        models.load(tmp_path / "whole", torch.float32)
+    assert "as Llama4ForCausalLM.from_pretrained(...).save_pretrained(...) writes it" in str(error.value)
+    Llama4ForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "text")
+    found, expected = models.load(tmp_path / "text", torch.float32), whole.language_model
+    assert models.weights_of(found).keys() == models.weights_of(expected).keys()
 
 
 def test_another_vocabulary_is_refused_by_a_token(
