@@ -6,7 +6,7 @@ in the parameter's name, lists along depth. What is not done here is refused by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import dropwhile, takewhile
 from typing import Any
 
@@ -28,10 +28,15 @@ IDLE = {"task_arithmetic": {"density", "rescale"}, "model_stock": {"normalize"}}
 THEIRS = {("multislerp", "normalize"): "normalize_weights"}  # mergekit's name of an option, where ours is another
 AROUND = "around_base"  # ours alone: mergekit tells it by whether there is a base
 BASELESS = ("linear", "karcher", "passthrough")  # in which mergekit's base is one of the models
+Model = tuple[str, dict[str, Any]]  # a folder or hub id, and its own parameters
+Slice = tuple[str, int, int]  # a folder or hub id, and its layers from, to
 FILTERS = {
     "attention": ("attn.", ".attention.", ".self_attention."),
     "mlp": (".mlp.", "feed_forward.", ".ffn.", "block_sparse_moe.", ".fc1.", ".fc2."),
 }
+
+
+# --- read
 
 
 def read(values: Mapping[str, Any]) -> Merge:
@@ -46,149 +51,177 @@ def read(values: Mapping[str, Any]) -> Merge:
     if unknown := sorted(set(values) - FIELDS - TOKENIZER):
         raise ValueError(f"mergekit's {unknown[0]!r} is not supported; supported are {sorted(FIELDS | TOKENIZER)}")
     base = _base(values["base_model"]) if values.get("base_model") else None
-    adapted = set[str]()
+    adapters = _adapters(values, base)
+    if base is None and method not in (*BASELESS, "nuslerp", "multislerp"):
+        raise ValueError(f"{method} needs a base_model")
+    slices, shared = values.get("slices"), dict(values.get("parameters") or {})
+    stack, depth = list[Slice](), None
+    if values.get("models") and slices:
+        raise ValueError("give either models or slices")
+    if slices and method == "passthrough":
+        models, stack = _stacked(slices)
+    elif slices:
+        models, own, depth = _side_by_side(slices, method)
+        shared |= own
+    else:
+        models = [(_source(m["model"]), dict(m.get("parameters") or {})) for m in values.get("models") or ()]
+    models = _merged(models, base, method, sliced=bool(slices))
+    if not models:
+        raise ValueError("expected at least one model beside the base, got none")
+    _check_tokenizer(values, base or models[0][0])
+    names = _names(source for source, _ in models)
+    recipe = _recipe(method, shared, {names[source]: own for source, own in models}, around=base is not None)
+    dtype = values.get("out_dtype") or values.get("dtype")
+    layers = tuple(Layers(names[source], first, last) for source, first, last in stack)
+    experts = {name: source for source, name in names.items()}
+    known = frozenset(names[source] for source in adapters)
+    return Merge(recipe, base or models[0][0], experts, dtype, layers, depth, known)
+
+
+def _base(model: Any) -> str:
+    """The folder or hub id of the base.
+
+    Raises:
+        ValueError: it is no text, or an adapter.
+    """
+    if isinstance(model, str) and "+" in model:
+        raise ValueError(f"base_model {model!r} is an adapter: merge it into its own model first")
+    return _source(model)
+
+
+def _source(model: Any) -> str:
+    """The folder or hub id of a model; of `model+adapter` the adapter.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    if not isinstance(model, str) or not model:
+        raise ValueError(f"a model must be a folder or hub id, got {model!r}")
+    return model.split("+")[-1]
+
+
+def _adapters(values: Mapping[str, Any], base: str | None) -> set[str]:
+    """Which of a file's models are said to be adapters of the base.
+
+    Raises:
+        ValueError: an entry or a slice says what is not done here.
+    """
+    found = _entries("models", values.get("models") or (), base)
     for part in values.get("slices") or ():
         _known("a slice", part, SLICE)
         if (own := part.get("base_model")) is not None and own != base:
             raise ValueError(f"a slice's base_model {own!r} is not supported: give it as the file's, which is {base!r}")
-        adapted |= _entries("sources", part.get("sources") or (), base)
-    adapted |= _entries("models", values.get("models") or (), base)
-    if base is None and method not in (*BASELESS, "nuslerp", "multislerp"):
-        raise ValueError(f"{method} needs a base_model")
-    shared, depth = dict(values.get("parameters") or {}), None
-    if values.get("models") and values.get("slices"):
-        raise ValueError("give either models or slices")
-    if values.get("slices"):
-        models, stack, shared, depth = _slices(values["slices"], method, shared)
-    else:
-        models, stack = [(_source(m["model"]), dict(m.get("parameters") or {})) for m in values.get("models") or ()], []
-    if (
-        base is not None
-        and method in BASELESS
-        and not values.get("slices")
-        and base not in [source for source, _ in models]
-    ):
-        models.append((base, {}))
-    elif method == "linear":
-        models = [(source, own) for source, own in models if source != base or own.get("weight") != 0]
-    if base is not None and method not in BASELESS:
-        models = [model for model in models if model[0] != base]
-    if not models:
-        raise ValueError("expected at least one model beside the base, got none")
-    tokenizer = values.get("tokenizer") or {"source": values.get("tokenizer_source")}
-    if (
-        set(values) >= TOKENIZER
-        or set(tokenizer) != {"source"}
-        or tokenizer["source"] not in (None, "base", base or models[0][0])
-    ):
-        shown = ", ".join(f"{field} {values[field]!r}" for field in sorted(TOKENIZER & set(values)))
-        raise ValueError(f"{shown} is not supported: the base's is kept; `merge3 tokens` makes a base with another's")
-    names = dict(zip(dict.fromkeys(source for source, _ in models), _names([s for s, _ in models]), strict=True))
-    own = {names[source]: settings for source, settings in models}
-    recipe = _recipe(method, shared, own, around=base is not None)
-    dtype = values.get("out_dtype") or values.get("dtype")
-    layers = tuple(Layers(names[source], first, last) for source, first, last in stack)
-    experts = {name: source for source, name in names.items()}
-    adapters = frozenset(names[source] for source in adapted)
-    return Merge(recipe, base or models[0][0], experts, dtype, layers, depth, adapters)
+        found |= _entries("sources", part.get("sources") or (), base)
+    return found
 
 
-def write(merge: Merge) -> dict[str, Any]:
-    """The fields of a mergekit file. The seed of masks has none there: mergekit draws its own.
+def _entries(field: str, entries: Any, base: str | None) -> set[str]:
+    """Refuse entries of `models`, or of a slice's `sources`, that say more than is done here.
 
-    Where mergekit would merge a `base_model`, too, there is none, see `note`.
+    Returns:
+        Which of the models are said to be adapters.
 
     Raises:
-        ValueError: a part of the model cannot be said by mergekit's filters.
+        ValueError: one names no model, an adapter of another model than the base, or a setting that is not known; or
+            two name one model.
     """
-    recipe, method = merge.recipe, merge.recipe.method
-    traits, options = TRAITS[method], dict(recipe.all_options)
-    around = bool(options.pop(AROUND, 1.0))
-    values: dict[str, Any] = {"merge_method": method}
-    models = {
-        name: f"{merge.base}+{source}" if name in merge.adapters or is_adapter(source) else source
-        for name, source in merge.experts.items()
-    }
-    sliced, among = bool(merge.stack) or merge.depth is not None, merge.base in models.values()
-    if method == "slerp" and len(recipe.experts) == 2:
-        base: str | None = models[recipe.experts[0]]
-    elif method in BASELESS:
-        base = merge.base if sliced or among or method == "linear" else None
-    else:
-        base = merge.base if around else None
-    if base is not None:
-        values["base_model"] = base
-    parameters: dict[str, Any] = {THEIRS.get((method, name), name): _plain(value) for name, value in options.items()}
-    if method == "slerp":
-        parameters["t"] = _setting(recipe.weights.get(recipe.experts[-1], {}), 0.0)
-    entries: dict[str, dict[str, Any]] = {}
-    for name, model in models.items():
-        if model == base and method not in BASELESS:
-            continue
-        own = {}
-        if traits.weights and method != "slerp":
-            unsaid: Parts = {ANY: (1.0,)} if merge.stack else {}
-            own[_weight(method)] = _setting(recipe.weights.get(name, unsaid), 0.0)
-        if traits.densities:
-            own["density"] = _setting(recipe.densities.get(name, {}), 1.0)
-        entries[name] = {"model": model} | ({"parameters": own} if own else {})
-    listed = list(entries.values())
-    if merge.depth is not None:
-        first: list[dict[str, Any]] = [{"model": base}] if base is not None and method not in BASELESS else []
-        values["slices"] = [{"sources": [entry | {"layer_range": [0, merge.depth]} for entry in first + listed]}]
-    elif merge.stack:
-        values["slices"] = [
-            {"sources": [entries[layers.expert] | {"layer_range": [layers.first, layers.last]}]}
-            for layers in merge.stack
-        ]
-    elif method == "linear" and not among:  # mergekit would add it with the others' weight
-        values["models"] = [*listed, {"model": base, "parameters": {_weight(method): 0.0}}]
-    else:
-        values["models"] = listed
-    if parameters:
-        values["parameters"] = parameters
-    if merge.dtype:
-        values["dtype"] = merge.dtype
-    return values
+    named, adapters = set[str](), set[str]()
+    for entry in entries:
+        if not isinstance(entry, Mapping) or "model" not in entry:
+            raise ValueError(f"each of models, and of a slice's sources, names a model: got {entry!r}")
+        _known(f"an entry of {field}", entry, ENTRY[field])
+        *of, adapter = str(entry["model"]).split("+")
+        if of and of != [base]:
+            raise ValueError(
+                f"{entry['model']!r} is an adapter of {of[0]!r}, and the base_model is {base!r}: merge {adapter!r} "
+                "into its own model first"
+            )
+        if adapter in named:
+            raise ValueError(f"{adapter!r} is there twice in {field}: name each model once, with one weight")
+        named.add(adapter)
+        adapters |= {adapter} if of else set()
+    return adapters
 
 
-def note(values: Mapping[str, Any], merge: Merge) -> str | None:
-    """What the fields that `write` returned leave out of a merge; None where they say all of it."""
-    if values.get("base_model") == merge.base:
-        return None
-    return f"config and tokenizer are those of one of the models: mergekit would merge the base, {merge.base}, too"
+def _known(what: str, values: Mapping[str, Any], fields: set[str]) -> None:
+    """Refuse fields that are not known.
 
-
-def _slices(
-    slices: Any, method: str, shared: dict[str, Any]
-) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, int, int]], dict[str, Any], int | None]:
-    """Models with their parameters, the stack of layers, the file's parameters with a slice's own before them, depth.
-
-    One slice of several models from layer 0 on is a merge of the models, which must have as many layers (the depth);
-    slices of one model each are stacked.
+    Raises:
+        ValueError: there is one.
     """
-    stack, models = list[tuple[str, int, int]](), list[tuple[str, dict[str, Any]]]()
-    if method == "passthrough":
-        for part in slices:
-            if len(part["sources"]) != 1:
-                raise ValueError(f"a passthrough slice has one source, got {len(part['sources'])}")
-            (source,) = part["sources"]
-            own = {**(part.get("parameters") or {}), **(source.get("parameters") or {})}
-            name = _source(source["model"])
-            if models and dict(models).get(name, own) != own:
-                raise ValueError(f"{name!r} has other parameters in another slice: that is not supported")
-            models.append((name, own))
-            first, last = map(int, source["layer_range"])
-            stack.append((name, first, last))
-        return list(dict(models).items()), stack, shared, None
+    if unknown := sorted(set(values) - fields):
+        raise ValueError(f"{what} has a field {unknown[0]!r}, which is not supported; supported are {sorted(fields)}")
+
+
+def _stacked(slices: Any) -> tuple[list[Model], list[Slice]]:
+    """Of passthrough's slices, of one model each, the models with their parameters, and what is put on one another.
+
+    Raises:
+        ValueError: a slice has several models, or one model other parameters in another slice.
+    """
+    models, stack = dict[str, dict[str, Any]](), list[Slice]()
+    for part in slices:
+        if len(part["sources"]) != 1:
+            raise ValueError(f"a passthrough slice has one source, got {len(part['sources'])}")
+        (source,) = part["sources"]
+        own = {**(part.get("parameters") or {}), **(source.get("parameters") or {})}
+        name = _source(source["model"])
+        if models.setdefault(name, own) != own:
+            raise ValueError(f"{name!r} has other parameters in another slice: that is not supported")
+        first, last = map(int, source["layer_range"])
+        stack.append((name, first, last))
+    return list(models.items()), stack
+
+
+def _side_by_side(slices: Any, method: str) -> tuple[list[Model], dict[str, Any], int]:
+    """Of the one slice of other methods the models with their parameters, its own ones, and how many layers all have.
+
+    Raises:
+        ValueError: there are several slices, or it does not begin with layer 0 of each and end with the same.
+    """
     if len(slices) > 1:
         raise ValueError(f"slices of {method} are not supported but for one that covers the model; got {len(slices)}")
-    ranges = {tuple(source["layer_range"]) for source in slices[0]["sources"]}
+    (part,) = slices
+    ranges = {tuple(source["layer_range"]) for source in part["sources"]}
     if len(ranges) != 1 or min(ranges)[0] != 0:
         raise ValueError(f"layer ranges of a {method} must all cover the model, got {sorted(ranges)}")
-    models = [(_source(source["model"]), dict(source.get("parameters") or {})) for source in slices[0]["sources"]]
+    models = [(_source(source["model"]), dict(source.get("parameters") or {})) for source in part["sources"]]
     ((_, depth),) = ranges
-    return models, [], {**shared, **(slices[0].get("parameters") or {})}, int(depth)
+    return models, dict(part.get("parameters") or {}), int(depth)
+
+
+def _merged(models: list[Model], base: str | None, method: str, *, sliced: bool) -> list[Model]:
+    """Those that mergekit merges: of the models that a file lists, and the base."""
+    if base is None:
+        return models
+    if method not in BASELESS:  # what the others differ from
+        return [model for model in models if model[0] != base]
+    if not sliced and base not in dict(models):  # without a setting of its own
+        return [*models, (base, {})]
+    if method == "linear":  # where the base gives config and tokenizer alone, as `write` says it
+        return [(source, own) for source, own in models if source != base or own.get("weight") != 0]
+    return models
+
+
+def _check_tokenizer(values: Mapping[str, Any], base: str) -> None:
+    """Refuse another tokenizer than the base's.
+
+    Raises:
+        ValueError: one is asked for, or something of it.
+    """
+    tokenizer = values.get("tokenizer") or {"source": values.get("tokenizer_source")}
+    if set(values) >= TOKENIZER or set(tokenizer) != {"source"} or tokenizer["source"] not in (None, "base", base):
+        shown = ", ".join(f"{field} {values[field]!r}" for field in sorted(TOKENIZER & set(values)))
+        raise ValueError(f"{shown} is not supported: the base's is kept; `merge3 tokens` makes a base with another's")
+
+
+def _names(sources: Iterable[str]) -> dict[str, str]:
+    """Short names of sources: the last part of each, numbered where two are alike."""
+    names: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        short = source.rstrip("/").split("/")[-1]
+        names[source] = short if short not in names.values() else f"{short}-{len(names) + 1}"
+    return names
 
 
 def _recipe(method: str, shared: dict[str, Any], own: dict[str, dict[str, Any]], *, around: bool) -> Recipe:
@@ -215,11 +248,6 @@ def _recipe(method: str, shared: dict[str, Any], own: dict[str, dict[str, Any]],
     if AROUND in traits.options and not around:
         chosen[AROUND] = 0.0
     return Recipe(method, tuple(own), weights, densities, chosen)
-
-
-def _weight(method: str) -> str:
-    """The name of our weight in mergekit."""
-    return {"slerp": "t", "passthrough": "scale"}.get(method, "weight")
 
 
 def _rules(name: str, settings: Sequence[Mapping[str, Any]], default: float | None) -> dict[str, Knots]:
@@ -271,73 +299,85 @@ def _scalar(name: str, settings: Sequence[Mapping[str, Any]]) -> float | None:
     return number
 
 
-def _source(model: Any) -> str:
-    """The folder or hub id of a model; of `model+adapter` the adapter.
+# --- written
+
+
+def write(merge: Merge) -> dict[str, Any]:
+    """The fields of a mergekit file. The seed of masks has none there: mergekit draws its own.
+
+    Where mergekit would merge a `base_model`, too, there is none, see `note`.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: a part of the model cannot be said by mergekit's filters.
     """
-    if not isinstance(model, str) or not model:
-        raise ValueError(f"a model must be a folder or hub id, got {model!r}")
-    return model.split("+")[-1]
+    recipe, method = merge.recipe, merge.recipe.method
+    traits, options = TRAITS[method], recipe.all_options
+    options.pop(AROUND, None)
+    values: dict[str, Any] = {"merge_method": method}
+    models = {
+        name: f"{merge.base}+{source}" if name in merge.adapters or is_adapter(source) else source
+        for name, source in merge.experts.items()
+    }
+    base = _base_model(merge, models)
+    if base is not None:
+        values["base_model"] = base
+    parameters: dict[str, Any] = {THEIRS.get((method, name), name): _plain(value) for name, value in options.items()}
+    if method == "slerp":
+        parameters["t"] = _setting(recipe.weights.get(recipe.experts[-1], {}), 0.0)
+    entries: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        if model == base and method not in BASELESS:
+            continue
+        own = {}
+        if traits.weights and method != "slerp":
+            unsaid: Parts = {ANY: (1.0,)} if merge.stack else {}
+            own[_weight(method)] = _setting(recipe.weights.get(name, unsaid), 0.0)
+        if traits.densities:
+            own["density"] = _setting(recipe.densities.get(name, {}), 1.0)
+        entries[name] = {"model": model} | ({"parameters": own} if own else {})
+    listed = list(entries.values())
+    if merge.depth is not None:
+        first: list[dict[str, Any]] = [{"model": base}] if base is not None and method not in BASELESS else []
+        values["slices"] = [{"sources": [entry | {"layer_range": [0, merge.depth]} for entry in first + listed]}]
+    elif merge.stack:
+        values["slices"] = [
+            {"sources": [entries[layers.expert] | {"layer_range": [layers.first, layers.last]}]}
+            for layers in merge.stack
+        ]
+    elif method == "linear" and base not in models.values():  # mergekit would add it with the others' weight
+        values["models"] = [*listed, {"model": base, "parameters": {_weight(method): 0.0}}]
+    else:
+        values["models"] = listed
+    if parameters:
+        values["parameters"] = parameters
+    if merge.dtype:
+        values["dtype"] = merge.dtype
+    return values
 
 
-def _base(model: Any) -> str:
-    """The folder or hub id of the base.
-
-    Raises:
-        ValueError: it is no text, or an adapter.
-    """
-    if isinstance(model, str) and "+" in model:
-        raise ValueError(f"base_model {model!r} is an adapter: merge it into its own model first")
-    return _source(model)
+def note(values: Mapping[str, Any], merge: Merge) -> str | None:
+    """What the fields that `write` returned leave out of a merge; None where they say all of it."""
+    if values.get("base_model") == merge.base:
+        return None
+    return f"config and tokenizer are those of one of the models: mergekit would merge the base, {merge.base}, too"
 
 
-def _entries(field: str, entries: Any, base: str | None) -> set[str]:
-    """Refuse entries of `models`, or of a slice's `sources`, that say more than is done here.
-
-    Returns:
-        Which of the models are said to be adapters.
-
-    Raises:
-        ValueError: one names no model, an adapter of another model than the base, or a setting that is not known; or
-            two name one model.
-    """
-    named, adapters = set[str](), set[str]()
-    for entry in entries:
-        if not isinstance(entry, Mapping) or "model" not in entry:
-            raise ValueError(f"each of models, and of a slice's sources, names a model: got {entry!r}")
-        _known(f"an entry of {field}", entry, ENTRY[field])
-        *of, adapter = str(entry["model"]).split("+")
-        if of and of != [base]:
-            raise ValueError(
-                f"{entry['model']!r} is an adapter of {of[0]!r}, and the base_model is {base!r}: merge {adapter!r} "
-                "into its own model first"
-            )
-        if adapter in named:
-            raise ValueError(f"{adapter!r} is there twice in {field}: name each model once, with one weight")
-        named.add(adapter)
-        adapters |= {adapter} if of else set()
-    return adapters
+def _base_model(merge: Merge, models: Mapping[str, str]) -> str | None:
+    """The base that a file names; None where mergekit would merge it, too, or tells by it what the method does."""
+    recipe = merge.recipe
+    if recipe.method == "slerp" and len(recipe.experts) == 2:
+        return models[recipe.experts[0]]
+    if recipe.method == "linear":  # in which it can be listed without weight
+        return merge.base
+    if recipe.method in BASELESS:
+        sliced, listed = bool(merge.stack) or merge.depth is not None, merge.base in models.values()
+        return merge.base if sliced or listed else None
+    return merge.base if recipe.all_options.get(AROUND, True) else None
 
 
-def _known(what: str, values: Mapping[str, Any], fields: set[str]) -> None:
-    """Refuse fields that are not known.
-
-    Raises:
-        ValueError: there is one.
-    """
-    if unknown := sorted(set(values) - fields):
-        raise ValueError(f"{what} has a field {unknown[0]!r}, which is not supported; supported are {sorted(fields)}")
-
-
-def _names(sources: Sequence[str]) -> list[str]:
-    """Short names: the last part of each source, numbered where two are alike."""
-    names: list[str] = []
-    for source in dict.fromkeys(sources):
-        short = source.rstrip("/").split("/")[-1]
-        names.append(short if short not in names else f"{short}-{len(names) + 1}")
-    return names
+def _weight(method: str) -> str:
+    """The name of our weight in mergekit."""
+    return {"slerp": "t", "passthrough": "scale"}.get(method, "weight")
 
 
 def _setting(parts: Parts, default: float) -> Any:
