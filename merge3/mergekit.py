@@ -7,7 +7,7 @@ in the parameter's name, lists along depth. What is not done here is refused by 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import dropwhile, takewhile
+from itertools import chain, count, dropwhile, takewhile
 from typing import Any
 
 from merge3.models import is_adapter
@@ -220,7 +220,8 @@ def _names(sources: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for source in dict.fromkeys(sources):
         short = source.rstrip("/").split("/")[-1]
-        names[source] = short if short not in names.values() else f"{short}-{len(names) + 1}"
+        choices = chain([short], (f"{short}-{number}" for number in count(len(names) + 1)))
+        names[source] = next(name for name in choices if name not in names.values())
     return names
 
 

@@ -71,6 +71,12 @@ def test_groups_become_filters_for_mergekit(tmp_path: Path) -> None:
         assert again.at(name, 2) == recipe.at(name, 2)
 
 
+def test_models_have_names_of_their_own() -> None:
+    models = [{"model": source, "parameters": {"weight": 1}} for source in ("me/a-3", "me/a", "you/a", "us/a/")]
+    found = mergekit.read({"merge_method": "linear", "models": models})
+    assert found.experts == {"a-3": "me/a-3", "a": "me/a", "a-4": "you/a", "a-5": "us/a/"}
+
+
 def test_an_adapter_on_a_model_is_the_adapter() -> None:
     assert mergekit.read(THEIRS | {"models": [{"model": "org/base+me/lora", "parameters": {"weight": 1}}]}).experts == {
         "lora": "me/lora"
