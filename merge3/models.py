@@ -341,13 +341,11 @@ def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:
 
 def _rounded(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a model's files that a dtype would round, by their names there."""
-    for path in folder.glob("*.safetensors"):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                if file.get_slice(name).get_dtype() not in (DTYPES[dtype], "BOOL") and not MADE.search(name):
-                    tensor = file.get_tensor(name)
-                    if not torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
-                        yield name, tensor
+    for file, name in _used(folder):
+        if file.get_slice(name).get_dtype() != DTYPES[dtype]:
+            tensor = file.get_tensor(name)
+            if not torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
+                yield name, tensor
 
 
 def _in_its_base(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -476,22 +474,27 @@ def _stored(source: str | Path) -> dict[torch.dtype, int]:
     folder = weights_folder(str(source))
     names = {name: dtype for dtype, name in DTYPES.items()}
     found = dict[torch.dtype, int]()
-    for path in folder.glob("*.safetensors"):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                tensor = file.get_slice(name)
-                kind = tensor.get_dtype()
-                if kind == "BOOL" or MADE.search(name):
-                    continue
-                if kind not in names:
-                    raise IncompatibleModels(
-                        f"model {str(source)!r}: tensors of dtype {kind} cannot be merged; expected {sorted(names)}"
-                    )
-                dtype = names[kind]
-                found[dtype] = found.get(dtype, 0) + prod(tensor.get_shape()) * dtype.itemsize
+    for file, name in _used(folder):
+        tensor = file.get_slice(name)
+        kind = tensor.get_dtype()
+        if kind not in names:
+            raise IncompatibleModels(
+                f"model {str(source)!r}: tensors of dtype {kind} cannot be merged; expected {sorted(names)}"
+            )
+        dtype = names[kind]
+        found[dtype] = found.get(dtype, 0) + prod(tensor.get_shape()) * dtype.itemsize
     if not found:
         raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
     return found
+
+
+def _used(folder: Path) -> Iterator[tuple[Any, str]]:
+    """The tensors that a model uses of its files: each one's file, and its name there."""
+    for path in folder.glob("*.safetensors"):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if file.get_slice(name).get_dtype() != "BOOL" and not MADE.search(name):
+                    yield file, name
 
 
 @contextmanager
