@@ -59,7 +59,10 @@ UNSAFE = "a file is no safetensors file; pickled weights are not opened"
 
 
 class IncompatibleModels(ValueError):  # noqa: N818 - reads better where it is raised
-    """An expert cannot be merged with the base."""
+    """A model that cannot be asked or merged, or an expert that cannot be merged with the base."""
+
+
+# --- where models lie, and what names them
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,156 @@ class Expert:
     name: str
     source: str
     fingerprint: str
+
+
+def write_manifest(path: Path, base: Expert, experts: list[Expert]) -> None:
+    """Write the names, sources and fingerprints of the base and its experts."""
+    content = {"base": asdict(base), "experts": [asdict(expert) for expert in experts]}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> tuple[Expert, list[Expert]]:
+    """The base and the experts that `write_manifest` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Expert(**content["base"]), [Expert(**expert) for expert in content["experts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run the stage that wrote it again") from error
+
+
+def absolute(source: str | Path) -> str:
+    """A model's name as it is found from any folder: a path whole, a hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+
+
+def is_gguf(source: str | Path) -> bool:
+    """Whether a model is named as one GGUF file."""
+    return str(source).endswith(".gguf")
+
+
+def _located(source: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """Where transformers finds a model, and which file if it is a GGUF file."""
+    return (Path(source).parent, {"gguf_file": Path(source).name}) if is_gguf(source) else (source, {})
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a local folder holds an adapter, by its config."""
+    return (Path(source) / ADAPTER_CONFIG).exists()
+
+
+def refuse_adapter(source: str | Path) -> None:
+    """Stop where a base is an adapter.
+
+    Raises:
+        IncompatibleModels: it is one.
+    """
+    if is_adapter(source):
+        raise IncompatibleModels(f"{source} is an adapter: a base is the model that it changes")
+
+
+def adapted(folder: Path) -> str | None:
+    """The model that an adapter is of, by its config; None for a model that is none, or where it does not say."""
+    if not is_adapter(folder):
+        return None
+    named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return None if named is None else str(named)
+
+
+def of_another(folder: Path, base: str) -> str | None:
+    """The model that an adapter was made for, where that is not `base`, by path or hub id or the last part of it."""
+    made_for = adapted(folder)
+    if made_for is None or made_for == Path(base).name or absolute(made_for) == absolute(base):
+        return None
+    return made_for
+
+
+def weights_folder(source: str) -> Path:
+    """Where a model's weights lie: `source` itself, a folder or GGUF file, or the hub's snapshot of that id.
+
+    Raises:
+        FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
+    """
+    if Path(source).is_dir() or (is_gguf(source) and Path(source).is_file()):
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", *SMALL]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no model at {source!r}: expected a folder, or a hub id that can be reached from here"
+        ) from error
+
+
+def copy_files(source: Path, pattern: str, folder: Path) -> None:
+    """Copy the files of a model folder that have such a name, if there are any."""
+    for path in source.glob(pattern):
+        shutil.copy(path, folder)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of what a model's answers depend on: weights, configs, tokenizer.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no safetensors file in it, nor a GGUF file of that name.
+    """
+    total = hashlib.sha256()
+    for file in _files(folder):
+        with file.open("rb") as stream:
+            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def stamp(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Name, number, size and time of change of the files that `fingerprint` reads: another where one was written.
+
+    Raises:
+        FileNotFoundError: as `fingerprint`.
+    """
+    return [(f.name, (s := f.stat()).st_ino, s.st_size, s.st_mtime_ns) for f in _files(folder)]
+
+
+def _files(folder: Path) -> list[Path]:
+    files = [folder] if is_gguf(folder) and folder.is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
+    return files + sorted(file for pattern in NAMED for file in folder.glob(pattern))
+
+
+# --- devices and dtypes
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: the name is no device, or the machine has none of that kind.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used here: expected cpu, or cuda or cuda:1 for the first or second GPU, of "
+            f"which torch {torch.__version__} finds {torch.cuda.device_count()}"
+        ) from error
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Around what a device may have too little memory for: says so; a decorator, too.
+
+    Raises:
+        MemoryError: it has.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = ". ".join(str(error).split(". ")[:3])  # how much was wanted, and how much there is
+        raise MemoryError(
+            f"not enough memory {what}: {said}; end what else is on the device, or take a larger one, or cpu"
+        ) from error
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
@@ -113,50 +266,7 @@ def runtime_name(device: str) -> str:
     return f"{kind}{detail}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def is_adapter(source: str | Path) -> bool:
-    """Whether a local folder holds an adapter, by its config."""
-    return (Path(source) / ADAPTER_CONFIG).exists()
-
-
-def refuse_adapter(source: str | Path) -> None:
-    """Stop where a base is an adapter.
-
-    Raises:
-        IncompatibleModels: it is one.
-    """
-    if is_adapter(source):
-        raise IncompatibleModels(f"{source} is an adapter: a base is the model that it changes")
-
-
-def absolute(source: str | Path) -> str:
-    """A model's name as it is found from any folder: a path whole, a hub id as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else str(source)
-
-
-def adapted(folder: Path) -> str | None:
-    """The model that an adapter is of, by its config; None for a model that is none, or where it does not say."""
-    if not is_adapter(folder):
-        return None
-    named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    return None if named is None else str(named)
-
-
-def of_another(folder: Path, base: str) -> str | None:
-    """The model that an adapter was made for, where that is not `base`, by path or hub id or the last part of it."""
-    made_for = adapted(folder)
-    if made_for is None or made_for == Path(base).name or absolute(made_for) == absolute(base):
-        return None
-    return made_for
-
-
-def is_gguf(source: str | Path) -> bool:
-    """Whether a model is named as one GGUF file."""
-    return str(source).endswith(".gguf")
-
-
-def _located(source: str | Path) -> tuple[str | Path, dict[str, str]]:
-    """Where transformers finds a model, and which file if it is a GGUF file."""
-    return (Path(source).parent, {"gguf_file": Path(source).name}) if is_gguf(source) else (source, {})
+# --- configs
 
 
 def config_of(source: str | Path) -> Any:
@@ -167,10 +277,10 @@ def config_of(source: str | Path) -> Any:
     Raises:
         OSError: there is none.
     """
-    return _loaded(whole_config_of(source))
+    return _as_loaded(whole_config_of(source))
 
 
-def _loaded(config: Any) -> Any:
+def _as_loaded(config: Any) -> Any:
     """The part of a config by which transformers loads a causal language model."""
     made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     text = config.sub_configs.get("text_config")
@@ -215,49 +325,46 @@ def check_causal(source: str | Path, config: Any) -> None:
         )
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and contents of what a model's answers depend on: weights, configs, tokenizer.
+def check_config(source: str | Path, base: Any) -> None:
+    """Refuse a model that is no fine-tune of the base with this config.
 
     Raises:
-        FileNotFoundError: there is no folder, or no safetensors file in it, nor a GGUF file of that name.
+        IncompatibleModels: they differ in a field that fine-tunes share.
+        FileNotFoundError: there is no such model.
     """
-    total = hashlib.sha256()
-    for file in _files(folder):
-        with file.open("rb") as stream:
-            total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def stamp(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Name, number, size and time of change of the files that `fingerprint` reads: another where one was written.
-
-    Raises:
-        FileNotFoundError: as `fingerprint`.
-    """
-    return [(f.name, (s := f.stat()).st_ino, s.st_size, s.st_mtime_ns) for f in _files(folder)]
-
-
-def _files(folder: Path) -> list[Path]:
-    files = [folder] if is_gguf(folder) and folder.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no model at {folder}: expected a folder with .safetensors files")
-    return files + sorted(file for pattern in NAMED for file in folder.glob(pattern))
-
-
-def weights_folder(source: str) -> Path:
-    """Where a model's weights lie: `source` itself, a folder or GGUF file, or the hub's snapshot of that id.
-
-    Raises:
-        FileNotFoundError: `source` is neither a folder nor a hub id that can be reached.
-    """
-    if Path(source).is_dir() or (is_gguf(source) and Path(source).is_file()):
-        return Path(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.safetensors", *SMALL]))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"no model at {source!r}: expected a folder, or a hub id that can be reached from here"
-        ) from error
+        expert = config_of(source)
+    except OSError as error:
+        raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
+    pairs = ((base, expert), (base.get_text_config(), expert.get_text_config()))  # one where there is only text
+    for field, (our, their) in product(SAME, pairs):
+        ours, theirs = value_of(our, field), value_of(their, field)
+        close = isinstance(ours, float) and isinstance(theirs, float) and isclose(ours, theirs, rel_tol=1e-6)
+        if ours != theirs and not close:  # a GGUF file holds numbers in float32
+            raise IncompatibleModels(
+                f"expert {str(source)!r}: {field} is {theirs!r}, the base's is {ours!r}; "
+                "experts must be fine-tunes of the one base"
+            )
+
+
+def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model of a config, without its numbers."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    return model
+
+
+def routed_past(model: PreTrainedModel) -> int:
+    """How many parameters a token does not go through: the experts of a mixture that it is not routed to."""
+    config = model.config.get_text_config()
+    count, chosen = (next(filter(None, (value_of(config, field) for field in fields)), 0) for fields in ROUTED)
+    if not (isinstance(count, int) and isinstance(chosen, int) and 0 < chosen < count):
+        return 0
+    routed = sum(tensor.numel() for name, tensor in model.named_parameters() if ".experts." in name)
+    return routed * (count - chosen) // count
+
+
+# --- loading
 
 
 def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
@@ -275,7 +382,7 @@ def load(source: str | Path, dtype: torch.dtype, device: str = "cpu") -> PreTrai
     how = {"quantization_config": GgufConfig(**file, dequantize=True)} if file else {"use_safetensors": True}
     try:
         config = whole_config_of(source)
-        check_causal(source, _loaded(config))
+        check_causal(source, _as_loaded(config))
         pair: Any = AutoModelForCausalLM.from_pretrained(
             place,
             config=config,
@@ -318,6 +425,21 @@ def _check_whole(source: str | Path, config: Any, model: PreTrainedModel, loadin
             raise IncompatibleModels(f"model {str(source)!r}: {what}; {why}")
 
 
+def _in_its_base(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """The base of an adapter, changed as the adapter says: rounded once, as a merge of that expert alone is."""
+    base = adapted(folder)
+    if base is None:
+        raise IncompatibleModels(f"adapter {folder}: its config names no base_model_name_or_path")
+    stored = weights_of(load_stored(base))
+    model = load(base, dtype, device)
+    weights = weights_of(model)
+    added = added_tokens(folder, load_tokenizer(base)) if has_tokenizer(folder) else {}
+    for name, change in changes(folder, stored, model.config, added.values()).items():
+        dense = change if isinstance(change, Tensor) else stored[name].float() + change.rows(0, len(stored[name]))
+        weights[name].copy_(dense)
+    return model
+
+
 def load_stored(source: str | Path, device: str = "cpu") -> PreTrainedModel:
     """A model whose tensors are as they are stored, mapped from their files: what merges are made of.
 
@@ -346,101 +468,6 @@ def _rounded(folder: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
             tensor = file.get_tensor(name)
             if not torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
                 yield name, tensor
-
-
-def _in_its_base(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The base of an adapter, changed as the adapter says: rounded once, as a merge of that expert alone is."""
-    base = adapted(folder)
-    if base is None:
-        raise IncompatibleModels(f"adapter {folder}: its config names no base_model_name_or_path")
-    stored = weights_of(load_stored(base))
-    model = load(base, dtype, device)
-    weights = weights_of(model)
-    added = added_tokens(folder, load_tokenizer(base)) if has_tokenizer(folder) else {}
-    for name, change in changes(folder, stored, model.config, added.values()).items():
-        dense = change if isinstance(change, Tensor) else stored[name].float() + change.rows(0, len(stored[name]))
-        weights[name].copy_(dense)
-    return model
-
-
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, GGUF file or hub id, with a padding token; of a bare adapter, its base's."""
-    if (base := adapted(Path(source))) and not list(Path(source).glob("tokenizer*")):
-        return load_tokenizer(base)
-    tokenizer = stored_tokenizer(source)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def stored_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, GGUF file or hub id as its files say, which may have no padding token."""
-    place, file = _located(source)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer's files, the same bytes whether or not the hub could be reached when it was loaded."""
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("local_files_only", None)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def copy_files(source: Path, pattern: str, folder: Path) -> None:
-    """Copy the files of a model folder that have such a name, if there are any."""
-    for path in source.glob(pattern):
-        shutil.copy(path, folder)
-
-
-def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What a merge changes, by name: parameters, tied ones once, and buffers that files hold.
-
-    Such a buffer is the e_score_correction_bias by which DeepSeek-V3 chooses experts.
-    """
-    stored = model.state_dict()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored and buffer.is_floating_point()}
-    return dict(model.named_parameters()) | buffers
-
-
-def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The values of `tensors_of`."""
-    return {name: tensor.data for name, tensor in tensors_of(model).items()}
-
-
-def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: Collection[int] = ()) -> Changes:
-    """What an expert has where it differs from the base, on the base's device: tensors as stored, or LoRA's factors.
-
-    Embedding and head have a row for each of the base's: rows that the expert lacks, and those of tokens that it added,
-    are the base's.
-
-    Args:
-        source: a folder with a full model or a LoRA adapter, a GGUF file, or a hub id.
-        base: the parameters of the base, see `weights_of`.
-        config: the transformers config of the base.
-        added: the numbers of the tokens that the expert added, see `added_tokens`.
-
-    Raises:
-        IncompatibleModels: the expert's architecture, or a tensor's name or shape differs from the base's.
-        FileNotFoundError: there is no such model.
-    """
-    if is_adapter(source):
-        return _adapter(Path(source), base, config, added)
-    check_config(source, config)
-    model = load_stored(source)
-    expert, by_token = weights_of(model), token_parameters(model)
-    _check_names(source, set(expert), set(base))
-    found: Changes = {}
-    for name, tensor in expert.items():
-        if name in by_token:
-            tensor = _by_the_bases_tokens(tensor, base[name], added)
-        _check_shape(source, name, tensor.shape, base[name])
-        here = tensor.to(base[name].device)
-        if not (torch.equal(here, base[name]) if here.dtype == base[name].dtype else (here == base[name]).all()):
-            found[name] = here.contiguous()
-    return found
 
 
 def stored_dtype(source: str | Path) -> torch.dtype:
@@ -513,26 +540,69 @@ def _opened(path: Path) -> Iterator[Any]:
         yield opened
 
 
-def check_config(source: str | Path, base: Any) -> None:
-    """Refuse a model that is no fine-tune of the base with this config.
+# --- parameters
 
-    Raises:
-        IncompatibleModels: they differ in a field that fine-tunes share.
-        FileNotFoundError: there is no such model.
+
+def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a merge changes, by name: parameters, tied ones once, and buffers that files hold.
+
+    Such a buffer is the e_score_correction_bias by which DeepSeek-V3 chooses experts.
     """
-    try:
-        expert = config_of(source)
-    except OSError as error:
-        raise FileNotFoundError(f"no model at {str(source)!r}: {str(error).splitlines()[0]}") from error
-    pairs = ((base, expert), (base.get_text_config(), expert.get_text_config()))  # one where there is only text
-    for field, (our, their) in product(SAME, pairs):
-        ours, theirs = value_of(our, field), value_of(their, field)
-        close = isinstance(ours, float) and isinstance(theirs, float) and isclose(ours, theirs, rel_tol=1e-6)
-        if ours != theirs and not close:  # a GGUF file holds numbers in float32
-            raise IncompatibleModels(
-                f"expert {str(source)!r}: {field} is {theirs!r}, the base's is {ours!r}; "
-                "experts must be fine-tunes of the one base"
-            )
+    stored = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored and buffer.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The values of `tensors_of`."""
+    return {name: tensor.data for name, tensor in tensors_of(model).items()}
+
+
+def token_parameters(model: PreTrainedModel) -> list[str]:
+    """The names of the parameters that have a row a token, the embedding's and the head's, each where it is used."""
+    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    modules = [model.get_input_embeddings(), *([] if head is None else [head])]
+    rows = {id(parameter) for module in modules for parameter in module.parameters()}
+    return [name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows]
+
+
+# --- tokenizers
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, GGUF file or hub id, with a padding token; of a bare adapter, its base's."""
+    if (base := adapted(Path(source))) and not list(Path(source).glob("tokenizer*")):
+        return load_tokenizer(base)
+    tokenizer = stored_tokenizer(source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def stored_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, GGUF file or hub id as its files say, which may have no padding token."""
+    place, file = _located(source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files, the same bytes whether or not the hub could be reached when it was loaded."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("local_files_only", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def has_tokenizer(source: Path) -> bool:
+    """Whether a model folder or GGUF file holds a tokenizer."""
+    return is_gguf(source) or any(source.glob("tokenizer*"))
+
+
+def vocabulary(source: Path) -> dict[str, int] | None:
+    """The tokens of a model's tokenizer; None where it has none: the base's is meant."""
+    return load_tokenizer(source).get_vocab() if has_tokenizer(source) else None
 
 
 def added_tokens(source: Path, base: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -560,16 +630,6 @@ def added_tokens(source: Path, base: PreTrainedTokenizerBase) -> dict[str, int]:
     return {token: other[token] for token in sorted(other, key=other.__getitem__)}
 
 
-def vocabulary(source: Path) -> dict[str, int] | None:
-    """The tokens of a model's tokenizer; None where it has none: the base's is meant."""
-    return load_tokenizer(source).get_vocab() if has_tokenizer(source) else None
-
-
-def has_tokenizer(source: Path) -> bool:
-    """Whether a model folder or GGUF file holds a tokenizer."""
-    return is_gguf(source) or any(source.glob("tokenizer*"))
-
-
 def left_out(expert: str, added: Mapping[str, int]) -> str:
     """What is to be said of an expert with `added_tokens`."""
     first = next(iter(added))
@@ -579,70 +639,40 @@ def left_out(expert: str, added: Mapping[str, int]) -> str:
     )
 
 
-def token_parameters(model: PreTrainedModel) -> list[str]:
-    """The names of the parameters that have a row a token, the embedding's and the head's, each where it is used."""
-    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    modules = [model.get_input_embeddings(), *([] if head is None else [head])]
-    rows = {id(parameter) for module in modules for parameter in module.parameters()}
-    return [name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows]
+# --- what an expert changes
 
 
-def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model of a config, without its numbers."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    return model
+def changes(source: str | Path, base: Mapping[str, Tensor], config: Any, added: Collection[int] = ()) -> Changes:
+    """What an expert has where it differs from the base, on the base's device: tensors as stored, or LoRA's factors.
 
+    Embedding and head have a row for each of the base's: rows that the expert lacks, and those of tokens that it added,
+    are the base's.
 
-def routed_past(model: PreTrainedModel) -> int:
-    """How many parameters a token does not go through: the experts of a mixture that it is not routed to."""
-    config = model.config.get_text_config()
-    count, chosen = (next(filter(None, (value_of(config, field) for field in fields)), 0) for fields in ROUTED)
-    if not (isinstance(count, int) and isinstance(chosen, int) and 0 < chosen < count):
-        return 0
-    routed = sum(tensor.numel() for name, tensor in model.named_parameters() if ".experts." in name)
-    return routed * (count - chosen) // count
-
-
-def _by_the_bases_tokens(tensor: Tensor, base: Tensor, added: Collection[int]) -> Tensor:
-    """A tensor with as many rows as the base's: what it lacks, and the rows of `added` tokens, are the base's."""
-    within = [number for number in added if number < len(base)]  # others are beyond its rows
-    if tensor.shape[1:] != base.shape[1:] or (len(tensor) >= len(base) and not within):
-        return tensor[: len(base)]
-    whole = torch.cat([tensor[: len(base)].to(base.device), base[len(tensor) :]])  # in the wider dtype
-    whole[within] = base[within].to(whole.dtype)
-    return whole
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    Args:
+        source: a folder with a full model or a LoRA adapter, a GGUF file, or a hub id.
+        base: the parameters of the base, see `weights_of`.
+        config: the transformers config of the base.
+        added: the numbers of the tokens that the expert added, see `added_tokens`.
 
     Raises:
-        ValueError: the name is no device, or the machine has none of that kind.
+        IncompatibleModels: the expert's architecture, or a tensor's name or shape differs from the base's.
+        FileNotFoundError: there is no such model.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} cannot be used here: expected cpu, or cuda or cuda:1 for the first or second GPU, of "
-            f"which torch {torch.__version__} finds {torch.cuda.device_count()}"
-        ) from error
-
-
-@contextmanager
-def enough_memory(what: str) -> Iterator[None]:
-    """Around what a device may have too little memory for: says so; a decorator, too.
-
-    Raises:
-        MemoryError: it has.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        said = ". ".join(str(error).split(". ")[:3])  # how much was wanted, and how much there is
-        raise MemoryError(
-            f"not enough memory {what}: {said}; end what else is on the device, or take a larger one, or cpu"
-        ) from error
+    if is_adapter(source):
+        return _adapter(Path(source), base, config, added)
+    check_config(source, config)
+    model = load_stored(source)
+    expert, by_token = weights_of(model), token_parameters(model)
+    _check_names(source, set(expert), set(base))
+    found: Changes = {}
+    for name, tensor in expert.items():
+        if name in by_token:
+            tensor = _by_the_bases_tokens(tensor, base[name], added)
+        _check_shape(source, name, tensor.shape, base[name])
+        here = tensor.to(base[name].device)
+        if not (torch.equal(here, base[name]) if here.dtype == base[name].dtype else (here == base[name]).all()):
+            found[name] = here.contiguous()
+    return found
 
 
 def _check_names(source: str | Path, expert: set[str], base: set[str]) -> None:
@@ -659,6 +689,16 @@ def _check_shape(source: str | Path, name: str, shape: tuple[int, ...], base: Te
         raise IncompatibleModels(
             f"expert {str(source)!r}: {name!r} has shape {tuple(shape)}, the base's {tuple(base.shape)}"
         )
+
+
+def _by_the_bases_tokens(tensor: Tensor, base: Tensor, added: Collection[int]) -> Tensor:
+    """A tensor with as many rows as the base's: what it lacks, and the rows of `added` tokens, are the base's."""
+    within = [number for number in added if number < len(base)]  # others are beyond its rows
+    if tensor.shape[1:] != base.shape[1:] or (len(tensor) >= len(base) and not within):
+        return tensor[: len(base)]
+    whole = torch.cat([tensor[: len(base)].to(base.device), base[len(tensor) :]])  # in the wider dtype
+    whole[within] = base[within].to(whole.dtype)
+    return whole
 
 
 def _adapter(folder: Path, base: Mapping[str, Tensor], config: Any, added: Collection[int]) -> Changes:
@@ -692,22 +732,3 @@ def adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     with _opened(folder / ADAPTER_WEIGHTS) as file:
         return settings, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-
-
-def write_manifest(path: Path, base: Expert, experts: list[Expert]) -> None:
-    """Write the names, sources and fingerprints of the base and its experts."""
-    content = {"base": asdict(base), "experts": [asdict(expert) for expert in experts]}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def read_manifest(path: Path) -> tuple[Expert, list[Expert]]:
-    """The base and the experts that `write_manifest` wrote.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Expert(**content["base"]), [Expert(**expert) for expert in content["experts"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): run the stage that wrote it again") from error
