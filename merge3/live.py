@@ -90,7 +90,7 @@ def assembled(
     for name, tokens in added.items():
         if tokens:
             say(models.left_out(name, tokens))
-    needed = ingredient_bytes(live, list(experts.values()), models.written_dtype(base).itemsize)
+    needed = ingredient_bytes(live, list(folders.values()), lambda source: models.written_dtype(source).itemsize)
     stored = models.weights_of(models.load_stored(base, home(device, needed)))
     changes = {name: models.changes(of, stored, live.config, added[name].values()) for name, of in experts.items()}
     own = live.num_parameters() * dtype.itemsize

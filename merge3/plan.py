@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -103,7 +103,7 @@ def plan(
     model = skeleton(config, dtype)
     count = sum(parameter.numel() for parameter in model.parameters())
     active, width = count - routed_past(model), dtype.itemsize
-    ingredients = ingredient_bytes(model, experts, width)
+    ingredients = ingredient_bytes(model, [base, *experts], lambda _: width)
     mask = (2 if method in RANKED else 1) * count * len(experts) if TRAITS[method].masks else 0
     moved = ingredients + mask + count * width
     whole, rest = divmod(tokens, batch_tokens) if batch_tokens else (0, 0)
@@ -123,15 +123,14 @@ def plan(
     )
 
 
-def ingredient_bytes(model: torch.nn.Module, experts: Sequence[str | Path], width: int) -> int:
-    """Memory of a base and its experts: whole models in `width` bytes a number, adapters by their float32 factors.
+def ingredient_bytes(model: torch.nn.Module, sources: Sequence[str | Path], width: Callable[[str | Path], int]) -> int:
+    """Memory of a base and its experts: whole models by each one's bytes a number, adapters by their float32 factors.
 
     Raises:
         FileNotFoundError: an adapter has no weights as safetensors.
     """
     count = sum(parameter.numel() for parameter in model.parameters())
-    whole = 1 + sum(not is_adapter(expert) for expert in experts)
-    return count * width * whole + 4 * sum(adapter_parameters(Path(e), model) for e in experts if is_adapter(e))
+    return sum(4 * adapter_parameters(Path(s), model) if is_adapter(s) else count * width(s) for s in sources)
 
 
 def token_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:

@@ -118,7 +118,7 @@ def test_an_adapter_weighs_its_factors(saved: dict[str, Path], tmp_path: Path) -
     found = plan(saved["base"], [tmp_path], "ties", CARD, tokens=1)
     assert found.ingredients == found.model + 4 * factors
     own = models.load(saved["base"], torch.float32)
-    half = ingredient_bytes(own, [tmp_path, saved["first"]], 2)  # base and expert in two bytes a number
+    half = ingredient_bytes(own, [saved["base"], tmp_path, saved["first"]], lambda _: 2)
     assert half == 2 * 2 * own.num_parameters() + 4 * factors
     with pytest.raises(ValueError, match=f"^{tmp_path} is an adapter: a base is the model that it changes"):
         plan(tmp_path, [saved["first"]], "ties", CARD, tokens=1)

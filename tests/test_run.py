@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merge3 import cli, compare, items, mergefile, run
+from merge3 import cli, compare, items, live, mergefile, models, run
 from merge3.estimate import Z90
 from merge3.extract import MARGINS
 from merge3.items import FreeText, Item
@@ -212,6 +212,18 @@ def test_an_expert_that_changes_while_it_is_asked_is_noticed(
     weights.write_bytes((saved["first"] / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match=r"the files of 'b' in .* changed while it was asked; start again"):
         asker.ask(constant("linear", {"a": 1.0, "b": 1.0}), questions[2:4])
+
+
+def test_what_base_and_experts_need_is_by_how_each_is_stored(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = models.load(saved["base"], torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    models.save_tokenizer(models.load_tokenizer(saved["base"]), tmp_path / "half")
+    needed = list[int]()
+    monkeypatch.setattr(live, "home", lambda device, size: needed.append(size) or device)
+    open_asker(str(tmp_path / "half"), {"wide": str(saved["first"])}, tmp_path / "kept")
+    assert needed == [(2 + 4) * half.num_parameters()]
 
 
 def test_the_settings_are_the_pipelines() -> None:
