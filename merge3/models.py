@@ -210,17 +210,19 @@ def check_device(device: str) -> None:
 
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
-    """Around what a device may have too little memory for: says so; a decorator, too.
+    """Around what there may be too little memory for, of a device or the computer: says so; a decorator, too.
 
     Raises:
-        MemoryError: it has.
+        MemoryError: there is too little.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         said = ". ".join(str(error).split(". ")[:3])  # how much was wanted, and how much there is
         raise MemoryError(
-            f"not enough memory {what}: {said}; end what else is on the device, or take a larger one, or cpu"
+            f"not enough memory {what}: {said}; end what else uses it, or take a device with more"
         ) from error
 
 

@@ -180,7 +180,7 @@ def test_a_model_that_does_not_fit_the_device_is_refused(
     assert main(["chat", str(saved["base"]), "--prompt", "1 + 1 = "]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"merge3 chat: not enough memory for model '{saved['base']}': CUDA out of memory. Tried")
-    assert said.endswith("GPU 0 has 1.20 GiB free; end what else is on the device, or take a larger one, or cpu\n")
+    assert said.endswith("GPU 0 has 1.20 GiB free; end what else uses it, or take a device with more\n")
 
 
 def test_where_nothing_could_be_asked_nothing_is_said_to_be_kept(

@@ -279,14 +279,20 @@ def test_a_model_elsewhere_is_fed_a_parameter_at_a_time() -> None:
 
 
 def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(*piece: object) -> None:
+    def on_a_device(*piece: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.20 GiB free. Of the")
 
+    def here(*piece: object) -> None:
+        torch.empty(2**60)
+
     merger, recipe = live("llama")[0], constant("ties", {"a": 1.0}, density=0.4)
-    monkeypatch.setattr(kernels, "apply", out_of_memory)
-    said = r"not enough memory for a merge: CUDA out of memory. .* GPU 0 has 1.20 GiB free; end what else is on"
     for merge in (lambda: merger.apply(recipe), lambda: merger.make([recipe])):
-        with pytest.raises(MemoryError, match=said):
+        for fails, said in ((on_a_device, "CUDA out of memory.* GPU 0 has 1.20 GiB free"), (here, "can't allocate")):
+            monkeypatch.setattr(kernels, "apply", fails)
+            with pytest.raises(MemoryError, match=f"not enough memory for a merge: .*{said}.*; end what else uses it"):
+                merge()
+        monkeypatch.setattr(kernels, "apply", lambda *piece: torch.ones(2) @ torch.ones(3))
+        with pytest.raises(RuntimeError, match="inconsistent tensor size"):
             merge()
 
 
