@@ -9,9 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from merge3 import answering, generation, grading
 from merge3.answering import BrokenModel, Work
 from merge3.items import Item
+from merge3.models import enough_memory
 from merge3.store import Answer, Failure
 
 
+@enough_memory("for an item")
 def respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -24,6 +26,7 @@ def respond(
 
     Raises:
         BrokenModel: the model's numbers are not finite.
+        MemoryError: an item does not fit the device, alone.
         ValueError: an item's settings cannot grade its reply; nothing was asked yet.
     """
     for item in items:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from merge3 import answering, cli, items, mergefile, models, responses, run
 from merge3.cli import asking, main, making, searching, show
@@ -181,6 +181,19 @@ def test_a_model_that_does_not_fit_the_device_is_refused(
     said = capsys.readouterr().err
     assert said.startswith(f"merge3 chat: not enough memory for model '{saved['base']}': CUDA out of memory. Tried")
     assert said.endswith("GPU 0 has 1.20 GiB free; end what else uses it, or take a device with more\n")
+
+
+def test_an_item_that_does_not_fit_the_device_ends_with_a_line(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.20 GiB free. Of the")
+
+    items.write(tmp_path / "items.parquet", [Item("one", "1 + 1 = ", ("2", "3"), 0)])
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    asked = ["respond", "--model", str(saved["base"]), "--items", str(tmp_path / "items.parquet")]
+    assert main([*asked, "--out", str(tmp_path / "t.parquet")]) == 1
+    assert "merge3 respond: not enough memory for an item: CUDA out of memory. Tried" in capsys.readouterr().err
 
 
 def test_where_nothing_could_be_asked_nothing_is_said_to_be_kept(
