@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, do, present, progress, runtime_of, say
+from flows.stage import DATA, RUNTIME, do, present, progress, say, section
 from merge3 import models, responses
 from merge3.asker import Asker
 from merge3.grading import failures
@@ -32,7 +32,7 @@ def open_asker(runtime: Mapping[str, Any], store: Path, names: Sequence[str] | N
     Raises:
         ValueError: an expert is not in the manifest, its files changed since, or it does not fit the base.
     """
-    runtime = runtime_of(runtime)
+    runtime = section("runtime", runtime, RUNTIME)
     models.check_device(runtime["device"])
     base, experts = models.read_manifest(present(MANIFEST))
     by_name = {expert.name: expert for expert in experts}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
-from flows.stage import DATA, main, present, say
+from flows.stage import DATA, Count, Seed, main, present, say
 from merge3 import irt, parquet, responses
 
 RESPOND = DATA / "respond"
@@ -15,7 +15,7 @@ OUT = DATA / "calibrate"
 
 
 @flow
-def calibrate(seed: int, engine: str, dimensions: int) -> None:
+def calibrate(seed: Seed, engine: str, dimensions: Count) -> None:
     """Write data/calibrate/items.parquet: id, discrimination_1 ... discrimination_D, difficulty.
 
     The fit sees the population without its held-out models, and the base and experts, which were asked anyway.

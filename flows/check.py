@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.asking import MANIFEST
 from flows.known import study_of
-from flows.stage import DATA, PARAMS, STAGES, arguments, bounds, read_params, runtime_of
+from flows.stage import DATA, PARAMS, RUNTIME, STAGES, Count, arguments, bounds, of_type, read_params, section
 from merge3 import answering, checks, irt, items, models
 from merge3.benchmark import read
 from merge3.checks import OK, RISK, WRONG, Finding
@@ -65,7 +65,7 @@ def stages(params: dict[str, Any]) -> Iterator[Finding]:
 
 
 def values(params: Mapping[str, Any]) -> Iterator[Finding]:
-    """Parameters that are out of their range."""
+    """Parameters that are wrong by what they name, or beside one another; and in nested sections."""
 
     def study() -> None:
         experts, _ = study_of(params["study"], params["studies"])
@@ -73,15 +73,24 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
             raise ValueError(f"studies.{params['study']}: no expert {unknown[0]!r}; there are {expert_names(params)}")
 
     def runtime() -> None:
-        given = runtime_of(params["runtime"])
+        given = section("runtime", params["runtime"], RUNTIME)
         _among("runtime.scoring", given["scoring"], answering.SCORINGS)
         if given["batch_tokens"] != "auto":
-            _least("runtime.batch_tokens", given["batch_tokens"], 1)
+            of_type("runtime.batch_tokens", Count, given["batch_tokens"])
 
     def sources() -> None:
+        from flows.experts import TRAIN
+        from flows.prepare import PROBLEMS
+
         for one, pair in (("base", ("package", "model")), ("experts", ("models", "train"))):
             _either(one, params[one], pair)
         _either("prepare", params["prepare"], ("benchmark", "problems"))
+        for name, given, kinds in (
+            ("experts.train", params["experts"]["train"], TRAIN),
+            ("prepare.problems", params["prepare"]["problems"], PROBLEMS),
+        ):
+            if given is not None:
+                section(name, given, kinds)
 
     def population() -> None:
         given = params["population"]
@@ -103,7 +112,6 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
 
         _among("calibrate.engine", params["calibrate"]["engine"], sorted(irt.ENGINES))
         _among("extract.method", params["extract"]["method"], sorted([MARGINS, *METHODS]))
-        _least("extract.items", params["extract"]["items"], 1)
         method = params["estimate"]["method"]
         _among("estimate.method", method, sorted(ESTIMATORS.keys() - STUDIED))
         if params["population"]["responses"] is not None and method not in ANSWERED:
@@ -122,9 +130,7 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         from flows.evolve import SEARCH, opened, validate
 
         given = dict(params["evolve"])
-        for name in ("knots", "population", "generations", "finalists", "finalist_items"):
-            _least(f"evolve.{name}", given[name], 1)
-        limits = ("method", "strategy", "objective", "warm_start", "generations", "join", "finalists", "finalist_items")
+        limits = ("method", "strategy", "objective", "warm_start")
         wanted = ("method", "knots", "weights", "densities", "strategy", "population", "sigma")
         experts, groups = study_of(params["study"], params["studies"])
         validate(**{name: given[name] for name in limits}, groups=groups)
@@ -135,10 +141,7 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         if before is not None and not all((Path(before) / name).exists() for name in SEARCH):
             raise ValueError(f"evolve.warm_start must be a folder with {' and '.join(SEARCH)} of a search: {before!r}")
 
-    def evaluation() -> None:
-        _least("evaluate.sample", params["evaluate"]["sample"], 2)
-
-    yield from _tried(study, runtime, sources, population, estimation, search, evaluation)
+    yield from _tried(study, runtime, sources, population, estimation, search)
 
 
 def models_and_machine(params: Mapping[str, Any], sound: bool) -> Iterator[Finding]:
@@ -331,11 +334,6 @@ def _either(name: str, given: Mapping[str, Any], pair: tuple[str, str]) -> None:
 def _among(name: str, value: Any, choice: Any) -> None:
     if value not in choice:
         raise ValueError(f"{name} must be one of {list(choice)}, got {value!r}")
-
-
-def _least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be {least} or more, got {value!r}")
 
 
 def _line(error: BaseException) -> str:

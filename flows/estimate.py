@@ -20,7 +20,7 @@ from flows.known import (
     study_of,
     subset,
 )
-from flows.stage import DATA, main, say, write_json, write_text
+from flows.stage import DATA, Seed, main, say, write_json, write_text
 from merge3.estimate import ANSWERED, CONTINUOUS, ESTIMATORS, Known, learn_inheritance
 from merge3.estimate import calibrate as calibrate_estimator
 from merge3.extract import MARGINS, by_margins
@@ -31,7 +31,7 @@ STUDIED = {"ridge"}  # needs a population of many models like the candidates: se
 
 
 @flow
-def estimate(seed: int, study: str, studies: dict[str, Any], method: str) -> None:
+def estimate(seed: Seed, study: str, studies: dict[str, Any], method: str) -> None:
     """Write data/estimate/calibration.json, estimators.csv (every method on the held-out models) and experts.csv.
 
     What merges inherit is learnt from the study's own merges in the population; error and interval are measured on

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from prefect import flow
+from pydantic import Field
 from scipy.stats import spearmanr
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, alone, main, present, read_json, say, show_table, write_json, write_text
+from flows.stage import DATA, Seed, alone, main, present, read_json, say, show_table, write_json, write_text
 from merge3 import compare, responses
 from merge3.compare import EVOLVED
 from merge3.recipe import AVERAGE, Recipe, standard_merges
@@ -23,7 +24,13 @@ OUT = DATA / "evaluate"
 
 @flow
 @alone("evaluate")
-def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, Any], sample: int) -> None:
+def evaluate(
+    seed: Seed,
+    study: str,
+    studies: dict[str, Any],
+    runtime: dict[str, Any],
+    sample: Annotated[int, Field(ge=2)],
+) -> None:
     """Write data/evaluate/metrics.json, scores.csv (a row a model), sample.csv and responses.parquet.
 
     `sample` candidates of the search, spread over the ranks of their estimates, are answered in full as well: the
@@ -32,11 +39,9 @@ def evaluate(seed: int, study: str, studies: dict[str, Any], runtime: dict[str, 
     merge won, the winner's row has its name.
 
     Raises:
-        ValueError: `sample` is below 2, the search was one of another study, or the winner, the uniform average or all
-            experts cannot be scored.
+        ValueError: the search was one of another study, or the winner, the uniform average or all experts cannot be
+            scored.
     """
-    if sample < 2:
-        raise ValueError(f"evaluate.sample must be 2 or more, got {sample}")
     experts, groups = study_of(study, studies)
     winner = read_json(EVOLVE / "winner.json")
     if winner["study"] != study:

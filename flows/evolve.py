@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from prefect import flow
 from prefect.exceptions import TerminationSignal
+from pydantic import Field
 
 from flows.asking import MANIFEST, answer_all
 from flows.known import (
@@ -29,6 +30,8 @@ from flows.known import (
 )
 from flows.stage import (
     DATA,
+    Count,
+    Seed,
     alone,
     bounds,
     do,
@@ -77,25 +80,25 @@ SEARCH = ("history.csv", "recipes.json")  # what another search needs to begin a
 @flow
 @alone("evolve")
 def evolve(
-    seed: int,
+    seed: Seed,
     study: str,
     studies: dict[str, Any],
     runtime: dict[str, Any],
     method: str | list[str],
-    knots: int,
+    knots: Count,
     weights: list[float],
     densities: list[float],
     strategy: str,
     objective: str | dict[str, float],
-    population: int,
-    generations: int,
-    tokens: int | None,
-    hours: float | None,
-    sigma: float,
+    population: Annotated[int, Field(ge=4)],
+    generations: Count,
+    tokens: Annotated[int | None, Field(ge=1)],
+    hours: Annotated[float | None, Field(gt=0)],
+    sigma: Annotated[float, Field(gt=0, le=1)],
     warm_start: str | None,
-    join: int,
-    finalists: int,
-    finalist_items: int,
+    join: Annotated[int, Field(ge=0)],
+    finalists: Count,
+    finalist_items: Count,
 ) -> None:
     """Write history.csv (a row a candidate), recipes.json, finalists.csv, winner.json and .yaml, ledger.json, answers.
 
@@ -111,11 +114,11 @@ def evolve(
     what the search and fresh items say together, or on all items where leaders joined.
 
     Raises:
-        ValueError: a parameter is out of its range.
+        ValueError: parameters do not go together, or one is out of its range.
         KeyboardInterrupt: the search was interrupted; says how far it is.
     """
     experts, groups = study_of(study, studies)
-    validate(method, strategy, objective, groups, warm_start, generations, join, finalists, finalist_items)
+    validate(method, strategy, objective, groups, warm_start)
     found = study_items(groups)
     known, estimator = _known(experts, found)
     asker = open_team(runtime, OUT / "answers", experts)
@@ -309,15 +312,11 @@ def validate(
     objective: str | Mapping[str, float],
     groups: Sequence[str],
     warm_start: str | None,
-    generations: int,
-    join: int,
-    finalists: int,
-    finalist_items: int,
 ) -> None:
-    """Refuse parameters that are out of their range.
+    """Refuse parameters that do not go together.
 
     Raises:
-        ValueError: one is.
+        ValueError: some do not.
     """
     if isinstance(objective, Mapping):
         weights_of(objective, groups)
@@ -334,15 +333,6 @@ def validate(
         raise ValueError(
             f"evolve.warm_start is for the strategy cma and one method, evolve has {strategy!r} and {method!r}"
         )
-    for name, value in (
-        ("generations", generations),
-        ("finalists", finalists),
-        ("finalist_items", finalist_items),
-    ):
-        if value < 1:
-            raise ValueError(f"evolve.{name} must be 1 or more, got {value}")
-    if join < 0:
-        raise ValueError(f"evolve.join must be 0 or more, got {join}")
 
 
 def opened(

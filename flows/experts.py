@@ -5,32 +5,50 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from demo.experts import train as train_adapter
 from demo.problems import generate
-from flows.stage import DATA, main, progress, say, section
+from flows.stage import DATA, Count, Seed, main, progress, say, section
 from merge3.models import Expert, fingerprint, resolve_dtype, weights_folder, write_manifest
 
 BASE = DATA / "base"
 OUT = DATA / "experts"
+TRAIN = {
+    "adapters": Annotated[dict[str, dict[str, str]], Field(min_length=1)],
+    "problems": Count,
+    "rank": Count,
+    "steps": Count,
+    "batch": Count,
+    "learning_rate": Annotated[float, Field(gt=0)],
+    "dtype": str,
+}
+ADAPTER = {"language": str, "skill": str}
 
 
 @flow
-def experts(seed: int, models: dict[str, str] | None, train: dict[str, Any] | None) -> None:
+def experts(
+    seed: Seed,
+    models: Annotated[dict[str, str] | None, Field(min_length=1)],
+    train: dict[str, Any] | None,
+) -> None:
     """Write data/experts/manifest.json: name, source and fingerprint of the base and of every expert.
 
     `models` names existing fine-tunes or adapters of the base; `train` has the demonstration train LoRA adapters.
 
     Raises:
-        ValueError: both or neither is given.
+        ValueError: both or neither is given, a name is none, or a setting of `train` is missing, unknown or wrong.
         FileNotFoundError: an expert is not there.
     """
     if (models is None) == (train is None):
         raise ValueError("give either experts.models or experts.train, the other as null")
-    names = models if models is not None else (train or {}).get("adapters", {})
+    settings = {} if train is None else section("experts.train", train, TRAIN)
+    for name, adapter in settings.get("adapters", {}).items():
+        section(f"experts.train.adapters.{name}", adapter, ADAPTER)
+    names = settings["adapters"] if models is None else models
     if wrong := [name for name in names if name == "base" or not re.fullmatch(r"\w[\w.-]*", name)]:
         raise ValueError(
             "an expert's name is letters, digits, '_', '-' and '.', begins with a letter, digit or '_', and is not "
@@ -38,11 +56,7 @@ def experts(seed: int, models: dict[str, str] | None, train: dict[str, Any] | No
         )
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    if models is not None:
-        sources = dict(models)
-    else:
-        keys = ("adapters", "problems", "steps", "rank", "batch", "learning_rate", "dtype")
-        sources = _train(seed, **section("experts.train", train or {}, keys))
+    sources = _train(seed, **settings) if models is None else dict(models)
     found = [Expert(name, source, fingerprint(weights_folder(source))) for name, source in sources.items()]
     write_manifest(OUT / "manifest.json", Expert("base", str(BASE), fingerprint(BASE)), found)
 
@@ -61,7 +75,6 @@ def _train(
     sources: dict[str, Path] = {}
     with progress("experts: training steps", steps * len(adapters)) as advance:
         for name, adapter in adapters.items():
-            section(f"experts.train.adapters.{name}", adapter, ("language", "skill"))
             sources[name] = OUT / name
             train_adapter(
                 BASE,

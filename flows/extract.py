@@ -8,7 +8,7 @@ import pandas as pd
 from prefect import flow
 
 from flows.known import expert_answers, margins, parameters, study_items, study_of
-from flows.stage import DATA, main, say
+from flows.stage import DATA, Count, Seed, main, say
 from merge3 import irt, lineage, parquet
 from merge3.extract import MARGINS, METHODS, by_margins
 
@@ -16,7 +16,7 @@ OUT = DATA / "extract"
 
 
 @flow
-def extract(seed: int, study: str, studies: dict[str, Any], method: str, items: int) -> None:
+def extract(seed: Seed, study: str, studies: dict[str, Any], method: str, items: Count) -> None:
     """Write data/extract/subset.parquet: id, group, weight, method of `items` extracted from the study's search items.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.stage import DATA, of_type, present, section
+from flows.stage import DATA, present, section
 from merge3 import items, responses
 from merge3.estimate import SAMPLED
 from merge3.irt import ItemParameters
@@ -29,9 +29,8 @@ def study_of(study: str, studies: dict[str, Any]) -> tuple[list[str], list[str]]
     """
     if study not in studies:
         raise ValueError(f"params.yaml: study must be one of {sorted(studies)}, got {study!r}")
-    definition = section(f"studies.{study}", studies[study], ("experts", "groups"))
+    definition = section(f"studies.{study}", studies[study], {"experts": list[str], "groups": list[str]})
     for name, values in definition.items():
-        of_type(f"studies.{study}.{name}", list[str], values)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"params.yaml: studies.{study}.{name} must name one or more, each once, got {values}")
     return list(definition["experts"]), list(definition["groups"])

@@ -12,7 +12,7 @@ from prefect import flow
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, bounds, main, say, write_json, write_text
+from flows.stage import DATA, Count, Seed, bounds, main, say, write_json, write_text
 from merge3 import imports, items, parquet, responses
 from merge3.asker import Asker
 from merge3.genome import Genome, live_groups
@@ -24,7 +24,7 @@ OUT = DATA / "population"
 
 @flow
 def population(
-    seed: int,
+    seed: Seed,
     study: str,
     studies: dict[str, Any],
     runtime: dict[str, Any],
@@ -32,8 +32,8 @@ def population(
     method: str,
     weights: list[float],
     totals: list[float],
-    size: int,
-    held_out: int,
+    size: Count,
+    held_out: Count,
 ) -> None:
     """Write data/population/responses.parquet, margins.parquet, models.csv (model, study, held_out) and recipes.json.
 

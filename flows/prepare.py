@@ -7,16 +7,17 @@ from typing import Any
 from prefect import flow
 
 from demo.problems import LANGUAGES, PROMPT, Problem, generate
-from flows.stage import DATA, main, say, section
+from flows.stage import DATA, Count, Seed, main, say, section
 from merge3 import items
 from merge3.benchmark import read
 from merge3.items import Item
 
 OUT = DATA / "prepare"
+PROBLEMS = {"search": Count, "test": Count}
 
 
 @flow
-def prepare(seed: int, benchmark: dict[str, Any] | None, problems: dict[str, int] | None) -> None:
+def prepare(seed: Seed, benchmark: dict[str, Any] | None, problems: dict[str, int] | None) -> None:
     """Write data/prepare/search.parquet and test.parquet.
 
     `benchmark` says where the items come from, how a row becomes one (see `merge3.benchmark.Form`; without a `prompt`
@@ -31,7 +32,7 @@ def prepare(seed: int, benchmark: dict[str, Any] | None, problems: dict[str, int
     if benchmark is not None:
         splits = read(benchmark, seed, "prepare.benchmark")
     else:
-        section("prepare.problems", problems or {}, ("search", "test"))
+        section("prepare.problems", problems or {}, PROBLEMS)
         splits = {
             part: [item_of(p) for language in LANGUAGES for p in generate(language, part, count, seed)]
             for part, count in (problems or {}).items()

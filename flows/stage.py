@@ -19,7 +19,7 @@ from functools import wraps
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import httpx
 import pandas as pd
@@ -36,7 +36,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from prefect.states import Completed, State
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -57,8 +57,16 @@ LINES = 10  # lines that a progress prints where there is no terminal
 PATIENCE = 5  # seconds in which a Prefect server must answer
 PAUSE = 2  # seconds between two reports of progress to it
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # a number is no text that looks like one
+RANGES = {  # what a parameter of the right type must be, by what pydantic finds
+    "greater_than_equal": "{ge:g} or more",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "{le:g} or less",
+    "too_short": "of {min_length} or more",
+}
 GONE = Event()  # set where the Prefect server has gone away from a run
 
+Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 T = TypeVar("T")
 
 
@@ -67,7 +75,7 @@ def arguments(flow: Flow[Any, Any], params: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: the section is missing, or holds a parameter too many or too few, or a shared one is missing, or one
-            is of another type than the stage declares.
+            is not as the stage declares.
     """
     wanted = list(inspect.signature(flow.fn).parameters)
     own = [name for name in wanted if name not in SHARED]
@@ -85,53 +93,45 @@ def arguments(flow: Flow[Any, Any], params: dict[str, Any]) -> dict[str, Any]:
 
 
 def typed(flow: Flow[Any, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The same values, if they are of the types that the stage declares.
+    """The same values, if they are of the types, and in the ranges, that the stage declares.
 
     Raises:
         ValueError: one is not.
     """
-    types = get_type_hints(flow.fn)
+    types = get_type_hints(flow.fn, include_extras=True)
     for name, value in values.items():
         of_type(name if name in SHARED else f"{flow.name}.{name}", types[name], value)
     return values
 
 
 def of_type(name: str, kind: Any, value: Any) -> None:
-    """Refuse a parameter of another type than `kind`.
+    """Refuse a parameter of another type than `kind`, or out of its range where `kind` is annotated with one.
 
     Raises:
-        ValueError: it is of another.
+        ValueError: it is.
     """
     try:
         TypeAdapter(kind, config=STRICT).validate_python(value)
     except ValidationError as error:
-        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("None", "null")
-        raise ValueError(f"params.yaml: {name} must be {wanted}, got {value!r}") from error
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        name_of = plain.__name__ if isinstance(plain, type) else str(plain).replace("typing.", "")
+        fault = error.errors()[0]
+        wanted = RANGES.get(fault["type"], name_of.replace("None", "null")).format(**fault.get("ctx", {}))
+        raise ValueError(f"params.yaml: {name} must be {wanted}, got {value!r}") from None
 
 
-def section(name: str, values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """A nested section of params.yaml, if it has the expected keys and no others.
+def section(name: str, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested section of params.yaml, if it has the expected keys and no others, with values of their types.
 
     Raises:
-        ValueError: a key is missing or unknown.
+        ValueError: a key is missing or unknown, or a value is not as `of_type` wants it.
     """
-    expected = set(keys)
-    if not isinstance(values, Mapping) or set(values) != expected:
+    if not isinstance(values, Mapping) or set(values) != set(kinds):
         found = sorted(map(str, values)) if isinstance(values, Mapping) else values
-        raise ValueError(f"params.yaml: {name} must have the keys {sorted(expected)}, got {found}")
+        raise ValueError(f"params.yaml: {name} must have the keys {sorted(kinds)}, got {found}")
+    for key, kind in kinds.items():
+        of_type(f"{name}.{key}", kind, values[key])
     return dict(values)
-
-
-def runtime_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The section runtime.
-
-    Raises:
-        ValueError: a key is missing or unknown, or a value is of another type.
-    """
-    given = section("runtime", values, RUNTIME)
-    for name, kind in RUNTIME.items():
-        of_type(f"runtime.{name}", kind, given[name])
-    return given
 
 
 def bounds(name: str, values: Sequence[float]) -> tuple[float, float]:

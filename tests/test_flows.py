@@ -31,6 +31,7 @@ from merge3.recipe import Recipe, standard_merges
 from merge3.store import DamagedAnswers
 
 ROOT = Path(__file__).parents[1]
+TRAIN = yaml.safe_load((ROOT / "params.yaml").read_text())["experts"]["train"]
 HEEDING = """\
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
@@ -470,6 +471,23 @@ def test_a_population_whose_models_all_miss_an_answer_is_refused(here: Path, sav
         ),
         ("prepare", {"benchmark": {"source": "items.jsonl", "test_share": 1.0}}, "prepare", "inside"),
         ("prepare", {"benchmark": None}, "prepare", "either prepare.benchmark or prepare.problems"),
+        (
+            "prepare",
+            {"benchmark": None, "problems": {"search": 0, "test": 1}},
+            "prepare",
+            "prepare.problems.search must be 1 or more, got 0",
+        ),
+        ("experts", {"models": {}}, "experts", "experts.models must be of 1 or more, got {}"),
+        ("experts", {"models": None, "train": {"steps": 1}}, "experts", "experts.train must have the keys"),
+        ("experts", {"models": None, "train": TRAIN | {"rank": 0}}, "experts", "experts.train.rank must be 1 or more"),
+        (
+            "experts",
+            {"models": None, "train": TRAIN | {"adapters": {"it": {"language": "it"}}}},
+            "experts",
+            "experts.train.adapters.it must have the keys",
+        ),
+        ("calibrate", {"dimensions": 0}, "calibrate", "calibrate.dimensions must be 1 or more, got 0"),
+        ("extract", {"items": -1}, "extract", "extract.items must be 1 or more, got -1"),
         ("population", {"size": 1, "held_out": 1}, "population", "at least two models to fit"),
         ("population", {"weights": [0.5]}, "population", "population.weights must be two numbers"),
         ("experts", {"models": {"base": "m"}}, "experts", "not 'base'|no model at"),
@@ -524,6 +542,9 @@ def test_a_population_whose_models_all_miss_an_answer_is_refused(here: Path, sav
         ("estimate", {"method": "guess"}, "estimate", "estimate.method must be one of"),
         ("evolve", {"method": "average"}, "evolve", "merge method must be one of"),
         ("evolve", {"generations": 0}, "evolve", "evolve.generations must be 1 or more"),
+        ("evolve", {"hours": -1}, "evolve", "evolve.hours must be above 0, got -1"),
+        ("evolve", {"tokens": -1}, "evolve", "evolve.tokens must be 1 or more, got -1"),
+        ("evolve", {"join": -1}, "evolve", "evolve.join must be 0 or more, got -1"),
         ("evolve", {"strategy": "como"}, "evolve", "evolve.strategy must be one of"),
         ("evolve", {"strategy": "cma", "objective": "pareto"}, "evolve", r"one of \['como', 'nsga2', 'pooled'\]"),
         ("evolve", {"objective": {"z": 1}}, "evolve", "weighs group 'z'; there are \\['x', 'y'\\]"),
@@ -535,8 +556,10 @@ def test_a_population_whose_models_all_miss_an_answer_is_refused(here: Path, sav
 def test_wrong_parameters_are_said_and_refused(
     here: Path, saved: dict[str, Path], section: str, changes: dict[str, Any], stage: str, message: str
 ) -> None:
+    kept = sorted(Path("data", stage).rglob("*"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         world.run(change(world.params(saved), section, **changes), stage)
+    assert sorted(Path("data", stage).rglob("*")) == kept or "no model at" in message
 
 
 @pytest.mark.parametrize(

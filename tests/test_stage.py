@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Annotated
 
 import pytest
 from prefect import flow
+from pydantic import Field
 
 from flows import stage
 from merge3.estimate import Estimate
@@ -29,6 +31,17 @@ def example(seed: int, size: int) -> None:
 @flow
 def search(seed: int, sigma: float, tokens: int | None, weights: list[float]) -> None:
     """A stage with parameters of several types."""
+
+
+@flow
+def ranges(
+    seed: stage.Seed,
+    count: stage.Count,
+    hours: Annotated[float | None, Field(gt=0)],
+    sigma: Annotated[float, Field(gt=0, le=1)],
+    models: Annotated[dict[str, str] | None, Field(min_length=1)],
+) -> None:
+    """A stage whose parameters have ranges."""
 
 
 def test_arguments_are_the_section_and_the_shared_ones_that_are_named() -> None:
@@ -69,6 +82,26 @@ def test_a_parameter_of_another_type_is_named(changes: dict[str, object], messag
     values = given | changes
     with pytest.raises(ValueError, match=message):
         stage.arguments(search, {"seed": values.pop("seed"), "search": values})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "params.yaml: seed must be 0 or more, got -1"),
+        ({"count": 0}, "ranges.count must be 1 or more, got 0"),
+        ({"count": "1"}, "ranges.count must be int, got '1'"),
+        ({"hours": -1}, "ranges.hours must be above 0, got -1"),
+        ({"hours": "1"}, r"ranges.hours must be float \| null, got '1'"),
+        ({"sigma": 1.5}, "ranges.sigma must be 1 or less, got 1.5"),
+        ({"models": {}}, "ranges.models must be of 1 or more, got {}"),
+    ],
+)
+def test_a_parameter_out_of_its_range_is_named(changes: dict[str, object], message: str) -> None:
+    for given in ({"hours": None, "models": None}, {"hours": 0.5, "models": {"a": "b"}}):
+        values = {"seed": 0, "count": 1, "sigma": 1, **given}
+        assert stage.typed(ranges, values) == values
+    with pytest.raises(ValueError, match=message):
+        stage.typed(ranges, values | changes)
 
 
 @pytest.mark.parametrize(
