@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from flows.asking import answer_all, open_asker
 from flows.known import items_of, study_of
-from flows.stage import DATA, Seed, alone, main, present, read_json, say, show_table, write_json, write_text
+from flows.stage import DATA, Seed, main, present, read_json, say, show_table, write_json, write_text
 from merge3 import compare, responses
 from merge3.compare import EVOLVED
 from merge3.recipe import AVERAGE, Recipe, standard_merges
@@ -23,7 +23,6 @@ OUT = DATA / "evaluate"
 
 
 @flow
-@alone("evaluate")
 def evaluate(
     seed: Seed,
     study: str,

@@ -32,7 +32,6 @@ from flows.stage import (
     DATA,
     Count,
     Seed,
-    alone,
     bounds,
     do,
     main,
@@ -78,7 +77,6 @@ SEARCH = ("history.csv", "recipes.json")  # what another search needs to begin a
 
 
 @flow
-@alone("evolve")
 def evolve(
     seed: Seed,
     study: str,

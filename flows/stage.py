@@ -206,15 +206,16 @@ def unreachable(url: str) -> httpx.TransportError | None:
 
 
 def call(flow: Flow[Any, Any], **values: Any) -> Any:
-    """Run a stage: as a flow run where a Prefect server answers, as a plain function where none does."""
+    """Run a flow, a stage `alone`: as a flow run where a Prefect server answers, else as a plain function."""
+    function = alone(flow.name)(flow.fn) if flow.name in STAGES else flow.fn
     if not reachable():
-        return flow.fn(**values)
+        return function(**values)
     begun, made = Event(), list[Any]()
 
     @wraps(flow.fn)
     def work(**values: Any) -> None:
         begun.set()
-        made.append(flow.fn(**values))
+        made.append(function(**values))
 
     try:
         Flow(work, name=flow.name)(**values)
@@ -222,7 +223,7 @@ def call(flow: Flow[Any, Any], **values: Any) -> Any:
         if not begun.is_set():
             fault = str(error).partition("\n")[0]
             say(f"the Prefect server does not take this run ({fault}): it is not shown there")
-            return flow.fn(**values)
+            return function(**values)
         if not made:
             raise
         lose()

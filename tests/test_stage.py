@@ -189,6 +189,22 @@ def test_progress_prints_few_plain_lines_where_there_is_no_terminal(capsys: pyte
 
 TOLD = "generation 4, best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept"
 
+@pytest.mark.parametrize(("name", "expected"), [("respond", True), ("pipeline", False)])
+def test_a_stage_is_alone_on_its_data_folder(
+    name: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone() -> bool:
+        try:
+            with stage.alone(name, wait=False):
+                return False
+        except ValueError:
+            return True
+
+    monkeypatch.chdir(tmp_path)
+    assert stage.call(flow(alone, name=name)) is expected
+    assert not alone()
+
+
 
 def generation() -> None:
     """A generation of three candidates, the second kept from before."""
