@@ -75,13 +75,14 @@ def end(running: subprocess.Popen[str]) -> None:
 
 
 def told(command: Sequence[str], running: subprocess.Popen[str]) -> str | None:
-    """Say what a command prints until a stage of DVC begins; the stage, or None where the command has ended.
+    """Say what a command prints, no empty lines, until a stage of DVC begins; the stage, or None where all has ended.
 
     Raises:
         ValueError: it ended with another status than 0.
     """
     for line in running.stdout or ():
-        say(line.rstrip())
+        if line := line.rstrip():
+            say(line)
         if found := STAGE.match(line):
             return found[1]
     if status := running.wait():

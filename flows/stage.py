@@ -398,7 +398,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
             nonlocal done, told
             done += step
             show(step)
-            if done == total or monotonic() - told > PAUSE:
+            if monotonic() - told > PAUSE:
                 tell(lambda: update_progress_artifact(artifact, 100.0 * done / total))
                 told = monotonic()
 
@@ -416,6 +416,7 @@ class _Bar(Progress):
 
 @contextmanager
 def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+        tell(lambda: update_progress_artifact(artifact, 100.0))  # it may take less than `total`, which is the most
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     left = TextColumn("left"), TimeRemainingColumn()
     with _Bar(*columns, *left, console=Console(stderr=True, highlight=False)) as bar:

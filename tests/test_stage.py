@@ -177,18 +177,6 @@ def test_json_is_complete_or_not_there(tmp_path: Path) -> None:
     assert stage.read_json(tmp_path / "a" / "b.json") == {"é": [1, None]}
 
 
-def test_progress_prints_few_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with stage.progress("work", 200) as advance:
-        for _ in range(200):
-            advance(1)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == stage.LINES
-    assert lines[0].startswith("work: 20/200, ")
-    assert lines[-1].startswith("work: 200/200, ")
-
-
-TOLD = "generation 4, best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept"
-
 @pytest.mark.parametrize(("name", "expected"), [("respond", True), ("pipeline", False)])
 def test_a_stage_is_alone_on_its_data_folder(
     name: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
