@@ -49,6 +49,7 @@ from rich.progress import (
 from rich.text import Text
 
 PARAMS = Path("params.yaml")
+PIPELINE = Path("dvc.yaml")
 DATA = Path("data")
 SHARED = ("seed", "study", "studies", "runtime")
 RUNTIME = {"device": str, "dtype": str, "batch_tokens": int | str, "scoring": str, "portable": bool}
@@ -241,8 +242,8 @@ def lose() -> None:
 def main(flow: Flow[Any, Any]) -> None:
     """Run a stage from the command line, `python -m flows.<stage>`; a fault ends it with status 1 and a paragraph.
 
-    It takes no arguments. Parameters of its own that are changed while it runs are a fault: DVC would note them as
-    those of its results. Ctrl-C and SIGTERM end it with status `STOPPED` and a line.
+    It takes no arguments. Parameters and files that it depends on, changed while it runs, are a fault: DVC would note
+    them as those of its results. Ctrl-C and SIGTERM end it with status `STOPPED` and a line.
     """
     argparse.ArgumentParser(
         prog=f"python -m flows.{flow.name}",
@@ -253,10 +254,12 @@ def main(flow: Flow[Any, Any]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = 0
     try:
-        given = arguments(flow, read_params())
+        given, before = arguments(flow, read_params()), dependencies(flow.name)
         call(flow, **given)
         if arguments(flow, read_params()) != given:
             raise ValueError("its parameters in params.yaml were changed while it ran; run it again, by the new ones")
+        if changed := before ^ dependencies(flow.name):
+            raise ValueError(f"{min(changed)[0]}, which it depends on, was changed while it ran; run it again")
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("MERGE3_TRACEBACK"):
             raise
@@ -270,6 +273,16 @@ def main(flow: Flow[Any, Any]) -> None:
         os._exit(status)  # else Prefect tries for minutes to tell the server what it has left to tell
     if status:
         sys.exit(status)
+
+
+def dependencies(stage: str) -> set[tuple[str, int, int]]:
+    """Name, size and time of change of the files that dvc.yaml has a stage depend on; none where it is not there."""
+    if not PIPELINE.exists():
+        return set()
+    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    places = [Path(dependency) for dependency in stages.get(stage, {}).get("deps", [])]
+    files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
+    return {(str(file), (now := file.stat()).st_size, now.st_mtime_ns) for file in files}
 
 
 def say(message: str) -> None:
@@ -403,6 +416,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
                 told = monotonic()
 
         yield both
+        tell(lambda: update_progress_artifact(artifact, 100.0))  # it may take less than `total`, which is the most
 
 
 class _Bar(Progress):
@@ -416,7 +430,6 @@ class _Bar(Progress):
 
 @contextmanager
 def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-        tell(lambda: update_progress_artifact(artifact, 100.0))  # it may take less than `total`, which is the most
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     left = TextColumn("left"), TimeRemainingColumn()
     with _Bar(*columns, *left, console=Console(stderr=True, highlight=False)) as bar:

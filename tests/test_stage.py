@@ -124,15 +124,27 @@ def test_a_file_that_is_no_parameters_is_refused(
         stage.read_params()
 
 
-@pytest.mark.parametrize(("changed", "status"), [("extract: {items: 3}", 1), ("extract: {items: 2}\nseed: 7", 0)])
-def test_a_stage_whose_parameters_were_changed_while_it_ran_has_failed(
-    changed: str, status: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("params.yaml", "extract: {items: 3}", "its parameters in params.yaml were changed while it ran"),
+        ("params.yaml", "extract: {items: 2}\nseed: 7", ""),
+        ("code.py", "changed", "code.py, which it depends on, was changed while it ran"),
+        ("data/items/new", "", "data/items/new, which it depends on, was changed while it ran"),
+        ("data/extract", "", ""),
+    ],
+)
+def test_a_stage_whose_parameters_or_dependencies_were_changed_while_it_ran_has_failed(
+    file: str, text: str, said: str, tmp_path: Path
 ) -> None:
-    """DVC notes the parameters after a stage has ended, as if it had run by them."""
+    """DVC notes both after a stage has ended, as if it had run by them."""
     (tmp_path / "params.yaml").write_text("extract: {items: 2}")
+    (tmp_path / "dvc.yaml").write_text("stages: {extract: {deps: [code.py, data/items]}}")
+    (tmp_path / "data" / "items").mkdir(parents=True)
+    (tmp_path / "code.py").write_text("")
     code = (
         "from pathlib import Path; from prefect import flow; from flows.stage import main\n"
-        f"@flow(name='extract')\ndef work(items: int): Path('params.yaml').write_text({changed!r})\n"
+        f"@flow(name='extract')\ndef work(items: int): Path({file!r}).write_text({text!r})\n"
         "main(work)\n"
     )
     ended = subprocess.run(
@@ -143,8 +155,8 @@ def test_a_stage_whose_parameters_were_changed_while_it_ran_has_failed(
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
-    assert ended.returncode == status
-    assert ("extract: its parameters in params.yaml were changed while it ran" in ended.stderr) == (status == 1)
+    assert ended.returncode == bool(said)
+    assert not said or f"extract: {said}; run it again" in ended.stderr
 
 
 def test_a_stage_that_runs_out_of_memory_ends_with_a_line(
@@ -193,6 +205,18 @@ def test_a_stage_is_alone_on_its_data_folder(
     assert not alone()
 
 
+def test_progress_prints_few_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with stage.progress("work", 200) as advance:
+        for _ in range(200):
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == stage.LINES
+    assert lines[0].startswith("work: 20/200, ")
+    assert lines[-1].startswith("work: 200/200, ")
+
+
+TOLD = "generation 4, best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept"
+
 
 def generation() -> None:
     """A generation of three candidates, the second kept from before."""
@@ -226,6 +250,22 @@ def test_a_terminal_shows_the_same_under_the_bar(monkeypatch: pytest.MonkeyPatch
         seen = b"".join(iter(lambda: screen.read(100_000), None)).decode()  # a read gives a page at most
     assert "3/3" in seen
     assert "best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept" in seen
+
+
+def test_a_progress_on_a_server_ends_whole_though_less_was_done_than_might_have_been(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[float] = []
+    monkeypatch.setattr(stage, "served", lambda: True)
+    monkeypatch.setattr(stage, "PAUSE", 0)
+    monkeypatch.setattr(stage, "create_progress_artifact", lambda share, description: shown.append(share) or "artifact")
+    monkeypatch.setattr(stage, "update_progress_artifact", lambda artifact, share: shown.append(share))
+    with stage.progress("work", 8) as advance:
+        advance(2)
+    assert shown == [0, 25, 100]
+    with pytest.raises(KeyboardInterrupt), stage.progress("work", 8) as advance:
+        raise KeyboardInterrupt(advance(4))
+    assert shown[3:] == [0, 50]
 
 
 def test_what_a_stage_tells_begins_again_with_each_progress() -> None:
