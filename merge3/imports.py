@@ -22,6 +22,7 @@ from merge3 import responses
 SAMPLES = ("samples_*.jsonl", "samples_*.json", "details_*.parquet")
 DATED = re.compile(r"\d{4}-\d{2}-\d{2}T.*")
 MISSING = ("", "NA", "NaN", "nan")  # cells of a CSV file that were not scored
+SCORES = {"0", "1", "0.0", "1.0", "True", "False", *MISSING}  # all that a cell may be
 METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")  # the first that a task has counts
 
 
@@ -30,12 +31,16 @@ def matrix(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has another ending, cannot be read, or is no response table (see `cells` and `responses.check`).
+        ValueError: it has another ending, cannot be read, has no models' names, or is no response table (see `cells`
+            and `responses.check`).
     """
     if not path.exists():
         raise FileNotFoundError(f"no response table at {path}")
     if path.suffix == ".csv":
         text = cells(path)
+        first = str(text.columns[0])
+        if first not in ("model", "") and set() < set(text.iloc[:, 0]) <= SCORES:  # it is an item, which would be lost
+            raise ValueError(f"{path}: its first column, {first!r}, has scores: expected the models' names there")
         table = text.iloc[:, 1:].set_axis(text.iloc[:, 0])
         table = table.replace(dict.fromkeys(MISSING) | {"True": "1", "False": "0"})
     elif path.suffix == ".parquet":

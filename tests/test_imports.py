@@ -127,6 +127,17 @@ def test_matrices_that_are_none_are_refused(tmp_path: Path) -> None:
             imports.matrix(tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize("rows", ["1,0\n0,1\n", "1,0\n1,1\n,1\n", "True,False\n"])
+def test_a_matrix_without_names_is_refused_and_models_may_be_called_by_numbers(tmp_path: Path, rows: str) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text(f"q1,q2\n{rows}")
+    with pytest.raises(ValueError, match=r"table\.csv: its first column, 'q1', has scores: expected the models' names"):
+        imports.matrix(file)
+    for head in ("model", ""):
+        file.write_text(f"{head},q1\n0,1\n1,0\n")
+        assert imports.matrix(file)["q1"].to_dict() == {"0": 1, "1": 0}
+
+
 @pytest.mark.parametrize("form", ["struct", "columns"])
 def test_the_first_leaderboards_details_are_read(tmp_path: Path, form: str) -> None:
     for model, scores in (("details_org__one", [1.0, 0.0]), ("details_org__two", [0.0, 0.0])):
