@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 from prefect import flow
 
+from flows.known import POPULATION, RESPOND, members
 from flows.stage import DATA, Count, Seed, main, present, say
 from merge3 import irt, parquet, responses
 
-RESPOND = DATA / "respond"
-POPULATION = DATA / "population"
 OUT = DATA / "calibrate"
 
 
@@ -24,8 +23,8 @@ def calibrate(seed: Seed, engine: str, dimensions: Count) -> None:
         ValueError: the engine is unknown, or fewer than two distinct models are left.
     """
     population = responses.read(present(POPULATION / "responses.parquet"))
-    members = pd.read_csv(POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str})
-    fitted = population.loc[members["model"][~members["held_out"]]]
+    held_out = members()["held_out"]
+    fitted = population.loc[held_out.index[~held_out]]
     experts = responses.columns(responses.read(present(RESPOND / "search.parquet")), list(population.columns))
     table = pd.concat([fitted, experts])
     table = table.loc[:, table.notna().any(axis=0)]  # what nobody's answer could be scored on is no item of the study

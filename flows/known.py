@@ -94,10 +94,10 @@ def relatives(found: list[Item]) -> tuple[np.ndarray, np.ndarray]:
         ValueError: no held-out model is left.
     """
     table = responses.columns(responses.read(present(POPULATION / "responses.parquet")), [item.id for item in found])
-    members = _members().loc[table.index]
     whole = table.notna().all(axis=1).to_numpy()
-    table, members = table[whole], members[whole]
-    held_out, merges = members["held_out"].to_numpy(dtype=bool), (members["study"] != "").to_numpy()
+    table = table[whole]
+    named = members().loc[table.index]
+    held_out, merges = named["held_out"].to_numpy(dtype=bool), (named["study"] != "").to_numpy()
     if not held_out.any():
         raise ValueError(
             f"no held-out model of the population has all {len(found)} search items scored; {(~whole).sum()} of its "
@@ -121,7 +121,7 @@ def margins(found: list[Item]) -> np.ndarray | None:
 def fitted_margins(found: list[Item]) -> np.ndarray | None:
     """`margins` without the merges held out from the item fit."""
     table = _margins(found)
-    table = table[~_members()["held_out"].loc[table.index].to_numpy(dtype=bool)]
+    table = table[~members()["held_out"].loc[table.index].to_numpy(dtype=bool)]
     return None if table.empty else table.to_numpy(dtype=float)
 
 
@@ -135,10 +135,10 @@ def merges(found: list[Item]) -> tuple[list[str], np.ndarray, np.ndarray]:
     return list(table.index), answers.loc[table.index].to_numpy(), table.to_numpy(dtype=float)
 
 
-def _members() -> pd.DataFrame:
+def members() -> pd.DataFrame:
     """The population's models, by name: the study of a merge (of others none), and whether it is held out."""
     return pd.read_csv(
-        POPULATION / "models.csv", keep_default_na=False, dtype={"model": str, "study": str}, index_col="model"
+        present(POPULATION / "models.csv"), keep_default_na=False, dtype={"model": str, "study": str}, index_col="model"
     )
 
 
