@@ -74,6 +74,7 @@ from merge3.recipe import AVERAGE, Merge, Recipe
 ESTIMATE = DATA / "estimate"
 OUT = DATA / "evolve"
 SEARCH = ("history.csv", "recipes.json")  # what another search needs to begin after one
+END = ("finalists.csv", "front.csv", "winner.json", "winner.yaml", "ledger.json")  # what a search that is stopped lacks
 
 
 @flow
@@ -150,6 +151,8 @@ def evolve(
     history.cost += start_cost
     start_tokens = history.charge(history.phenotype(history.average), found).tokens if start else 0
     tell_known(history, search, plan, found)
+    for name in END:  # an earlier search's winner is none of what this one writes
+        (OUT / name).unlink(missing_ok=True)
     begin = monotonic()
     try:
         with progress(
@@ -164,7 +167,6 @@ def evolve(
                 if hours is not None and monotonic() - begin > 3600 * hours:
                     say(f"stopped after {hours} h; raise evolve.hours, and it goes on where it is")
                     break
-        (OUT / "front.csv").unlink(missing_ok=True)
         answers = plan.finalists(finalists, lambda part: len(part.questions))
         with progress("evolve: answers of finalists", answers) as advance:
             if plan.front:

@@ -174,6 +174,8 @@ def test_a_stopped_search_has_a_best_so_far_and_goes_on(here: Path, saved: dict[
     for run in ("whole", "stopped"):
         shutil.rmtree(here / "data/evolve")
         if run == "stopped":
+            (here / "data/evolve").mkdir()
+            (here / "data/evolve/winner.json").write_text("{}")  # of an earlier search
             search = subprocess.Popen(
                 [sys.executable, "-c", HEEDING], env=environment, stderr=subprocess.PIPE, text=True
             )
@@ -187,6 +189,7 @@ def test_a_stopped_search_has_a_best_so_far_and_goes_on(here: Path, saved: dict[
             assert line.startswith("evolve: stopped after ")
             assert "the best so far is data/evolve/best.yaml, estimated 0." in line
             assert "Traceback" not in said
+            assert not (here / "data/evolve/winner.json").exists()
             best = mergefile.read(here / "data/evolve/best.yaml").recipe.to_dict()
             assert best in json.loads((here / "data/evolve/recipes.json").read_text()).values()
             asked = pd.read_csv(here / "data/evolve/history.csv")
@@ -301,7 +304,6 @@ def test_a_gain_is_over_the_start_which_answers_all_items(here: Path, saved: dic
 
 
 def test_a_search_in_which_every_candidate_is_broken_says_so(here: Path, saved: dict[str, Path]) -> None:
-    shutil.rmtree("data/evolve")
     values = change(world.params(saved), "evolve", weights=[1e16, 1e18])
     with pytest.raises(ValueError, match="no candidate could be scored, for likelihoods that are not finite or"):
         world.run(values, "evolve")
