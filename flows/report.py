@@ -92,13 +92,15 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
     """What the stages before wrote about the study.
 
     Raises:
-        ValueError: they ran another study.
+        ValueError: they ran another study, or not one after the other.
     """
     experts, groups = study_of(study, studies)
     metrics, winner = read_json(EVALUATE / "metrics.json"), read_json(EVOLVE / "winner.json")
     for stage, found in (("evolve", winner["study"]), ("evaluate", metrics["study"])):
         if found != study:
             raise ValueError(f"data/{stage} holds study {found!r}, asked for {study!r}: run {stage} first")
+    if metrics["winner"]["estimate"] != winner["estimate"]:
+        raise ValueError("data/evaluate is of another winner than data/evolve has: run evaluate first")
     search, tests = study_items(groups), items_of(groups, "test")
     scores = _table(EVALUATE / "scores.csv")
     answered = responses.read(EVALUATE / "responses.parquet")

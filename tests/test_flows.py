@@ -625,6 +625,13 @@ def test_a_damaged_file_is_named(here: Path, saved: dict[str, Path], damaged: st
         world.run(world.params(saved), stage)
 
 
+def test_a_winner_that_was_not_evaluated_is_not_reported(here: Path, saved: dict[str, Path]) -> None:
+    path = Path("data/evolve/winner.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"estimate": 0.123}))
+    with pytest.raises(ValueError, match=r"data/evaluate is of another winner .*: run evaluate first"):
+        world.run(world.params(saved), "report")
+
+
 def test_a_benchmark_without_answers_is_refused(here: Path, saved: dict[str, Path]) -> None:
     rows = [json.loads(line) for line in Path("items.jsonl").read_text().splitlines()]
     Path("items.jsonl").write_text("".join(json.dumps({**row, "answer": None}) + "\n" for row in rows))
