@@ -79,7 +79,8 @@ def own_server() -> Iterator[str]:
     if unreachable(url) is None:
         yield url
         return
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PORT)]
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]  # else it asks in a terminal which profile to change
+    command = [*prefect, "server", "start", "--host", HOST, "--port", str(PORT)]
     server = subprocess.Popen(command, start_new_session=True)  # an interrupt ends it after what it serves
     try:
         begin = monotonic()

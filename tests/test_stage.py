@@ -3,11 +3,13 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -345,6 +347,23 @@ def test_what_is_no_prefect_server_is_served_no_deployments(other: str, tmp_path
         f"what answers at {other} takes no deployments (404 Not Found): is it a Prefect server, and yours?\n"
     )
     assert "Traceback" not in ended.stderr
+
+
+def test_a_server_of_ones_own_asks_nothing_in_a_terminal(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    code = f"from flows import serve; serve.PORT = {port}\nwith serve.own_server() as url: print('up at', url)"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+    environment = {**bare, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": ".", "TERM": "xterm"}
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "wb") as end:
+        started = subprocess.Popen([sys.executable, "-c", code], stdin=end, stdout=end, stderr=end, env=environment)
+    said = b""
+    with os.fdopen(ours, "rb", buffering=0) as screen, suppress(OSError):  # at its end Linux has an error
+        while part := screen.read(100_000):
+            said += part
+    assert started.wait() == 0, said.decode()
+    assert f"up at http://127.0.0.1:{port}/api".encode() in said
 
 
 def test_no_tool_reports_to_anyone() -> None:
