@@ -176,6 +176,8 @@ def run(
     kept = Path(store) if store is not None else out.with_name(f"{out.name}.store")
     if budget < GENERATION:
         raise ValueError(f"budget must be {GENERATION} candidates (a generation) or more, got {budget}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
     sources = {name: str(source) for name, source in experts.items()}
     genome_of(method, list(sources), GROUPS, seed)  # before models are loaded
     parts = parts_of(items, test_share, seed)

@@ -472,6 +472,23 @@ def test_an_option_that_is_unknown_is_said_with_those_of_the_command(capsys: pyt
     assert said.endswith("merge3 recipe: error: unrecognized arguments: --form mergekit\n")
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "respond --model m --items i.jsonl --out t.parquet --batch-tokens 0",
+            "--batch-tokens: expected a whole number",
+        ),
+        ("chat m --max-tokens -1", "--max-tokens: expected a whole number of 1 or more, got '-1'"),
+        ("run --base b --expert e --items i.jsonl --out o --seed -1", "--seed: expected a whole number of 0 or more"),
+    ],
+)
+def test_a_number_out_of_its_range_is_said(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(command.split())
+    assert message in capsys.readouterr().err
+
+
 def test_export_is_merge() -> None:
     merged, exported = (cli.parser().parse_args([name, "winner.yaml", "out", "--json"]) for name in ("merge", "export"))
     assert {**vars(merged), "command": "export"} == vars(exported)

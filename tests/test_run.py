@@ -177,6 +177,7 @@ def test_the_result_is_plain_values(done: tuple) -> None:
     ("changes", "message"),
     [
         ({"budget": 11}, "budget must be 12"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"experts": {"base": "x"}}, r"is not 'base': \['base'\]"),
         ({"experts": {"a/b": "x", "-c": "y"}}, r"\['a/b', '-c'\]"),
         ({"experts": {"a": "nowhere"}}, "expert a: 'nowhere' is neither"),

@@ -104,6 +104,17 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """A number of what there must be one of, from its text.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
 def add_run(commands: Any) -> None:
     """`merge3 run`."""
     run = command(
@@ -149,7 +160,7 @@ line ends.""",
     )
     chat.add_argument("model", help="a model's folder or hub id, or a merge file (.yaml)")
     chat.add_argument("--prompt", help="say this alone, and end")
-    chat.add_argument("--max-tokens", type=int, default=256, help="tokens of a reply at most (default: 256)")
+    chat.add_argument("--max-tokens", type=count, default=256, help="tokens of a reply at most (default: 256)")
     add_device(chat)
 
 
@@ -274,7 +285,7 @@ merge3 respond --model org/a --task arc_easy --out table.parquet""",
     respond.add_argument("--out", type=Path, required=True, help="the table, models x items, as Parquet")
     respond.add_argument("--answers", type=Path, help="every raw answer as well, as JSON lines")
     respond.add_argument("--store", type=Path, help="a folder that keeps raw answers: what is in it is not asked again")
-    respond.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
+    respond.add_argument("--batch-tokens", type=count, default=4096, help="tokens answered at once (default: 4096)")
     respond.add_argument("--scoring", choices=SCORINGS, default="sum", help=SCORING)
     add_device(respond)
 
