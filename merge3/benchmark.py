@@ -529,6 +529,8 @@ def _checked(settings: Mapping[str, Any], called: str) -> dict[str, Any]:
         texts = all(isinstance(one, str) for one in value) if isinstance(value, list | tuple) else True
         if not isinstance(value, kinds) or isinstance(value, bool) or not texts:
             raise ValueError(f"{called}.{key} must be {said}, got {value!r}")
+    if settings.get("shots", 0) < 0:
+        raise ValueError(f"{called}.shots must be 0 or more, got {settings['shots']}")
     return dict(settings)
 
 

@@ -396,6 +396,7 @@ def test_a_file_of_items_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
         ({"test_share": "0.4"}, r"it\.test_share must be a number, got '0.4'"),
         ({"shots": "2"}, r"it\.shots must be a whole number, got '2'"),
         ({"shots": True}, r"it\.shots must be a whole number, got True"),
+        ({"shots": -1}, r"it\.shots must be 0 or more, got -1"),
         ({"options": [1, 2]}, r"it\.options must be an expression, a list of templates, or null, got \[1, 2\]"),
         ({"chat": 3}, r"it\.chat must be a text or null, got 3"),
         ({"free": "numeric"}, r"it\.free must be keys and values, got 'numeric'"),
