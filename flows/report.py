@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from prefect import flow
 from rich.console import Console
@@ -21,7 +22,7 @@ from merge3.grading import divisors, grade
 from merge3.items import Item
 from merge3.recipe import Recipe, parents, standard_merges
 from merge3.report import evidence, headline, ledger, page
-from merge3.report_tables import Results, outcome, ranked, tables
+from merge3.report_tables import Results, costs, outcome, ranked, tables
 from merge3.report_text import count, fraction, percent, points
 from merge3.store import Answer, Store, digest
 
@@ -64,6 +65,7 @@ COMMANDS = (
     "merge3 merge data/evolve/winner.yaml my-model     # the winner as a model that anyone can load",
     "merge3 answers data/evaluate/answers --items data/prepare/test.parquet    # every answer, raw",
     "python -m flows.report                            # this page",
+    "dvc plots show                                    # the search and the estimates, as plots of DVC's",
 )
 COLOURS = {"better": "green", "worse": "red", "undecided": "yellow"}
 
@@ -106,7 +108,7 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
     answered = responses.read(EVALUATE / "responses.parquet")
     if not set(answered.columns) <= {item.id for item in tests}:
         raise ValueError("data/evaluate is of other items than this study's: run evaluate first")
-    folders = (RESPOND, POPULATION, EVOLVE, EVALUATE)
+    ledgers = {folder.name: read_json(folder / "ledger.json") for folder in (RESPOND, POPULATION, EVOLVE, EVALUATE)}
     manifest = read_json(EXPERTS / "manifest.json")
     fingerprints = {expert["name"]: expert["fingerprint"] for expert in manifest["experts"]}
     recipes = parents(experts) | standard_merges(experts)
@@ -120,7 +122,9 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
         abilities=_table(ESTIMATE / "experts.csv"),
         parents=expert_answers(experts, search),
         subset=pd.read_parquet(EXTRACT / "subset.parquet"),
-        metrics=metrics,
+        estimates=metrics["estimates"],
+        by_group=metrics["over_best_standard"],
+        one_runtime=metrics["one_runtime"],
         scores=scores,
         responses=answered,
         raw=kept({name: recipe.phenotype(fingerprints) for name, recipe in recipes.items()}, tests, answered, scoring),
@@ -133,18 +137,44 @@ def read(study: str, studies: dict[str, Any], scoring: str) -> Results:
         winner=winner,
         estimator=read_json(ESTIMATE / "calibration.json")["estimator"],
         estimators=_table(ESTIMATE / "estimators.csv"),
-        ledgers={folder.name: read_json(folder / "ledger.json") for folder in folders},
+        costs=spent(ledgers),
+        full=ledgers["evolve"]["all_items_tokens"],
         identity={
             "the winner (phenotype)": winner["phenotype"],
             "base (weights)": manifest["base"]["fingerprint"],
             **{f"{name} (weights)": fingerprints[name] for name in experts},
             "search items": digest([item.content_hash for item in search]),
             "test items": digest([item.content_hash for item in tests]),
-            "merges answered the test on": answered_on(read_json(EVALUATE / "ledger.json")["runtime"]),
-            "parents answered it on": answered_on(read_json(RESPOND / "ledger.json")["test"]["runtime"]),
+            "merges answered the test on": answered_on(ledgers["evaluate"]["runtime"]),
+            "parents answered it on": answered_on(ledgers["respond"]["test"]["runtime"]),
         },
         commands=COMMANDS,
     )
+
+
+def spent(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """What the stages that ask spent, see `report_tables.costs`."""
+    search, respond = ledgers["evolve"], ledgers["respond"]
+    rows = [
+        ("evolve", "the search", "search", search["search_tokens"], seconds(search)),
+        ("evolve", "where it begins, on all items", "search", search["start_tokens"], np.nan),
+        ("evolve", "leaders on all items on the way", "search", search["relatives_tokens"], np.nan),
+        ("evolve", "finalists in the end", "finalists", search["finalists_tokens"], np.nan),
+    ]
+    for stage, what, part, of in (
+        ("population", "merges that calibrate the items", "preparation", ledgers["population"]),
+        ("respond", "base and experts, search items", "preparation", respond["search"]),
+        ("respond", "base and experts, test items", "test", respond["test"]),
+        ("evaluate", "winner, standard merges, sample", "test", ledgers["evaluate"]),
+    ):
+        rows.append((stage, what, part, of["tokens"], seconds(of)))
+    return costs(rows)
+
+
+def seconds(ledger: Mapping[str, Any]) -> float:
+    """What the last run took; NaN where it found all answers kept."""
+    run = ledger["this_run"]
+    return run["merging_seconds"] + run["answering_seconds"] if run["tokens"] else np.nan
 
 
 def answered_on(identity: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def page(results: Results) -> str:
     return template.render(
         results=results,
         headline=headline(results),
+        called=called(results),
+        title=title(results),
         outcome=outcome(results.best_expert),
         verdict=verdict(results),
         standings=standings(results),
@@ -51,9 +54,9 @@ def page(results: Results) -> str:
         chance=chance(results.tests),
         ledger=ledger(results),
         extracted=report_tables.extracted(results),
-        estimates=results.metrics["estimates"],
         covered=int(results.sample["truth"].between(results.sample["low"], results.sample["high"]).sum()),
         failed=int(results.history["estimate"].isna().sum()),
+        joined=bool((results.history["items"] > len(results.subset)).any()),
         goal=goal(results),
         thinned=len(results.history) > report_plots.POINTS,
         front=front(results),
@@ -72,6 +75,16 @@ def page(results: Results) -> str:
     )
 
 
+def write(results: Results, folder: Path) -> Path:
+    """Write the page, its figures as CSV beside it, into a folder; the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in report_tables.tables(results).items():
+        (folder / f"{name}.csv").write_text(table.to_csv(index=False), encoding="utf-8")
+    made = folder / "index.html"
+    made.write_text(page(results), encoding="utf-8")
+    return made
+
+
 # What is said
 
 
@@ -85,10 +98,21 @@ def goal(results: Results) -> str:
     return "a weighted mean of the groups" if isinstance(objective, Mapping) else ""
 
 
+def called(results: Results) -> str:
+    """What the winner is called: an expert by its name alone."""
+    name = results.by_hand or "evolved merge"
+    return name if name in results.experts else f"the {name}"
+
+
+def title(results: Results) -> str:
+    """The same where a sentence begins."""
+    return re.sub("^the ", "The ", called(results))
+
+
 def headline(results: Results) -> str:
     """The result in a sentence: the winner against the best expert, and whom it does not beat."""
-    row, won = results.best_expert, results.by_hand
-    who = f"The {won}, which the search found nothing better than," if won else "The evolved merge"
+    row = results.best_expert
+    who = title(results) + (", which the search found nothing better than," if results.by_hand else "")
     name, by = f"the best expert, {row['model']}", points(abs(row["lead"])).removeprefix("+")
     if outcome(row) == "worse":
         return f"{who} is worse than {name}, by {by} points"
@@ -174,16 +198,17 @@ def front(results: Results) -> dict[str, Any] | None:
 
 def ledger(results: Results) -> dict[str, Any]:
     """What it took to find the winner, and what to measure it, beside a search that asks every item."""
-    search, costs = results.ledgers["evolve"], report_tables.costs(results.ledgers)
+    costs = results.costs
+    tested = costs["part"] == "test"
     return {
-        "finding": costs[costs["finding"]].to_dict("records"),
-        "measuring": costs[~costs["finding"]].to_dict("records"),
-        "found": int(costs["tokens"][costs["finding"]].sum()),
+        "finding": costs[~tested].to_dict("records"),
+        "measuring": costs[tested].to_dict("records"),
+        "found": int(costs["tokens"][~tested].sum()),
         "total": int(costs["tokens"].sum()),
-        "full": search["all_items_tokens"],
-        "search": sum(search[f"{part}_tokens"] for part in ("start", "search", "relatives")),
-        "candidates": search["candidates"],
-        "distinct": search["distinct"],
+        "full": results.full,
+        "search": int(costs["tokens"][costs["part"] == "search"].sum()),
+        "candidates": len(results.history),
+        "distinct": results.history["phenotype"].nunique(),
     }
 
 
@@ -270,7 +295,7 @@ def _option(item: Item, answer: Answer | None, place: int, scoring: str) -> dict
 
 def plots(results: Results, tried: pd.DataFrame, items: pd.DataFrame) -> dict[str, Markup]:
     """The plots of the page, by name: none where there is nothing to draw."""
-    champion, estimates, genes = results.champion, results.metrics["estimates"], results.genes
+    champion, genes = results.champion, results.genes
     by, pair = report_tables.generations(tried), report_tables.telling(tried, genes)
     winner = report_tables.coefficients(results.winner["recipe"], genes)
     curve = report_tables.information(results)
@@ -282,12 +307,6 @@ def plots(results: Results, tried: pd.DataFrame, items: pd.DataFrame) -> dict[st
             3.4,
             lambda axes: report_plots.draw_search(axes, tried, by, champion["accuracy"]),
         ),
-        "sample": (
-            f"Estimate against truth of {len(results.sample)} candidates; mean absolute error "
-            f"{percent(estimates['mean_absolute_error'])}",
-            4.2,
-            lambda axes: report_plots.draw_sample(axes, report_tables.estimates(results)),
-        ),
         "items": (
             f"{len(items)} search items by difficulty and discrimination; the {len(results.subset)} that are asked "
             f"have a mean discrimination of {number(items['discrimination'][items['weight'].notna()].mean())}, "
@@ -296,6 +315,13 @@ def plots(results: Results, tried: pd.DataFrame, items: pd.DataFrame) -> dict[st
             lambda axes: report_plots.draw_items(axes, items),
         ),
     }
+    if results.estimates is not None:
+        drawn["sample"] = (
+            f"Estimate against truth of {len(results.sample)} candidates; mean absolute error "
+            f"{percent(results.estimates['mean_absolute_error'])}",
+            4.2,
+            lambda axes: report_plots.draw_sample(axes, report_tables.estimates(results)),
+        )
     if genes:
         drawn["genes"] = (
             f"Where the first and the last quarter of the candidates have each of {len(genes)} coefficients, and the "

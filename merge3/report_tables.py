@@ -6,7 +6,7 @@ Knows the tables that the stages write, not where they lie, nor how a page looks
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,7 @@ from merge3.irt import ItemParameters, probability
 from merge3.items import Item
 from merge3.store import Answer
 
-BASE = "base"
-WINNER = "winner"
+BASE, EXPERT, WINNER = "base", "expert", "winner"  # kinds of a model
 SIGNIFICANT = 0.05
 PLACE = (  # columns of a history; the rest is genes
     "generation",
@@ -55,7 +54,12 @@ class Results:
     parents: np.ndarray
     """The experts' answers, experts x search items: 1 right, 0 wrong."""
     subset: pd.DataFrame
-    metrics: Mapping[str, Any]
+    estimates: Mapping[str, Any] | None
+    """Of the sample: mean absolute error, Spearman's correlation and regret; None where there is no sample."""
+    by_group: Mapping[str, Any] | None
+    """The best standard merge, and the winner's lead over it by group; None where none was measured."""
+    one_runtime: bool
+    """Whether the parents answered the test items on the same kind of machine as the merges."""
     scores: pd.DataFrame
     responses: pd.DataFrame
     """Models x test items that every model's answer to could be scored."""
@@ -63,6 +67,7 @@ class Results:
     """By model and test item: the raw answers that were kept, and that are graded as `responses` says."""
     scoring: str
     sample: pd.DataFrame
+    """Candidates that answered all test items, a row each; there may be none."""
     history: pd.DataFrame
     recipes: Mapping[str, Mapping[str, Any]]
     """By phenotype, of every candidate."""
@@ -72,8 +77,11 @@ class Results:
     winner: Mapping[str, Any]
     estimator: str | None
     estimators: pd.DataFrame
-    ledgers: Mapping[str, Mapping[str, Any]]
-    """By stage: population, respond, evolve, evaluate."""
+    costs: pd.DataFrame
+    """A row for all that was asked: `stage`, `what` for, its `part` (preparation, search, finalists or test), `tokens`,
+    and `seconds` of the last run, empty where that found all answers kept or where they are another row's."""
+    full: int
+    """Tokens of a search that asks every distinct candidate all search items."""
     identity: Mapping[str, str]
     """What tells these models, items and machine from others: a label, and a hash or a name."""
     commands: Sequence[str]
@@ -98,8 +106,8 @@ class Results:
                 )
         if (found := int((self.scores["kind"] == WINNER).sum())) != 1:
             raise ValueError(f"scores must have one model of kind {WINNER!r}, got {found}: run evaluate again")
-        if (name := self.metrics["best_expert"]["name"]) not in set(self.scores["model"]):
-            raise ValueError(f"metrics name the best expert {name!r}, scores do not: run evaluate again")
+        if not (self.scores["kind"] == EXPERT).any():
+            raise ValueError(f"scores have no model of kind {EXPERT!r} to compare the winner with: run evaluate again")
         if missing := sorted(set(self.scores["model"]) ^ set(self.responses.index)):
             raise ValueError(f"scores and responses are not of the same models ({missing[0]!r}): run evaluate again")
 
@@ -117,11 +125,12 @@ class Results:
     @property
     def best_expert(self) -> dict[str, Any]:
         """The row of the expert that did best on the test items."""
-        return self.score(self.metrics["best_expert"]["name"]) or {}
+        rows: list[dict[str, Any]] = self.scores[self.scores["kind"] == EXPERT].to_dict("records")  # type: ignore[assignment]
+        return max(rows, key=lambda row: float(row["accuracy"]))
 
     @property
     def by_hand(self) -> str:
-        """The standard merge that won; empty where an evolved one did."""
+        """The standard merge or parent that won; empty where an evolved merge did."""
         return "" if self.winner["merge"] == "evolved" else str(self.winner["merge"])
 
     @property
@@ -142,12 +151,15 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         "models": pd.DataFrame(ranked(results.scores)),
         "search": generations(tried),
         "candidates": tried,
-        "estimates": estimates(results),
         "items": item_map(results),
         "duels": duels(results),
-        "ledger": costs(results.ledgers),
+        "ledger": results.costs,
     }
-    return made if results.front is None else made | {"front": front(results, results.front)}
+    if results.estimates is not None:
+        made["estimates"] = estimates(results)
+    if results.front is not None:
+        made["front"] = front(results, results.front)
+    return made
 
 
 def ranked(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -332,32 +344,10 @@ def lead(results: Results, model: str, item: Item) -> float:
 # The ledger
 
 
-def costs(ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row for all that was asked: the stage, what for, tokens, seconds of the last run, whether to find the winner.
+def costs(rows: Iterable[tuple[str, str, str, int, float]]) -> pd.DataFrame:
+    """The table of what was asked, of rows of stage, what for, part, tokens and seconds; without what took no tokens.
 
-    What takes no tokens has none.
-
-    Seconds are empty where the last run found all answers kept, and where they are another row's. What finds the
-    winner comes first, what measures it last.
+    What finds the winner comes first, what measures it last.
     """
-    search, respond = ledgers["evolve"], ledgers["respond"]
-    rows = [
-        ("evolve", "the search", search["search_tokens"], search["this_run"], True),
-        ("evolve", "where it begins, on all items", search["start_tokens"], None, True),
-        ("evolve", "leaders on all items on the way", search["relatives_tokens"], None, True),
-        ("evolve", "finalists in the end", search["finalists_tokens"], None, True),
-        ("population", "merges that calibrate the items", *_asked(ledgers["population"]), True),
-        ("respond", "base and experts, search items", *_asked(respond["search"]), True),
-        ("respond", "base and experts, test items", *_asked(respond["test"]), False),
-        ("evaluate", "winner, standard merges, sample", *_asked(ledgers["evaluate"]), False),
-    ]
-    table = pd.DataFrame(rows, columns=["stage", "what", "tokens", "seconds", "finding"])
-    table["seconds"] = [
-        run["merging_seconds"] + run["answering_seconds"] if run and run["tokens"] else np.nan
-        for run in table["seconds"]
-    ]
+    table = pd.DataFrame(rows, columns=["stage", "what", "part", "tokens", "seconds"])
     return table[table["tokens"] > 0].reset_index(drop=True)
-
-
-def _asked(ledger: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
-    return ledger["tokens"], ledger["this_run"]

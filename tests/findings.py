@@ -9,14 +9,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flows.report import spent
 from merge3.front import hypervolume, knee, nondominated
 from merge3.irt import ItemParameters
 from merge3.items import Item
 from merge3.report_tables import Results
 
+
+def ledger(tokens: int) -> dict[str, Any]:
+    """What a stage that asks writes."""
+    return {"tokens": tokens, "this_run": cost(tokens)}
+
+
+def cost(tokens: int) -> dict[str, Any]:
+    """What a run spent."""
+    return {"tokens": tokens, "flops": tokens * 2 * 10**8, "merging_seconds": 41.5, "answering_seconds": 612.0}
+
+
 EXPERTS = ["english_arithmetic", "french_language", "spanish_language", "italian_language"]
 GROUPS = ["fr", "es", "it"]
 GENES = [f"weight {expert} {part} 0" for part in ("attention", "mlp") for expert in EXPERTS]
+LEDGERS: dict[str, dict[str, Any]] = {  # as the stages write them
+    "population": ledger(2_600_000),
+    "respond": {"search": ledger(430_000), "test": ledger(310_000)},
+    "evolve": {
+        "search_tokens": 311_040,
+        "start_tokens": 13_824,
+        "relatives_tokens": 110_592,
+        "finalists_tokens": 48_600,
+        "this_run": cost(359_640),
+    },
+    "evaluate": ledger(700_000),
+}
 NAMES = ["evolved merge", "uniform average", "task arithmetic", "TIES", "base", *EXPERTS]
 
 
@@ -33,8 +57,6 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
         ["phenotype", "items", "estimate", "low", "high"]
     ].head(5)
     finalists.insert(1, "merge", ["evolved", "evolved", "plain TIES", "evolved", "task arithmetic"])
-    fields = ["lead", "lead_low", "lead_high", "mcnemar_p"]
-    by_model = scores.set_index("model")
     asked, tested = items_of("search", search), items_of("test", tests)
     count = len(asked)
     chosen = np.sort(rng.choice(count, 20, replace=False))
@@ -54,21 +76,15 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
         subset=pd.DataFrame(
             {"id": [asked[i].id for i in chosen], "group": [asked[i].group for i in chosen], "weight": 0.05}
         ),
-        metrics={
-            "study": "transfer",
-            "winner": {**by_model.loc["evolved merge", ["accuracy", "low", "high"]].to_dict(), "estimate": 0.62},
-            "best_expert": {"name": "english_arithmetic", "accuracy": 0.503},
-            "over_best_expert": by_model.loc["english_arithmetic", fields].to_dict(),
-            "over_best_standard": {
-                "name": "uniform average",
-                "groups": {
-                    group: {"lead": 0.01 * place + 0.0435, "lead_low": -0.0123, "lead_high": 0.1234}
-                    for place, group in enumerate(GROUPS)
-                },
+        estimates={"candidates": 8, "mean_absolute_error": 0.0231, "spearman": 0.8571, "regret": 0.004},
+        by_group={
+            "name": "uniform average",
+            "groups": {
+                group: {"lead": 0.01 * place + 0.0435, "lead_low": -0.0123, "lead_high": 0.1234}
+                for place, group in enumerate(GROUPS)
             },
-            "over_uniform_average": by_model.loc["uniform average", fields].to_dict(),
-            "estimates": {"candidates": 8, "mean_absolute_error": 0.0231, "spearman": 0.8571, "regret": 0.004},
         },
+        one_runtime=True,
         scores=scores,
         responses=answers,
         raw={model: raw_of(tested, answers.loc[model].to_numpy(), rng) for model in NAMES},
@@ -91,21 +107,8 @@ def results(search: int = 320, tests: int = 240, generations: int = 16, populati
                 "coverage": [np.nan, 0.875, 1.0],
             }
         ),
-        ledgers={
-            "population": ledger(2_600_000),
-            "respond": {"search": ledger(430_000), "test": ledger(310_000)},
-            "evolve": {
-                "search_tokens": 311_040,
-                "start_tokens": 13_824,
-                "relatives_tokens": 110_592,
-                "finalists_tokens": 48_600,
-                "all_items_tokens": 14_929_920,
-                "candidates": len(history),
-                "distinct": len(history),
-                "this_run": cost(359_640),
-            },
-            "evaluate": ledger(700_000),
-        },
+        costs=spent(LEDGERS),
+        full=14_929_920,
         identity={
             "the winner (phenotype)": finalists["phenotype"].iloc[0],
             "base (weights)": "b" * 64,
@@ -192,13 +195,3 @@ def recipes_of(history: pd.DataFrame, genes: Sequence[str]) -> dict[str, dict[st
         recipe = {"method": "task_arithmetic", "experts": list(weights), "weights": weights, "densities": {}}
         found[row["phenotype"]] = recipe | {"options": {}, "mask_seed": 0}
     return found
-
-
-def ledger(tokens: int) -> dict[str, Any]:
-    """What a stage that asks writes."""
-    return {"tokens": tokens, "this_run": cost(tokens)}
-
-
-def cost(tokens: int) -> dict[str, Any]:
-    """What a run spent."""
-    return {"tokens": tokens, "flops": tokens * 2 * 10**8, "merging_seconds": 41.5, "answering_seconds": 612.0}

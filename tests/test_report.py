@@ -9,7 +9,7 @@ import findings
 import numpy as np
 import pandas as pd
 import pytest
-from findings import EXPERTS, GENES, GROUPS
+from findings import EXPERTS, GENES, GROUPS, LEDGERS
 
 from flows import report as stage
 from merge3 import items, responses
@@ -17,7 +17,7 @@ from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.report import headline, page, verdict
 from merge3.report_plots import short_genes
-from merge3.report_tables import outcome, ranked
+from merge3.report_tables import outcome, ranked, tables
 from merge3.report_text import count, fraction, minutes, p_value, percent, points
 from merge3.store import Reply, Store
 
@@ -170,7 +170,7 @@ def test_what_a_form_is_is_said(results, html):
 
 def test_the_leads_by_group_are_on_the_page(results, html):
     text = Reader(html).text
-    for group, row in results.metrics["over_best_standard"]["groups"].items():
+    for group, row in results.by_group["groups"].items():
         assert f"{group} {points(row['lead'])} [{points(row['lead_low'])}, {points(row['lead_high'])}]" in text
 
 
@@ -233,9 +233,34 @@ def test_a_standard_merge_that_won_is_named(results):
     assert "evolved merge" not in text
 
 
+def test_an_expert_that_won_is_named_without_an_article(results):
+    scores = results.scores.replace({"model": {"evolved merge": "french_language", "french_language": "evolved merge"}})
+    answers = results.responses.rename(index={"evolved merge": "french_language", "french_language": "evolved merge"})
+    ours = replace(results, scores=scores, responses=answers, winner=results.winner | {"merge": "french_language"})
+    text = Reader(page(ours)).text
+    assert "french_language, which the search found nothing better than, beats the best expert, english_" in text
+    assert "the french_language" not in text
+    assert "the best standard merge, by group" in text
+
+
+def test_without_candidates_answered_in_full_the_page_says_what_the_estimator_is_worth(results, html):
+    nobody = results.sample.iloc[:0]
+    one = results.estimators[results.estimators["estimator"] == "parent_aware"].assign(estimator="margin_irt")
+    ours = replace(results, sample=nobody, estimates=None, estimators=one, estimator="margin_irt")
+    made = page(ours)
+    text = Reader(made).text
+    assert 'class="sample"' not in made
+    assert 'class="sample"' in html
+    assert "Mean absolute error" not in text
+    assert "it guesses it from 20 answers. The winner was estimated at" in text
+    assert "margin_irt: 8 merges, each left out of what it knew. The estimator" in text
+    assert "estimates , " not in text
+    assert "estimates" not in tables(ours)
+
+
 def test_a_missing_p_and_an_undefined_correlation_are_said_so(results):
-    metrics = results.metrics | {"estimates": results.metrics["estimates"] | {"spearman": None}}
-    text = Reader(page(replace(with_lead(results, 0.081, 0.05, 0.113, np.nan), metrics=metrics))).text
+    ours = with_lead(results, 0.081, 0.05, 0.113, np.nan)
+    text = Reader(page(replace(ours, estimates=results.estimates | {"spearman": None}))).text
     assert "the best expert: p not available" in text
     assert "(Spearman) not defined" in text
     assert not re.search(r"\bnan\b|\bNone\b", text)
@@ -243,13 +268,11 @@ def test_a_missing_p_and_an_undefined_correlation_are_said_so(results):
 
 def renamed(results, names):
     """The same study, whose models are called otherwise."""
-    best = results.metrics["best_expert"]["name"]
     return replace(
         results,
         scores=results.scores.replace({"model": names}),
         responses=results.responses.rename(index=names),
         raw={names.get(model, model): answers for model, answers in results.raw.items()},
-        metrics=results.metrics | {"best_expert": {"name": names.get(best, best)}},
     )
 
 
@@ -530,8 +553,8 @@ def test_a_table_of_another_version_is_refused(results):
         replace(results, scores=results.scores.iloc[1:])
     with pytest.raises(ValueError, match=r"not of the same models \('TIES'\)"):
         replace(results, responses=results.responses.drop(index="TIES"))
-    with pytest.raises(ValueError, match="name the best expert 'nobody'"):
-        replace(results, metrics=results.metrics | {"best_expert": {"name": "nobody"}})
+    with pytest.raises(ValueError, match="no model of kind 'expert' to compare the winner with"):
+        replace(results, scores=results.scores[results.scores["kind"] != "expert"])
 
 
 def test_models_are_ranked_and_the_tables_left_as_they_were(results):
@@ -593,14 +616,16 @@ def folder(results, tmp_path, monkeypatch):
     results.abilities.to_csv(stage.ESTIMATE / "experts.csv", index=False)
     models = [{"name": name, "source": name, "fingerprint": name[0] * 64} for name in ("base", *EXPERTS)]
     runtime = {"runtime": {"base": "b" * 64, "dtype": "float32", "runtime": "cpu, 2 threads"}}
-    respond = {split: ledger | runtime for split, ledger in results.ledgers["respond"].items()}
+    respond = {split: ledger | runtime for split, ledger in LEDGERS["respond"].items()}
+    metrics = {"study": "transfer", "estimates": results.estimates, "over_best_standard": results.by_group}
+    ledgers = LEDGERS | {"evolve": LEDGERS["evolve"] | {"all_items_tokens": results.full}}
     contents = {
         stage.EXPERTS / "manifest.json": {"base": models[0], "experts": models[1:]},
         stage.ESTIMATE / "calibration.json": {"estimator": "parent_aware"},
         stage.EVOLVE / "winner.json": results.winner,
         stage.EVOLVE / "recipes.json": results.recipes,
-        stage.EVALUATE / "metrics.json": results.metrics,
-    } | {stage.DATA / name / "ledger.json": ledger for name, ledger in results.ledgers.items()}
+        stage.EVALUATE / "metrics.json": metrics | {"one_runtime": results.one_runtime},
+    } | {stage.DATA / name / "ledger.json": ledger for name, ledger in ledgers.items()}
     contents[stage.RESPOND / "ledger.json"] = respond
     contents[stage.EVALUATE / "ledger.json"] |= {"runtime": {"dtype": "bfloat16"}}
     for path, content in contents.items():

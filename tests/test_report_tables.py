@@ -14,12 +14,12 @@ import pytest
 import yaml
 from scipy.stats import spearmanr
 
+from flows.report import spent
 from merge3.items import Item
 from merge3.report_tables import (
     Results,
     candidates,
     coefficients,
-    costs,
     duels,
     estimates,
     extracted,
@@ -171,12 +171,12 @@ def test_options_scored_by_characters_are_decided_by_characters(results: Results
     assert table.loc["base", "decided"] == pytest.approx((-0.5 + 1.0) - (-2.0 + 1.0))
 
 
-def test_the_ledger_leaves_out_times_of_runs_that_asked_nothing(results: Results) -> None:
-    ledgers = dict(results.ledgers) | {"evaluate": {"tokens": 7, "this_run": findings.cost(0)}}
-    table = costs(ledgers).set_index("what")
+def test_the_ledger_leaves_out_times_of_runs_that_asked_nothing() -> None:
+    ledgers = findings.LEDGERS | {"evaluate": {"tokens": 7, "this_run": findings.cost(0)}}
+    table = spent(ledgers).set_index("what")
     assert np.isnan(table.loc["winner, standard merges, sample", "seconds"])
     assert table.loc["the search", "seconds"] == 653.5
-    assert table["tokens"][table["finding"]].sum() == 311_040 + 124_416 + 48_600 + 2_600_000 + 430_000
+    assert table["tokens"][table["part"] != "test"].sum() == 311_040 + 124_416 + 48_600 + 2_600_000 + 430_000
 
 
 def test_dvc_draws_the_search_and_the_estimates(
