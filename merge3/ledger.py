@@ -31,6 +31,11 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
+    @property
+    def seconds(self) -> float:
+        """Of merging and answering."""
+        return self.merging_seconds + self.answering_seconds
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)

@@ -9,8 +9,9 @@ run goes on where it was.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from merge3 import checks, compare, export, grading, irt, mergefile, responses
+from merge3 import checks, compare, export, grading, irt, mergefile, report, responses
 from merge3.asker import Asker
 from merge3.benchmark import TEST_SHARE, read, settings_of, split, with_share
 from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate
@@ -46,7 +47,8 @@ from merge3.live import open_asker
 from merge3.margins import FEWEST
 from merge3.models import absolute
 from merge3.recipe import GROUPS, Merge, Recipe, parents, standard_merges
-from merge3.store import Store
+from merge3.report_tables import EXPERT, WINNER, Results, costs
+from merge3.store import Answer, Store, digest
 
 POPULATION, TOTALS = 12, (0.6, 1.8)  # random merges that answer every search item; what their weights add up to
 ASKED = 20  # search items that a candidate is asked
@@ -91,6 +93,7 @@ class Result:
             `test`; `all_items` is what the search would have taken without extraction, `this_run` what was asked now
             and not kept from before.
         out: the folder of the written model.
+        report: the page that shows all of it, its figures as CSV beside it; None where no expert could be compared.
         items: how many the search knew, and how many the winner's accuracy is of.
         notes: what is risky about parents and items, what could not be scored, what is left out, and whether the search
             found nothing better than a standard merge or a parent, which is the winner then.
@@ -102,6 +105,7 @@ class Result:
     history: pd.DataFrame
     tokens: Mapping[str, int]
     out: Path
+    report: Path | None
     items: Mapping[str, int]
     notes: tuple[str, ...]
 
@@ -119,6 +123,7 @@ class Result:
         """Plain values, for JSON, without the history."""
         return {
             "out": str(self.out),
+            "report": None if self.report is None else str(self.report),
             "verdict": self.verdict,
             "recipe": self.merge.recipe.to_dict(),
             "estimate": {name: getattr(self.estimate, name) for name in ("score", "low", "high")},
@@ -159,7 +164,7 @@ def run(
         test_share: of each group's items, held out of the search; `TEST_SHARE` where neither it nor the items say.
         device: cpu or cuda.
         dtype: of the live model: auto, float32, bfloat16 or float16.
-        store: the folder that keeps every answer, and the search's history; `<out>.store` where None.
+        store: the folder that keeps every answer, the search's history and the report; `<out>.store` where None.
         tell: is called as the run goes on.
         say: is called with a line on what the run will take, before it asks; and with what is risky or left out, a
             line each, see `Result.notes`.
@@ -203,7 +208,7 @@ def run(
     this = _Run(asker, tell, parts["search"], parts["test"], budget, kept, lambda found: Merge(found, *whence), notes)
     say(f"{this.outlook()}, in {asker.identity['dtype']} on {device}; answers are kept in {kept}")
     try:
-        winner, estimate, history, scores = this.carry_out(method, seed)
+        winner, estimate, history, scores, results = this.carry_out(method, seed, out.name)
     except KeyboardInterrupt as stop:
         stop.args = (this.stopped(),)
         raise
@@ -221,12 +226,37 @@ def run(
         torch.cuda.empty_cache()
     merge = Merge(winner, str(base), sources)
     export.export(merge, out, device, scores, measured)
-    result = Result(merge, estimate, scores, history, tokens, out, counts, tuple(notes.lines))
+    page = None
+    if results is None:
+        notes.add("no report is written: no expert could be compared")
+    else:
+        settings = {"budget": budget, "method": method, "test-share": test_share, "seed": seed}
+        again = _again(base, sources, items, out, settings | {"device": device, "dtype": dtype})
+        page = report.write(replace(results, commands=[*again, *results.commands]), kept / "report")
+    result = Result(merge, estimate, scores, history, tokens, out, page, counts, tuple(notes.lines))
     scores.to_csv(kept / "scores.csv", index=False)
     own = mergefile.to_yaml(Merge(winner, *whence))
     (kept / "winner.yaml").write_text(own, encoding="utf-8")
     (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _again(
+    base: str | Path,
+    sources: Mapping[str, str],
+    items: str | Path | Sequence[Item],
+    out: Path,
+    settings: dict[str, Any],
+) -> list[str]:
+    """The command that makes a run again; none where items were given as a list."""
+    if not isinstance(items, str | Path):
+        return []
+    words = ["merge3", "run", "--base", str(base), "--items", str(items), "--out", str(out)]
+    for name, source in sources.items():
+        words += ["--expert", f"{name}={source}"]
+    for name, value in settings.items():
+        words += [f"--{name}", str(value)] if value is not None else []
+    return [shlex.join(words)]
 
 
 def parts_of(items: str | Path | Sequence[Item], test_share: float | None, seed: int) -> dict[str, list[Item]]:
@@ -299,6 +329,7 @@ class _Run:
         self.before = 0  # of them, kept from before
         self.cost = Cost()  # of what was asked now
         self.prepared = Cost()  # of that, before the search
+        self.took: dict[str, float] = {}  # seconds of that, by stage
         self.each = asker.cost([*search, *test]).tokens / (len(search) + len(test))  # tokens of an answer
         self.history: History | None = None  # once the search has begun
         self.best: Estimate | None = None  # of its candidates so far
@@ -331,9 +362,10 @@ class _Run:
         """Say that so many more answers are there, `kept` of them from before."""
         self.done += answers
         self.before += kept
-        seconds = self.cost.merging_seconds + self.cost.answering_seconds
-        left = (self.total - self.done) * self.each * seconds / self.cost.tokens if self.cost.tokens else None
-        self.tell(Progress(self.stage, self.done, self.before, self.total, self.cost.tokens, seconds, left, self.best))
+        tokens, seconds = self.cost.tokens, self.cost.seconds
+        self.took[self.stage] = seconds - sum(took for stage, took in self.took.items() if stage != self.stage)
+        left = (self.total - self.done) * self.each * seconds / tokens if tokens else None
+        self.tell(Progress(self.stage, self.done, self.before, self.total, tokens, seconds, left, self.best))
 
     def answer(self, stage: str, recipes: Mapping[str, Recipe], asked: Sequence[Item]) -> pd.DataFrame:
         """The response table of recipes on items; a broken model's row is NaN."""
@@ -350,17 +382,23 @@ class _Run:
             rows.append(scores)
         return responses.table(list(recipes), [item.id for item in asked], np.stack(rows))
 
-    def carry_out(self, method: str, seed: int) -> tuple[Recipe, Estimate, pd.DataFrame, pd.DataFrame]:
-        """Do all of it, in order: the winner, its estimate, the history, and the scores."""
+    def carry_out(
+        self, method: str, seed: int, name: str
+    ) -> tuple[Recipe, Estimate, pd.DataFrame, pd.DataFrame, Results | None]:
+        """Do all of it, in order: the winner, its estimate, the history, the scores, and what a report shows."""
         groups = live_groups(self.asker.merger.changed)
         genome = genome_of(method, self.names, groups, seed)
         known, merges, answers = self.prepare(groups, seed)
         others = fresh(known, [item.group for item in self.search], FRESH, seed)
         history, search = self.evolve(known, others, merges, answers, genome, seed)
-        winner, estimate = self.verify(history, search, others)
-        scores = self.measure(winner, seed)
+        best = self.verify(history, search, others)
+        winner = history.recipes[best["phenotype"]]
+        scores, table = self.measure(winner, seed)
         self.tokens["this_run"] = self.cost.tokens
-        return winner, estimate, pd.DataFrame(history.rows), scores
+        shown = None
+        if (scores["kind"] == EXPERT).any():
+            shown = self.results(name, known, history, best, scores, table, seed)
+        return winner, estimate_of(best), pd.DataFrame(history.rows), scores, shown
 
     def prepare(self, groups: tuple[str, ...], seed: int) -> tuple[Known, list[Recipe], np.ndarray]:
         """What is known before the search: parents and random merges answer its items; the merges; their answers.
@@ -462,8 +500,8 @@ class _Run:
         asked = f"stopped after {self.done} of at most {self.total} answers ({self.stage})" if self.done else "stopped"
         return f"{asked}{best}; started again, the run goes on where it is"
 
-    def verify(self, history: History, search: Search, others: Known) -> tuple[Recipe, Estimate]:
-        """The best of the leaders, see `History.verify`, and what it is worth."""
+    def verify(self, history: History, search: Search, others: Known) -> dict[str, Any]:
+        """The row of the best of the leaders, see `History.verify`."""
         self.stage = "finalists"
         fair = ESTIMATORS["weighted_mean"]  # a fair sample needs no model
         asked = partial(Fitness, self.asker, self.search, fair)
@@ -473,7 +511,7 @@ class _Run:
         self.tokens["finalists"] = history.finalists_tokens
         if row["merge"] in standard_merges(self.names):
             self.name = row["merge"]
-        return history.recipes[row["phenotype"]], estimate_of(row)
+        return row
 
     def follow(self, history: History, answers: int) -> None:
         """As `step`, where a history keeps the account."""
@@ -482,8 +520,10 @@ class _Run:
         self.cost = spent
         self.step(answers, kept)
 
-    def measure(self, winner: Recipe, seed: int) -> pd.DataFrame:
-        """Winner, parents and standard merges on the held-out items; a rival that is the winner is no rival.
+    def measure(self, winner: Recipe, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Winner, parents and standard merges on the held-out items: their scores, and the answers that are compared.
+
+        A rival that is the winner is no rival.
 
         Raises:
             ValueError: the winner's answers cannot be scored.
@@ -502,11 +542,98 @@ class _Run:
             self.notes.add(f"{name} is not compared: {said}")
         self.tested = int(table.notna().sum(axis=1)[self.name])
         scored = compare.scores(table, self.test, self.name, seed)
-        kinds = {"base": "base"} | dict.fromkeys(self.names, "expert") | {self.name: "winner"}
+        kinds = {"base": "base"} | dict.fromkeys(self.names, EXPERT) | {self.name: WINNER}
         scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])
         distinct = {recipe.phenotype(fingerprints) for recipe in recipes.values()}
         self.tokens["test"] = len(distinct) * self.asker.cost(self.test).tokens
-        return scored
+        return scored, table
+
+    def results(
+        self,
+        name: str,
+        known: Known,
+        history: History,
+        best: Mapping[str, Any],
+        scores: pd.DataFrame,
+        table: pd.DataFrame,
+        seed: int,
+    ) -> Results:
+        """All that was found, as the report shows it by a name."""
+        winner = history.recipes[best["phenotype"]]
+        merge = "evolved" if self.name == compare.EVOLVED else self.name
+        recipes = self.parents | standard_merges(self.names) | {self.name: winner}
+        abilities = pd.DataFrame(known.parent_abilities).add_prefix("ability_")
+        asked = [self.search[place] for place in known.subset]
+        standard = scores[scores["kind"] == "standard merge"].set_index("model")["accuracy"]
+        by_group = None
+        if len(standard):
+            over = str(standard.idxmax())
+            by_group = {"name": over, "groups": compare.leads(table, self.test, self.name, over, seed)}
+
+        def seconds(*stages: str) -> float:
+            return sum(self.took.get(stage, 0.0) for stage in stages) or np.nan
+
+        tokens, before = self.tokens, ("parents", "population")
+        spent = [
+            ("search", "the search", "search", tokens["search"], seconds("search")),
+            ("search", "leaders on all items on the way", "search", tokens["leaders"], np.nan),
+            ("finalists", "finalists in the end", "finalists", tokens["finalists"], seconds("finalists")),
+            (
+                "preparation",
+                "parents and random merges, search items",
+                "preparation",
+                tokens["preparation"],
+                seconds(*before),
+            ),
+            ("test", "winner, parents, standard merges", "test", tokens["test"], seconds("test")),
+        ]
+        fingerprints = self.asker.merger.fingerprints
+        store = shlex.quote(str(self.kept))
+        return Results(
+            study=name,
+            experts=self.names,
+            search=self.search,
+            tests=self.test,
+            parameters=known.items,
+            abilities=abilities,
+            parents=known.parents,
+            subset=pd.DataFrame(
+                {"id": [i.id for i in asked], "group": [i.group for i in asked], "weight": known.weights}
+            ),
+            estimates=None,
+            by_group=by_group,
+            one_runtime=True,
+            scores=scores,
+            responses=table,
+            raw={name: self.raw(recipes[name]) for name in table.index},
+            scoring=self.asker.scoring,
+            sample=pd.DataFrame(columns=["phenotype", "estimate", "low", "high", "truth"]),
+            history=pd.DataFrame(history.rows),
+            recipes={name: recipe.to_dict() for name, recipe in history.recipes.items()},
+            finalists=pd.DataFrame(history.finalists),
+            front=None,
+            winner={**best, "merge": merge, "recipe": winner.to_dict()},
+            estimator=ESTIMATOR,
+            estimators=pd.DataFrame([asdict(known.calibration)]),
+            costs=costs(spent),
+            full=self.tokens["all_items"],
+            identity={
+                "the winner (phenotype)": best["phenotype"],
+                "base (weights)": self.asker.identity["base"],
+                **{f"{name} (weights)": fingerprints[name] for name in self.names},
+                "search items": digest([item.content_hash for item in self.search]),
+                "test items": digest([item.content_hash for item in self.test]),
+                "answered on": f"{self.asker.identity.get('runtime', 'any device')}, {self.asker.identity['dtype']}",
+            },
+            commands=[
+                f"merge3 answers {store} --items ITEMS        # every answer, raw",
+                f"merge3 merge {store}/winner.yaml my-model   # the winner as a model, written again",
+            ],
+        )
+
+    def raw(self, recipe: Recipe) -> dict[str, Answer]:
+        """By item, the answers of a recipe that was asked the test items."""
+        return dict(zip((item.id for item in self.test), self.asker.ask(recipe, self.test).answers or (), strict=False))
 
 
 def estimate_of(row: Mapping[str, Any]) -> Estimate:

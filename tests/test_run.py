@@ -62,6 +62,32 @@ def test_a_run_ends_with_a_model_measured_on_items_it_did_not_see(done: tuple) -
     assert found.verdict.startswith("the evolved merge")
 
 
+def test_a_run_has_a_report_of_what_it_found_tried_and_spent(done: tuple, questions: list[Item]) -> None:
+    found, told, folder = done
+    assert found.report == folder / "out.store" / "report" / "index.html"
+    page = found.report.read_text()
+    assert f"<b>{100 * found.accuracy:.1f}%</b>" in page
+    assert found.report.as_posix() == found.to_dict()["report"]
+
+    def table(name: str) -> pd.DataFrame:
+        return pd.read_csv(found.report.with_name(f"{name}.csv"))
+
+    shown = table("models").set_index("model")["accuracy"]
+    assert shown.to_dict() == pytest.approx(found.scores.set_index("model")["accuracy"].to_dict())
+    assert table("candidates")["phenotype"].tolist() == found.history["phenotype"].tolist()
+    spent, tokens = table("ledger"), found.tokens
+    parts = {"search": ("search", "leaders"), "finalists": ("finalists",), "preparation": ("preparation",)}
+    for part, names in parts.items():
+        assert spent["tokens"][spent["part"] == part].sum() == sum(tokens[name] for name in names)
+    assert spent["seconds"].sum() == pytest.approx(told[-1].seconds)
+    items = table("items")
+    assert len(items) == 120
+    assert items["weight"].sum() == pytest.approx(1.0)
+    assert items["weight"].notna().sum() == run.ASKED
+    assert table("duels")["decided"].notna().all()  # every raw answer is there to be shown
+    assert not (found.report.parent / "estimates.csv").exists()
+
+
 def test_the_winners_written_model_has_the_accuracy_that_is_told(done: tuple, questions: list[Item]) -> None:
     found, _, _ = done
     model, tokenizer = (auto.from_pretrained(found.out) for auto in (AutoModelForCausalLM, AutoTokenizer))

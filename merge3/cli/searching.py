@@ -67,6 +67,8 @@ def run(options: argparse.Namespace) -> None:
         f"test. Asking every candidate all search items would take {tokens['all_items']:,}."
     )
     print(f"\n{found.out} is the model, its card in README.md. Try it: merge3 chat {found.out}")
+    if found.report:
+        print(f"The page to read: {found.report}")
 
 
 def named(experts: Sequence[str]) -> dict[str, str]:
