@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from merge3.recipe import GROUPS, TRAITS, Recipe, check, group_of
 
+SEARCHED = sorted(method for method, traits in TRAITS.items() if traits.weights and traits.most != 1)
 RESOLUTION = 0.01  # coefficients closer than this are one; bf16 rounding hides less (a few per cent of a delta)
 
 
@@ -53,6 +54,8 @@ class Genome:
         if "slerp" in self.methods and not 0 <= self.weight_range[0] < self.weight_range[1] <= 1:
             raise ValueError(f"slerp needs a weight_range in [0, 1], got {list(self.weight_range)}")
         for method in self.methods:
+            if method not in TRAITS:
+                raise ValueError(f"merge method must be one of {SEARCHED} to be searched, got {method!r}")
             check(Recipe(method, self.experts, {}))
             if not TRAITS[method].weights:
                 raise ValueError(f"{method} has no weights: there is nothing to search")

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge3.genome import Genome, live_groups, snap
+from merge3.genome import SEARCHED, Genome, live_groups, snap
 from merge3.recipe import TRAITS, check, constant
-
-SEARCHED = sorted(method for method, traits in TRAITS.items() if traits.weights and traits.most != 1)
 
 GOOD: dict[str, Any] = {
     "methods": ("ties",),
@@ -130,10 +128,17 @@ def test_genotypes_closer_than_the_resolution_are_one_recipe(genes: list[float],
     assert genome.decode(centres).weights == genome.decode(np.clip(centres + noise, 0, 1)).weights
 
 
+def test_a_method_that_is_unknown_is_refused_with_those_that_can_be_searched() -> None:
+    with pytest.raises(ValueError, match="merge method must be one of") as refused:
+        Genome(**(GOOD | {"methods": ("average",)}))
+    assert {name for name in TRAITS if repr(name) in str(refused.value)} == {
+        name for name in TRAITS if name not in ("karcher", "model_stock", "passthrough", "sce")
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ("average",)}, "merge method must be one of"),
         ({"experts": ()}, "ties merges 1 or more experts, got 0"),
         ({"experts": ("a", "a")}, "experts must be distinct"),
         ({"groups": ("head",)}, "groups must be among"),
