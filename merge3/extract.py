@@ -416,4 +416,3 @@ METHODS: dict[str, Method] = {
     "design": design,
 }
 MARGINS = "margins"  # the method for estimators that read margins
-SAMPLES = frozenset({"uniform", "stratified", "anchors"})  # whose weighted mean is fair

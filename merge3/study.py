@@ -24,6 +24,7 @@ from merge3.estimate import (
     MIXED,
     PARENTLESS,
     RIDGED,
+    SAMPLED,
     Z90,
     Estimator,
     Known,
@@ -33,7 +34,7 @@ from merge3.estimate import (
     prior_of,
     weighted_mean,
 )
-from merge3.extract import METHODS, SAMPLES, adaptive
+from merge3.extract import METHODS, adaptive
 
 COUNTS = (10, 20, 50)
 STRANGERS = 2000  # at most, drawn anew each time
@@ -41,7 +42,6 @@ HELD_OUT = 0.25  # of models without parents
 FEWEST = 4  # of them: one that is held out, and three to learn from
 ADAPTIVE = "adaptive"
 POOLED = "pooled"  # lineage's estimates and the surface over the weights through all of them, as the search sees it
-FAIR = frozenset({"mean", "weighted_mean", "post_stratified", "gp_irt", "gmp_irt", "ridge"})
 
 
 @dataclass(frozen=True)
@@ -421,9 +421,8 @@ def _fits(method: str, estimator: str, case: Case) -> bool:
         return case.weights is not None
     if estimator == "ridge":  # not a regression for each candidate's own items
         return method != ADAPTIVE and len(case.strangers) + len(case.parents) + len(case.relatives) >= RIDGED
-    if estimator in ("mean", "post_stratified"):
-        return method in ("uniform", "stratified")
-    return estimator not in FAIR or method in SAMPLES
+    sample = "weighted_mean" if estimator in MIXED else estimator  # which a mixture holds
+    return method in SAMPLED.get(sample, {method})
 
 
 def _count(tally: Tally, estimates: Float[np.ndarray, " models"], truths: Float[np.ndarray, " models"]) -> None:

@@ -8,6 +8,8 @@ import pytest
 from scipy.special import expit
 
 from merge3 import cli, lineage, responses, study
+from merge3.estimate import MIXED, SAMPLED
+from merge3.extract import METHODS
 
 
 def world(merges=12, strangers=20, count=40, seed=0):
@@ -125,6 +127,16 @@ def test_models_without_parents_are_split_and_only_what_needs_none_is_tried():
     table = study.study(study.leaderboard(world()), ["x"] * 40, (10,), 2)
     assert set(table["estimator"]) == {"mean", "weighted_mean", "ridge", "p_irt", "gp_irt"}
     assert not set(table.loc[table["method"] == "fisher", "estimator"]) & {"mean", "weighted_mean", "gp_irt"}
+
+
+def test_estimators_that_need_a_sample_are_tried_with_the_methods_that_the_pipeline_allows_them():
+    table = study.study(study.family(world(), ["a", "b"], "merge-*", 4), ["x"] * 40, (10,), 1)
+    tried = table[table["items"] > 0].groupby("estimator")["method"].agg(set)
+    for estimator, methods in SAMPLED.items():
+        assert tried[estimator] == methods, estimator
+    for mixture in MIXED:
+        assert tried[mixture] == SAMPLED["weighted_mean"], mixture
+    assert tried["p_irt"] == {*METHODS, study.ADAPTIVE}
 
 
 def test_the_seed_decides_all():
