@@ -8,8 +8,9 @@ import pytest
 from scipy.special import expit
 
 from merge3 import cli, lineage, responses, study
-from merge3.estimate import MIXED, SAMPLED
+from merge3.estimate import ESTIMATORS, MIXED, SAMPLED, Known
 from merge3.extract import METHODS
+from merge3.verify import stability
 
 
 def world(merges=12, strangers=20, count=40, seed=0):
@@ -195,7 +196,7 @@ def test_the_commands_print_write_and_plot(tmp_path, capsys):
     assert cli.main(["verify", *case, "--count", "5"]) == 0
     printed = capsys.readouterr().out
     assert "FAILS" not in printed
-    assert "eps-stability of lineage" in printed
+    assert "holds  eps-stability of lineage: eps 0." in printed
     assert cli.main(["verify", *case, "--count", "5", "--json"]) == 0
     assert all(check["holds"] for check in json.loads(capsys.readouterr().out))
 
@@ -230,6 +231,22 @@ def test_verify_looks_at_every_triplet(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["verify", *case, "--count", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert any(check["figures"]["regret"] > 0 for check in found if check["name"].startswith("eps-stability"))
+
+
+@pytest.mark.parametrize("relatives", [0, 4])
+def test_verify_checks_lineage_by_the_family_of_the_candidates(
+    relatives: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    responses.write(tmp_path / "table.parquet", world())
+    case = ["--parents", "a", "b", "--merges", "merge-*", "--relatives", str(relatives)]
+    assert cli.main(["verify", str(tmp_path / "table.parquet"), *case, "--count", "5", "--json"]) == 0
+    found = {check["name"]: check["figures"] for check in json.loads(capsys.readouterr().out)}
+    (one,) = study.family(world(), ["a", "b"], "merge-*", relatives)(0)
+    (family,) = lineage.fit_each(one.strangers, [(one.parents, one.relatives)])
+    subset, weights = METHODS["uniform"](family.items, np.empty((2, 1)), 5, ["all"] * 40, 0)
+    known = Known(family.items, subset, weights, one.parents, family=family.model, shared_error=family.shared_error)
+    scores = np.array([ESTIMATORS["lineage"](row[subset], known).score for row in one.candidates])
+    assert found["eps-stability of lineage"] == stability(scores, one.candidates.mean(axis=1)).figures
 
 
 @pytest.mark.parametrize(

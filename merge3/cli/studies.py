@@ -61,14 +61,21 @@ def verify(options: argparse.Namespace) -> None:
         cases = []
         for case, found in zip(drawn, fitted, strict=True):
             near = np.vstack([case.strangers, case.parents, case.relatives])
-            cases.append((Known(found.items, *asked, case.parents, population=near), case.candidates))
+            known = Known(
+                *(found.items, *asked, case.parents),
+                population=near,
+                family=found.model,
+                shared_error=found.shared_error,
+            )
+            cases.append((known, case.candidates))
         checks = guarantees.on_answers(cases, groups, options.seed)
     checks = [*guarantees.simulated(options.seed), *checks]
     if options.json:
         as_json([asdict(check) for check in checks])
     else:
+        print("Errors, biases and regrets are shares of the items: 0.01 is a point.")
         for check in checks:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in check.figures.items())
+            figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in check.figures.items())
             print(f"{'holds' if check.holds else 'FAILS'}  {check.name}: {figures}")
     if broken := [check.name for check in checks if not check.holds]:
         raise ValueError(f"{len(broken)} of {len(checks)} guarantees do not hold: {broken}")
