@@ -191,7 +191,9 @@ def test_the_commands_print_write_and_plot(tmp_path, capsys):
     assert cli.main(["study", str(path), "--weights", str(tmp_path / "weights.csv")]) == 1
     assert "--weights speak of merges of --parents" in capsys.readouterr().err
     assert cli.main(["study", *case, *quick, "--json"]) == 0
-    assert {row["items"] for row in json.loads(capsys.readouterr().out)} == {0, 5}
+    told = capsys.readouterr()
+    assert {row["items"] for row in json.loads(told.out)} == {0, 5}
+    assert f"{tmp_path / 'table.study.png'} shows the best of these figures" in told.err
     assert (tmp_path / "table.study.png").stat().st_size > 1000
     assert cli.main(["verify", *case, "--count", "5"]) == 0
     printed = capsys.readouterr().out

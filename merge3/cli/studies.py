@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -17,8 +18,8 @@ from merge3.estimate import Known
 
 def study(options: argparse.Namespace) -> None:
     """`merge3 study`."""
-    if options.plot:
-        studies.check_plot(options.plot)
+    picture = options.plot or options.responses.with_suffix(".study.png")
+    studies.check_plot(picture)
     weights = None
     if options.weights:
         weights = imports.cells(options.weights)
@@ -26,10 +27,10 @@ def study(options: argparse.Namespace) -> None:
     draw, groups = read_case(options, weights)
     with progress("study", options.draws) as advance:
         found = studies.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
-    picture = options.plot or options.responses.with_suffix(".study.png")
+    studies.plot(found, picture)
+    print(f"{picture} shows the best of these figures", file=sys.stderr)
     if options.json:
         as_json(found.to_dict("records"))
-        studies.plot(found, picture)
         return
     shown = found.sort_values(["items", "error"])
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
@@ -38,7 +39,6 @@ def study(options: argparse.Namespace) -> None:
             f"{row['items']} items: ask {row['method']} items, estimate by {row['estimator']} "
             f"(error {row['error']:.1f} points, Spearman {row['spearman']:.2f}, regret {row['regret']:.1f})"
         )
-    studies.plot(found, picture)
 
 
 def verify(options: argparse.Namespace) -> None:
