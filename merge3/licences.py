@@ -53,7 +53,7 @@ def consequences(stated: Mapping[str, str | None]) -> list[str]:
     """What follows for who publishes a merge of models with these licences; empty where all state one open licence."""
     found = []
     if silent := [source for source, value in stated.items() if value is None]:
-        found.append(f"No licence is known of {', '.join(silent)}: find out before you publish a merge of it.")
+        found.append(f"No licence is known of {', '.join(silent)}: find out before you publish a merge.")
     known = sorted({value for value in stated.values() if value})
     if len(known) > 1:
         found.append(f"The licences differ ({', '.join(known)}): the terms of all of them bind this model.")

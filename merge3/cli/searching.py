@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
             span = f"[{100 * row['lead_low']:+.1f}, {100 * row['lead_high']:+.1f}]"
             lead = (f"{100 * row['lead']:+.1f}", span, f"{row['holm_p']:.3g}")
         rows.append((str(row["model"]), percent(row["accuracy"]), interval, *lead))
+    print("In % of the held-out items, leads in points:\n")
     table(("model", "accuracy", "95 % interval", "winner's lead", "its interval", "p"), rows, first_bold=True)
     groups = [name for name in found.scores.columns if name.startswith("group ")]
     if 1 < len(groups) <= GROUPS:
@@ -59,8 +60,9 @@ def run(options: argparse.Namespace) -> None:
         table(("by group", *(name.removeprefix("group ") or "none" for name in groups)), cells, first_bold=True)
     estimate, tokens = found.estimate, found.tokens
     print(f"\nOn {found.items['test']} held-out items {found.verdict}.")
-    span = "" if estimate.low == estimate.high else f" [{percent(estimate.low)}, {percent(estimate.high)}]"
-    print(f"On {'fresh' if span else 'all'} search items the winner has {percent(estimate.score)} %{span}.")
+    span = f" [{percent(estimate.low)}, {percent(estimate.high)}] by estimate, with its 90 % interval"
+    told = f"{percent(estimate.score)} %{'' if estimate.low == estimate.high else span}"
+    print(f"Of all {found.items['search']} search items it has {told}.")
     print(
         f"Tokens asked: {tokens['search'] + tokens['finalists']:,} by search and finalists, {tokens['leaders']:,} by "
         f"leaders on all search items, {tokens['preparation']:,} by parents and population, {tokens['test']:,} by the "

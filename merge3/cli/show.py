@@ -74,7 +74,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], first_bold: bool 
 
 def finding(level: str, what: str, text: str) -> None:
     """Print what a check found."""
-    line = Text(f"{level:<6}", style=COLOURS[level]).append(f"{what}: ", style="bold").append(text, style="not bold")
+    line = Text.assemble((f"{level:<6}", COLOURS[level]), (f"{what}: ", "bold"), text)
     Console(highlight=False, soft_wrap=True).print(line)
 
 
