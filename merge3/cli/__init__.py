@@ -57,7 +57,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(f"merge3 {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        kept = "; answers so far are kept where there is a store" if "store" in options else ""
+        kept = f"; answers so far are kept in {store}" if (store := getattr(options, "store", None)) else ""
         said = stop.args[0] if stop.args else f"stopped{kept}"
         print(f"merge3 {options.command}: {said}", file=sys.stderr)
         return STOPPED
@@ -251,11 +251,11 @@ merge3 plan merge.yaml --memory 80 --bandwidth 2000 --tflops 300 --workers 8
 The second plans for a card that is not here, the last for eight.""",
     )
     plan.add_argument("file", type=Path, help="a merge file: its base, experts and method are planned for")
-    plan.add_argument("--tokens", type=int, default=2000, help="tokens that a candidate is asked (default: 2000)")
-    plan.add_argument("--candidates", type=int, default=200, help="candidates of the search (default: 200)")
-    plan.add_argument("--population", type=int, default=12, help="candidates of a generation (default: 12)")
-    plan.add_argument("--workers", type=int, default=1, help="devices that search together (default: 1)")
-    plan.add_argument("--batch-tokens", type=int, default=4096, help="tokens answered at once (default: 4096)")
+    plan.add_argument("--tokens", type=count, default=2000, help="tokens that a candidate is asked (default: 2000)")
+    plan.add_argument("--candidates", type=count, default=200, help="candidates of the search (default: 200)")
+    plan.add_argument("--population", type=count, default=12, help="candidates of a generation (default: 12)")
+    plan.add_argument("--workers", type=count, default=1, help="devices that search together (default: 1)")
+    plan.add_argument("--batch-tokens", type=count, default=4096, help="tokens answered at once (default: 4096)")
     plan.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
     plan.add_argument("--dtype", default="auto", help="dtype of the live model (default: auto)")
     plan.add_argument("--memory", type=float, help="instead: GB of a device that is not here")
@@ -305,7 +305,9 @@ merge3 answers merged.store --items questions.jsonl --json""",
     answers.add_argument("--model", help="only models whose name begins so")
     answers.add_argument("--item", help="only the item of this id")
     answers.add_argument("--failed", action="store_true", help="only answers that are not scored")
-    answers.add_argument("--scoring", choices=SCORINGS[:2], default="sum", help="as for respond, without tokens")
+    answers.add_argument(
+        "--scoring", choices=SCORINGS[:2], default="sum", help="as for respond, but for tokens (default: sum)"
+    )
 
 
 def add_import(commands: Any) -> None:
@@ -340,7 +342,7 @@ merge3 study leaderboard.csv --counts 20 --json""",
     )
     study.add_argument("--draws", type=int, default=20, help="repetitions (default: 20)")
     study.add_argument("--weights", type=Path, help="with --parents: a CSV file of the merges' names and coefficients")
-    study.add_argument("--plot", type=Path, help="the figures as a picture (default: beside the table)")
+    study.add_argument("--plot", type=Path, help="the figures as a picture (default: TABLE.study.png)")
 
 
 def add_verify(commands: Any) -> None:
@@ -402,5 +404,7 @@ def add_case(made: argparse.ArgumentParser, number: str | None = None) -> None:
         "--merges", default="*", help="with --parents: names of the merges, a pattern; others are strangers"
     )
     made.add_argument("--relatives", type=int, default=0, help="with --parents: merges answered in full (default: 0)")
-    made.add_argument("--groups", metavar="SEPARATOR", help="an item's group is its id before the last of these")
+    made.add_argument(
+        "--groups", metavar="SEPARATOR", help="an item's group is what its id has before the last SEPARATOR"
+    )
     made.add_argument("--seed", type=seed, default=0, help="seed of all draws (default: 0)")

@@ -54,6 +54,8 @@ def respond(options: argparse.Namespace) -> int:
     _parquet(options.out)
     for place in (options.out, options.answers):
         if place is not None:
+            if place.is_dir():
+                raise IsADirectoryError(f"{place} is a folder: name a file")
             place.parent.mkdir(parents=True, exist_ok=True)
     if options.task is not None:
         respond_tasks(options, folders, dtype)
@@ -238,7 +240,12 @@ def answers(options: argparse.Namespace) -> None:
                 if np.isnan(score) or not options.failed:
                     lines.append({"model": name, **shown(item, answer, score, reason)})
     if not kept:
-        raise ValueError(f"{options.store} keeps no such answer to these items")
+        chosen = {"--model": options.model, "--item": options.item}
+        given = "".join(f" with {option} {value}" for option, value in chosen.items() if value is not None)
+        raise ValueError(
+            f"{options.store} keeps no answer to the items of {', '.join(options.items)}{given}: name the items "
+            "that were asked, and a model or an item among them"
+        )
     for line in lines:
         if options.json:
             as_line(line)

@@ -71,11 +71,8 @@ def plan(options: argparse.Namespace) -> None:
     """`merge3 plan`.
 
     Raises:
-        ValueError: a number is below 1, or only some of --memory, --bandwidth and --tflops are given.
+        ValueError: a figure of a device is not above 0, or only some of its three are given.
     """
-    counts = (options.candidates, options.population, options.workers, options.tokens, options.batch_tokens)
-    if min(counts) < 1:
-        raise ValueError("--candidates, --population, --workers, --tokens and --batch-tokens must be 1 or more")
     stated = [value for value in (options.memory, options.bandwidth, options.tflops) if value is not None]
     if any(value <= 0 for value in stated):
         raise ValueError("--memory, --bandwidth and --tflops must be above 0")
