@@ -8,8 +8,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -140,15 +141,27 @@ def prose(docstring: str) -> str:
 
 
 def figures(name: str) -> str:
-    """The table of a benchmark's figures, with the command and the machine that made them."""
+    """A benchmark's figures, and the command and machine that made them: those with a target, the others folded."""
     rows = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    made = [f"`{rows[0]['command']}` on {rows[0]['machine']}:", "", "| figure | value | target | |"]
-    made.append("|---|---|---|---|")
+    made = f"`{rows[0]['command']}` on {rows[0]['machine']}"
+    aimed, others = ([row for row in rows if (row["target"] is None) == free] for free in (False, True))
+    if not aimed:
+        return f"{made}:\n\n{_table(others)}"
+    met = sum(row["holds"] for row in aimed)
+    shown = f"{made}; {met} of {len(aimed)} targets are met:\n\n{_table(aimed)}"
+    if not others:
+        return shown
+    return f'{shown}\n\n??? note "{len(others)} figures without a target"\n\n{indent(_table(others), "    ")}'
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Figures as a table, with their targets where they have any."""
+    aimed = rows[0]["target"] is not None
+    lines = ["| figure | value | target | |", "|---|---|---|---|"] if aimed else ["| figure | value |", "|---|---|"]
     for row in rows:
-        said = {True: "met", False: "**missed**", None: ""}[row["holds"]]
-        target = "" if row["target"] is None else f"{row['target']:g}"
-        made.append(f"| {row['figure'].replace('|', '/')} | {row['value']:g} {row['unit']} | {target} | {said} |")
-    return "\n".join(made)
+        target = f" {row['target']:g} | {'met' if row['holds'] else '**missed**'} |" if aimed else ""
+        lines.append(f"| {row['figure'].replace('|', '/')} | {row['value']:g} {row['unit']} |{target}")
+    return "\n".join(lines)
 
 
 def readme(heading: str) -> str:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from html import escape
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import dropwhile, groupby
@@ -112,6 +113,18 @@ def test_the_site_is_read_without_a_network_and_its_pictures_have_words(site: di
     for page in site.values():
         assert not [link for link in page.loads if urlsplit(link).netloc]
         assert page.pictures_without_words == 0
+
+
+def test_the_page_of_results_has_every_figure_and_folds_those_without_a_target(site: dict[Path, Page]) -> None:
+    text = next(path for path in site if path.name == "results.html").read_text(encoding="utf-8")
+    folded = "".join(re.findall(r"<details.*?</details>", text, re.DOTALL))
+    for name in re.findall(r"<!-- figures: (\w+) -->", (ROOT / "docs" / "results.md").read_text()):
+        rows = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        free = [row["target"] is None for row in rows]
+        for row, without in zip(rows, free, strict=True):
+            cell = f"<td>{escape(row['figure'].replace('|', '/'), quote=False)}</td>"
+            assert cell in text, (name, row["figure"])
+            assert not without or all(free) or cell in folded, (name, row["figure"])
 
 
 def test_the_reference_has_every_module_and_its_words(site: dict[Path, Page]) -> None:
