@@ -257,7 +257,7 @@ def cost(results: Results) -> Text:
     spent = ledger(results)
     asked, found = spent["search"], spent["found"]
     return Text(
-        f"The search asked {count(asked)} tokens, {fraction(asked, spent['full'])} of asking every question "
+        f"The search asked {count(asked)} tokens, {fraction(asked, spent['full'])} of asking every item "
         f"({count(spent['full'])}); with all preparation {count(found)}, {fraction(found, spent['full'])}."
     )
 

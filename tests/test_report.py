@@ -134,7 +134,7 @@ def test_the_first_screen_says_what_was_merged_who_won_how_sure_and_at_what_cost
     assert "Against the best expert +11.0 points [+7.9, +14.1] english_arithmetic: 50.3%" in first
     assert "Is it real? Yes Better than all 8 rivals the best expert: p < 0.001" in first
     assert "guessing: 25%" in first
-    assert "1/34 of asking every question; 1/4.2 with all preparation" in first
+    assert "1/34 of asking every item; 1/4.2 with all preparation" in first
     assert "task arithmetic standard 54.7% [51.1%, 58.3%] +6.6 [+3.5, +9.7] p = 0.025 ✓" in first
     assert "base 12.1% [8.5%, 15.7%]" in first
 
@@ -160,12 +160,12 @@ def test_the_search_the_sample_and_the_estimators_are_on_the_page(results, html)
 
 
 def test_what_a_form_is_is_said(results, html):
-    assert "form of the questions. The form is how a question is put." in Reader(html).text
+    assert "form of the items. The form is how an item is put." in Reader(html).text
     ours = results.scores.rename(columns={"form symbols": "form known", "form words": "form own"})
     text = Reader(page(replace(results, scores=ours))).text
-    assert "how a question is put: known, worded as search questions are, or own, as none of them is." in text
+    assert "how an item is put: known, worded as search questions are, or own, as none of them is." in text
     plain = results.scores.drop(columns=["form symbols", "form words"])
-    assert "how a question is put" not in page(replace(results, scores=plain))
+    assert "how an item is put" not in page(replace(results, scores=plain))
 
 
 def test_the_leads_by_group_are_on_the_page(results, html):
@@ -227,7 +227,7 @@ def test_a_standard_merge_that_won_is_named(results):
     ours = renamed(results, {"evolved merge": "plain TIES"})
     text = Reader(page(replace(ours, winner=results.winner | {"merge": "plain TIES"}))).text
     assert "The plain TIES, which the search found nothing better than, beats the best expert, english_arith" in text
-    assert "found nothing better than the plain TIES, which was then measured on 720 questions" in text
+    assert "better than the plain TIES, which was then measured on 720 items, questions that it had never seen" in text
     assert "The plain TIES 61.3%" in text
     assert "the best other standard merge, by group" in text
     assert "evolved merge" not in text
@@ -323,10 +323,10 @@ def test_where_leaders_answered_every_item_the_best_of_these_wins(results, html)
     finalists.loc[finalists.index[0], ["items", "low", "high"]] = [everything, score, score]
     won = results.winner | {"items": everything, "objective": "worst"}
     text = Reader(page(replace(results, winner=won, finalists=finalists))).text
-    assert f"answered all {everything} search questions; the winner (marked) is the best of these by the score" in text
+    assert f"answered all {everything} search items; the winner (marked) is the best of these by the score" in text
     assert f"{finalists['phenotype'].iloc[0][:12]} {everything} {100 * won['estimate']:.1f}% exact" in text
     assert f"The winner has {100 * won['estimate']:.1f}% of all search items" in text
-    assert "best by the search and the fresh questions together" in Reader(html).text
+    assert "best by the search and the fresh items together" in Reader(html).text
 
 
 def test_a_front_of_one_leader_is_shown(results):
@@ -648,7 +648,7 @@ def test_the_stage_writes_the_page_of_its_files_its_figures_and_ends_with_the_re
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "report: data/report/index.html"
     assert "The evolved merge beats the best expert, english_arithmetic, by 11.0 points:" in said
-    cost = "The search asked 435,456 tokens, 1/34 of asking every question (14.9 million); "
+    cost = "The search asked 435,456 tokens, 1/34 of asking every item (14.9 million); "
     assert f"{cost}with all preparation 3.51 million, 1/4.2." in said
     (line,) = [line for line in said if line.startswith("uniform average")]
     assert re.split(" {2,}", line) == ["uniform average", "53.2%", "[49.6%, 56.8%]", "+8.1 [+5.0, +11.2]"]
