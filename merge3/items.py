@@ -178,6 +178,11 @@ def _free_item(row: Mapping[Hashable, Any], source: str) -> Item:
         raise ValueError(
             f"{source}: item {row['id']!r}: {beside[0]} belongs into its free, with how it is asked and graded"
         )
+    if _given(row.get("options")):
+        raise ValueError(
+            f"{source}: item {row['id']!r}: it has options and texts that are expected: give options with an answer, "
+            "or the texts alone"
+        )
     if not isinstance(row["prompt"], str | int) or not isinstance(row["id"], str | int):
         raise ValueError(f"{source}: item {row['id']!r}: prompt or id is missing or no text")
     if isinstance(how, str):

@@ -162,6 +162,7 @@ def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
         ({"expected": "x", "free": {"max_tokens": "8"}}, "max_tokens must be a number of tokens, got '8'"),
         ({"expected": "x", "free": {"stop": 5}}, "stop must be text, got 5"),
         ({"expected": "x", "max_tokens": 5}, "max_tokens belongs into its free"),
+        ({"expected": "x", "options": ["x", "y"], "answer": 0}, "it has options and texts that are expected: give"),
     ],
 )
 def test_what_a_field_cannot_be_is_said_with_its_item(tmp_path: Path, row: dict[str, object], message: str) -> None:
