@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.progress
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from merge3 import answering, cli, items, mergefile, models, responses, run
 from merge3.cli import asking, main, making, searching, show
+from merge3.estimate import Estimate
 from merge3.items import FreeText, Item
 from merge3.models import fingerprint
 
@@ -554,3 +557,15 @@ def test_a_table_stays_whole_in_a_narrow_terminal(
     rows = [[cell.strip() for cell in line if cell] for line in lines]
     assert [row for row in rows if row[0] in names[:2]] == [[name, *figures] for name in names[:2]]
     assert max(len("  ".join(line)) for line in lines) <= max(width, 80)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_terminal_shows_a_runs_stage_and_the_time_left(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    far = run.Progress("finalists", 54, 40, 100, 1000, 3.0, 312.0, Estimate(0.251, 0.22, 0.281, 0.02))
+    console = Console(file=(shown := io.StringIO()), width=width, force_terminal=True, color_system=None)
+    with rich.progress.Progress(*searching.columns(), console=console) as bar:
+        bar.add_task(far.stage, total=far.total, completed=far.done, said=searching.figures(far))
+    line = re.sub(r"\x1b\[\??\d*[A-Za-z]", "", shown.getvalue()).strip().splitlines()[-1]
+    assert re.search(r"^finalists .*54% 5 min left, best 25.1 \[22.0, 28.1\], 333 t", line)
+    assert len(line) <= width

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, ProgressColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from merge3 import run as search
 from merge3.cli.show import as_json, percent, quiet, table
@@ -94,15 +95,19 @@ def watching() -> Iterator[Callable[[Progress], None]]:
     if not sys.stderr.isatty():
         yield plain_lines()
         return
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[said]}"),
-    )
-    with Bar(*columns, console=Console(stderr=True, highlight=False)) as bar:
+    with Bar(*columns(), console=Console(stderr=True, highlight=False)) as bar:
         task = bar.add_task("loading", total=None, said="")
         yield lambda p: bar.update(task, description=p.stage, total=p.total, completed=p.done, said=figures(p))
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """Of the live line: where a terminal is narrow the bar goes, then the end of the figures."""
+    return (
+        TextColumn("{task.description}", table_column=Column(min_width=10)),
+        BarColumn(),
+        TaskProgressColumn(table_column=Column(min_width=4)),
+        TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
+    )
 
 
 def plain_lines() -> Callable[[Progress], None]:
@@ -120,9 +125,9 @@ def plain_lines() -> Callable[[Progress], None]:
 
 
 def figures(p: Progress) -> str:
-    """The best so far, the speed, how many answers were kept, and the time left."""
+    """The time left, the best so far, the speed, and how many answers were kept."""
     best = p.best and f"best {percent(p.best.score)} [{percent(p.best.low)}, {percent(p.best.high)}]"
     speed = p.seconds and f"{p.tokens / p.seconds:,.0f} tokens/s"
     kept = p.kept and f"{p.kept} kept"
     left = p.left is not None and f"{minutes(p.left)} left"
-    return ", ".join(part for part in (best, speed, kept, left) if part)
+    return ", ".join(part for part in (left, best, speed, kept) if part)
