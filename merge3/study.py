@@ -41,6 +41,7 @@ STRANGERS = 2000  # at most, drawn anew each time
 HELD_OUT = 0.25  # of models without parents
 FEWEST = 4  # of them: one that is held out, and three to learn from
 ADAPTIVE = "adaptive"
+STUDIED = frozenset({ADAPTIVE, "ridge"})  # here alone: the pipeline does not offer them
 POOLED = "pooled"  # lineage's estimates and the surface over the weights through all of them, as the search sees it
 
 

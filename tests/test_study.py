@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
+from flows import estimate
 from merge3 import cli, lineage, responses, study
 from merge3.estimate import ESTIMATORS, MIXED, SAMPLED, Known
 from merge3.extract import METHODS
@@ -201,6 +202,17 @@ def test_the_commands_print_write_and_plot(tmp_path, capsys):
     assert "holds  eps-stability of lineage: eps 0." in printed
     assert cli.main(["verify", *case, "--count", "5", "--json"]) == 0
     assert all(check["holds"] for check in json.loads(capsys.readouterr().out))
+
+
+def test_the_advice_says_what_the_pipeline_does_not_offer(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert estimate.STUDIED <= study.STUDIED
+    responses.write(tmp_path / "table.parquet", world())
+    for seed, name in ((0, "p_irt"), (4, "ridge")):
+        case = ["study", str(tmp_path / "table.parquet"), "--draws", "1", "--counts", "5", "--seed", str(seed)]
+        assert cli.main(case) == 0
+        advice = capsys.readouterr().out.partition("5 items: ask ")[2]
+        assert f"estimate by {name} (" in advice
+        assert ("The pipeline does not offer ridge: of the pairs above" in advice) == (name == "ridge")
 
 
 @pytest.mark.parametrize(("items", "counts"), [(40, {10, 20}), (5, {5})])

@@ -34,11 +34,14 @@ def study(options: argparse.Namespace) -> None:
         return
     shown = found.sort_values(["items", "error"])
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
-    for row in studies.recommend(found).to_dict("records"):
+    best = studies.recommend(found)
+    for row in best.to_dict("records"):
         print(
             f"{row['items']} items: ask {row['method']} items, estimate by {row['estimator']} "
             f"(error {row['error']:.1f} points, Spearman {row['spearman']:.2f}, regret {row['regret']:.1f})"
         )
+    for name in sorted({*best["method"], *best["estimator"]} & studies.STUDIED):
+        print(f"The pipeline does not offer {name}: of the pairs above take the best without it.")
 
 
 def verify(options: argparse.Namespace) -> None:
