@@ -60,15 +60,19 @@ class Asker:
         self.batch_tokens = batch_tokens
         answering.divisors([], tokenizer, scoring)  # is refused before anything is asked
         self.scoring = scoring
+        self._costs: dict[tuple[str, ...], Cost] = {}  # by the items' content hashes
         self._packed: bool | None = None  # whether options may be packed, once one was held against its siblings
         self._applied: str | None = None  # phenotype that the live model holds
         self._expected: dict[str, Recipe] = {}  # phenotypes that will be asked soon
         self._made: dict[str, Weights] = {}  # and those of them that are merged
 
     def cost(self, items: Sequence[Item]) -> Cost:
-        """What a model's answers to `items` take, if none is kept."""
-        work = respond.planned(items, self.tokenizer)
-        return Cost(work.tokens, flops(self.merger.model, work))
+        """What a model's answers to `items` take, if none is kept; reckoned once, as all candidates are asked alike."""
+        asked = tuple(item.content_hash for item in items)
+        if asked not in self._costs:
+            work = respond.planned(items, self.tokenizer)
+            self._costs[asked] = Cost(work.tokens, flops(self.merger.model, work))
+        return self._costs[asked]
 
     def key(self, recipe: Recipe) -> dict[str, Any]:
         """The store's key of a recipe: equal for recipes that make the same weights."""

@@ -97,6 +97,8 @@ def test_more_items_cost_only_those(merger: LiveMerger, tokenizer: PreTrainedTok
     assert (few.new, more.new) == (3, 5)
     assert more.answers[:3] == few.answers
     assert few.cost.tokens + more.cost.tokens == sum(len(answering.tokenize(i, tokenizer).tokens) for i in ITEMS)
+    assert it.cost(ITEMS).tokens == few.cost.tokens + more.cost.tokens
+    assert it.cost(list(ITEMS)) is it.cost(ITEMS)  # reckoned once for all who are asked the same
 
 
 def test_answers_are_those_of_the_merged_model(
