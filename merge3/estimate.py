@@ -158,6 +158,13 @@ class Known:
         weights = self.weights[scored]
         return replace(self, subset=self.subset[scored], weights=weights * self.weights.sum() / weights.sum())
 
+    def counting(self, items: Int[np.ndarray, " counted"]) -> "Known":
+        """The same, the score being of these items alone; what relatives tell is found out once for all that is so."""
+        part = replace(self, counted=items)
+        if self.relatives is not None and len(self.unasked):
+            vars(part)["factors"] = self.factors
+        return part
+
     @cached_property
     def parent_abilities(self) -> Float[np.ndarray, "parents dimensions"]:
         """The parents' abilities, from their answers to all items.

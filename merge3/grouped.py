@@ -33,19 +33,17 @@ class Grouped:
             raise ValueError(f"expected one group an item, got {len(groups)} groups for {len(known.items)} items")
         labels = np.asarray(groups, dtype=str)
         self.estimator = estimator
+        self.known = known
         self.shares = {str(group): float((labels == group).mean()) for group in sorted(set(groups))}
+        self._members = {group: np.flatnonzero(labels == group) for group in self.shares}
         self._parts = {}
-        for group in self.shares:
-            members = np.flatnonzero(labels == group)
+        for group, members in self._members.items():
             asked = np.flatnonzero(labels[known.subset] == group)
             if len(asked) == 0:
                 raise ValueError(
                     f"none of the {len(known.subset)} items that are asked is of group {group!r}: ask more "
                     "(extract.items; for finalists evolve.finalist_items), or search for the mean"
                 )
-            if estimator in CONTINUOUS:
-                self._parts[group] = (np.arange(len(known.subset)), replace(known, counted=members))
-                continue
             part = replace(
                 known,
                 items=known.items.take(members),
@@ -63,12 +61,24 @@ class Grouped:
 
         Answers that are not scored (NaN) are left out, and so is a group of which none is.
         """
+        if self.estimator in CONTINUOUS:
+            return self._by_margins(answers)
         found = {}
         for group, (asked, part) in self._parts.items():
             scored = ~np.isnan(answers[asked])
             if scored.any():
                 found[group] = self.estimator(answers[asked][scored], part.answered(scored))
         return found
+
+    def _by_margins(self, margins: Float[np.ndarray, " asked"]) -> dict[str, Estimate]:
+        """The estimate of every group, by the margins of all items."""
+        scored = ~np.isnan(margins)
+        if not scored.any():
+            return {}
+        known = self.known.answered(scored)
+        return {
+            group: self.estimator(margins[scored], known.counting(members)) for group, members in self._members.items()
+        }
 
 
 class Objective:

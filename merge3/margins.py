@@ -24,6 +24,7 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import ndtr
 from scipy.stats import norm
 
 NOISES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # deviation of a margin from the directions, as a share of its spread
@@ -62,11 +63,23 @@ class Factors:
         self, asked: Int[np.ndarray, " asked"], margins: Float[np.ndarray, " asked"]
     ) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, "items factors"], Float[np.ndarray, "factors factors"]]:
         """The probability that each item is right, how it moves with z, and z's covariance."""
+        at, deviation, covariance = self._standing(asked, margins)
+        return ndtr(at), (norm.pdf(at) / deviation)[:, None] * self.loadings, covariance
+
+    def probability(
+        self, asked: Int[np.ndarray, " asked"], margins: Float[np.ndarray, " asked"]
+    ) -> Float[np.ndarray, " items"]:
+        """The probability that each item is right."""
+        return np.asarray(ndtr(self._standing(asked, margins)[0]))
+
+    def _standing(
+        self, asked: Int[np.ndarray, " asked"], margins: Float[np.ndarray, " asked"]
+    ) -> tuple[Float[np.ndarray, " items"], Float[np.ndarray, " items"], Float[np.ndarray, "factors factors"]]:
+        """Each item's margin in units of its deviation, that deviation, and z's covariance."""
         z, covariance = self.posterior(asked, margins)
         V = self.loadings
         deviation = np.sqrt(((V @ covariance) * V).sum(axis=1) + self.noise)
-        at = (self.mean + V @ z) / deviation
-        return norm.cdf(at), (norm.pdf(at) / deviation)[:, None] * V, covariance
+        return (self.mean + V @ z) / deviation, deviation, covariance
 
 
 def fit(relatives: Float[np.ndarray, "relatives items"], asked: Int[np.ndarray, " asked"]) -> Factors:
@@ -132,7 +145,7 @@ def _told(
     setting: tuple[float, float],
 ) -> float:
     """The log-likelihood of a relative's answers to the items not asked, by the others and its margins on the rest."""
-    P, _, _ = factors(np.delete(relatives, k, axis=0), setting).right(asked, relatives[k, asked])
+    P = factors(np.delete(relatives, k, axis=0), setting).probability(asked, relatives[k, asked])
     likely = np.where(relatives[k] > 0, P, 1 - P)
     likely[asked] = 1.0
     return float(np.log(np.maximum(likely, LEAST)).sum())

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merge3 import margins
 from merge3.estimate import ESTIMATORS, Known
 from merge3.grouped import Grouped, Objective
 from merge3.irt import ItemParameters, Predictor, probability
@@ -49,6 +50,20 @@ def test_a_group_that_is_better_is_estimated_better() -> None:
     whole = known(np.arange(60))
     found = Grouped(ESTIMATORS["parent_aware"], whole, GROUPS)(answers[:60])
     assert max(found, key=lambda group: found[group].score) == "g1"
+
+
+def test_what_relatives_tell_is_found_out_once_for_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    relatives, subset = np.random.default_rng(2).normal(size=(6, COUNT)), np.arange(0, COUNT, 4)
+    fit, fitted = margins.fit, []
+    monkeypatch.setattr(margins, "fit", lambda *of: fitted.append(of) or fit(*of))
+    whole = replace(known(subset), relatives=relatives[1:])
+    answers = np.where(np.arange(len(subset)) == 3, np.nan, relatives[0, subset])
+    found = Grouped(ESTIMATORS["margin_irt"], whole, GROUPS)(answers)
+    assert len(fitted) == 1
+    scored = ~np.isnan(answers)
+    for n, group in enumerate(("g0", "g1", "g2")):
+        part = replace(whole.answered(scored), counted=np.arange(n, COUNT, 3))
+        assert found[group] == ESTIMATORS["margin_irt"](answers[scored], part)
 
 
 def test_a_group_is_estimated_by_its_own_items_of_family_and_population() -> None:
