@@ -144,25 +144,30 @@ class History:
 
     def evaluate(self, genotype: np.ndarray, recipe: Recipe, place: dict[str, int]) -> Evaluation:
         """Ask a candidate, and write a row of the history for it."""
-        name = self.phenotype(recipe)
-        new = name not in self.answered
-        evaluation = self.fitness(recipe) if new else self._again(name)
-        if new:
-            self.answered[name] = self.fitness, evaluation
-        one = self.charge(name, self.fitness.questions) if new else Cost()
-        genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
-        told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": one.tokens}
+        name, tokens = self.phenotype(recipe), 0
+        if name in self.answered:
+            evaluation = self._again(name)
+        else:
+            evaluation = self.fitness(recipe)
+            tokens = self._keep(name, genotype, evaluation)
         self.recipes.setdefault(name, recipe)
         self.seen.add(name)
+        genes = dict(zip(self.genome.names, genotype.tolist(), strict=True))
+        told = {"margin": evaluation.margin, "failed": evaluation.failed, "tokens": tokens}
         self.rows.append({**place, "phenotype": name, **self._estimates(name, evaluation), **told, **genes})
-        self.spent += one
-        if new:
-            self.cost += evaluation.cost
-            if evaluation.estimate:
-                self.told[name] = self._told(genotype, evaluation)
-            else:
-                self.failed.append(genotype)
         return evaluation
+
+    def _keep(self, name: str, genotype: np.ndarray, evaluation: Evaluation) -> int:
+        """Keep what a new candidate is worth, or that it is broken; what its questions take, in tokens."""
+        self.answered[name] = self.fitness, evaluation
+        if evaluation.estimate:
+            self.told[name] = self._told(genotype, evaluation)
+        else:
+            self.failed.append(genotype)
+        one = self.charge(name, self.fitness.questions)
+        self.spent += one
+        self.cost += evaluation.cost
+        return one.tokens
 
     def _estimates(self, name: str, evaluation: Evaluation) -> dict[str, Any]:
         """What a row says of a candidate's evaluation: of how many items, its estimate, also by group."""
@@ -204,13 +209,7 @@ class History:
         Raises:
             ValueError: every candidate so far is broken.
         """
-        everything = joining.everything
-        leaders: dict[str, tuple[np.ndarray, Recipe]] = {}
-        pooled = self.surface()
-        for genotype in [self._highest(pooled, search.seed), *self.asked[self._order(pooled)]]:
-            recipe = self.genome.decode(genotype)
-            if len(leaders) < joining.count and self.phenotype(recipe) not in self.joined:
-                leaders.setdefault(self.phenotype(recipe), (genotype, recipe))
+        leaders, everything = self._joiners(search, joining.count), joining.everything
         everything.expect([recipe for _, recipe in leaders.values()])
         taught = []
         for name, (genotype, recipe) in leaders.items():
@@ -225,39 +224,53 @@ class History:
             self.answered[name], self.exact[name] = (everything, evaluation), evaluation
             if name not in self.told:
                 self.proven[name] = self._exact(genotype, evaluation)
+        before = self.fitness.known.relatives
+        if taught and before is not None:
+            self._estimate_anew(np.vstack([before, *taught]), joining)
+            self._retell(search)
+
+    def _joiners(self, search: Search, count: int) -> dict[str, tuple[np.ndarray, Recipe]]:
+        """The genotypes and recipes of up to `count` leaders that have not joined yet, by phenotype."""
+        pooled = self.surface()
+        asked = self.asked[np.argsort(-pooled.predict(self.asked)[0], kind="stable")]
+        leaders: dict[str, tuple[np.ndarray, Recipe]] = {}
+        for genotype in [self._placed(surface.best(pooled, search.seed)), *asked]:
+            recipe = self.genome.decode(genotype)
+            if len(leaders) < count and self.phenotype(recipe) not in self.joined:
+                leaders.setdefault(self.phenotype(recipe), (genotype, recipe))
+        return leaders
+
+    def _estimate_anew(self, relatives: Float[np.ndarray, "relatives items"], joining: Joining) -> None:
+        """Estimate all candidates by what these relatives teach, and choose by it what others are asked from here on.
+
+        Each stays with the items that it was asked; of leaders that answered all items nothing is left to learn.
+        """
         known = self.fitness.known
-        if not taught or known.relatives is None:
-            return
-        relatives = np.vstack([known.relatives, *taught])
         subset, weights = joining.choose(relatives) if joining.choose else (known.subset, known.weights)
         self.fitness = joining.fitness_of(replace(known, relatives=relatives, subset=subset, weights=weights))
-        anew: dict[int, Fitness] = {id(everything): everything}
+        anew: dict[int, Fitness] = {id(joining.everything): joining.everything}
         for name, (asked, answers) in self.answered.items():
             if id(asked) not in anew:
                 anew[id(asked)] = joining.fitness_of(replace(asked.known, relatives=relatives))
             self.answered[name] = anew[id(asked)], answers
-            if name in self.told:
-                tell = self._exact if asked is everything else self._told
-                self.told[name] = tell(self.told[name].genotype, self._again(name))
+        evaluations = {name: self._again(name) for name in self.seen}
+        for name, before in self.told.items():
+            tell = self._exact if self.answered[name][0] is joining.everything else self._told
+            self.told[name] = tell(before.genotype, evaluations[name])
         for row in self.rows:
-            row |= self._estimates(row["phenotype"], self._again(row["phenotype"]))
-        all_genes, both = self._all()
+            row |= self._estimates(row["phenotype"], evaluations[row["phenotype"]])
+
+    def _retell(self, search: Search) -> None:
+        """Tell a search all that is known and was told, as it is estimated now."""
+        genes, both = self._all()
         values, errors = [one.groups or one.score for one in both], [one.group_errors or one.error for one in both]
-        search.retell(all_genes, values, errors, self.failed)
+        search.retell(genes, values, errors, self.failed)
 
     def _ask(self, label: str, name: str, recipe: Recipe, fitness: Fitness) -> tuple[Evaluation, int]:
         """A leader's evaluation, and what its questions take that it was not asked before in this search, in tokens."""
         evaluation = self.do(label, partial(fitness, recipe))
         self.cost += evaluation.cost
         return evaluation, self.charge(name, fitness.questions).tokens
-
-    def _order(self, pooled: surface.Surface) -> list[int]:
-        """The places of the candidates that were told, by their posterior mean, the highest first."""
-        return [int(place) for place in np.argsort(-pooled.predict(self.asked)[0], kind="stable")]
-
-    def _highest(self, pooled: surface.Surface, seed: int) -> Float[np.ndarray, " genes"]:
-        """Where the surface is highest."""
-        return self._placed(surface.best(pooled, seed))
 
     def _placed(self, genotype: Float[np.ndarray, " genes"]) -> Float[np.ndarray, " genes"]:
         """The genotype; where methods are searched, in the middle of its method's part."""
