@@ -41,9 +41,9 @@ from merge3 import surface
 from merge3.estimate import CONTINUOUS, ESTIMATORS, Known, calibrate, learn_inheritance, prior_of
 from merge3.evolve import SEARCHES, Genes, Pooled, Search
 from merge3.extract import MARGINS, METHODS, by_margins
+from merge3.finalists import HALVES, combined, contenders, finals, fresh, halves, paired
 from merge3.fitness import TIE
 from merge3.genome import Genome
-from merge3.history import HALVES, combined, contenders, finals, fresh, halves, paired
 from merge3.irt import fit_items
 
 RESPONSES = Path("data/respond/search.parquet")

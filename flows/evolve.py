@@ -49,23 +49,12 @@ from merge3.asker import Asker
 from merge3.estimate import CONTINUOUS, ESTIMATORS, Calibration, Known
 from merge3.evolve import FRONTS, SEARCHES, Cma, Genes, Search, begin_after
 from merge3.extract import MARGINS
+from merge3.finalists import finals, fresh, halves, told_apart, whole
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import hypervolume
 from merge3.genome import Genome, live_groups
 from merge3.grouped import Objective, weights_of
-from merge3.history import (
-    EVOLVED,
-    History,
-    Joining,
-    average,
-    finals,
-    fresh,
-    generation,
-    halves,
-    joins,
-    told_apart,
-    whole,
-)
+from merge3.history import EVOLVED, History, Joining, average, generation, joins
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.models import read_manifest

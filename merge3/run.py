@@ -26,21 +26,10 @@ from merge3.benchmark import TEST_SHARE, read, settings_of, split, with_share
 from merge3.estimate import ESTIMATORS, Z90, Estimate, Known, calibrate
 from merge3.evolve import SEARCHES, Genes, Search
 from merge3.extract import by_margins
+from merge3.finalists import HALVES, JOINING, finals, fresh, halves, told_apart, whole
 from merge3.fitness import Fitness
 from merge3.genome import Genome, live_groups
-from merge3.history import (
-    HALVES,
-    JOINING,
-    History,
-    Joining,
-    finals,
-    fresh,
-    generation,
-    halves,
-    joins,
-    told_apart,
-    whole,
-)
+from merge3.history import History, Joining, generation, joins
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker

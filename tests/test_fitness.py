@@ -21,10 +21,11 @@ from merge3 import answering, models
 from merge3.asker import Asker
 from merge3.estimate import ESTIMATORS, Estimate, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes
+from merge3.finalists import finals, on_common, own_variance, paired, whole
 from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
-from merge3.history import History, Joining, finals, generation, on_common, own_variance, paired, whole
+from merge3.history import History, Joining, generation
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops

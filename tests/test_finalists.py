@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from merge3.estimate import Known
+from merge3.finalists import combined, finals, fresh, halves, paired, told_apart
 from merge3.genome import Genome
-from merge3.history import average, combined, finals, fresh, halves, paired, told_apart
+from merge3.history import average
 from merge3.irt import ItemParameters
 from merge3.recipe import AVERAGE, standard_merges
 
