@@ -225,18 +225,7 @@ class Known:
         """
         if self.population is None or len(self.population) < RIDGED:
             raise ValueError(f"ridge needs a population of {RIDGED} or more models answered in full: give Known one")
-        X, y = self.population[:, self.subset], self.population.mean(axis=1)
-        U, S, Vt = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
-        along = U.T @ (y - y.mean())
-        best: tuple[float, np.ndarray] = (np.inf, np.zeros(len(S)))
-        for strength in np.logspace(-1, 4, 21):
-            shrunk = S**2 / (S**2 + strength)
-            leverage = 1 / len(y) + (U**2) @ shrunk
-            misses = (y - y.mean() - U @ (shrunk * along)) / np.maximum(1 - leverage, 1e-3)
-            if (error := float(np.sqrt((misses**2).mean()))) < best[0]:
-                best = error, S / (S**2 + strength) * along
-        weights = Vt.T @ best[1]
-        return weights, float(y.mean() - weights @ X.mean(axis=0)), best[0]
+        return _fit_ridge(self.population[:, self.subset], self.population.mean(axis=1))
 
     @cached_property
     def unasked(self) -> Int[np.ndarray, " unasked"]:
@@ -343,15 +332,16 @@ def margin_irt(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
         ValueError: too few relatives, or a margin is missing.
     """
     _complete(answers, known)
-    asked, counted = np.zeros(len(known.items), dtype=bool), np.zeros(len(known.items), dtype=bool)
-    asked[known.subset] = True
-    counted[slice(None) if known.counted is None else known.counted] = True
-    P, covariance = np.zeros(len(known.items)), np.zeros((1, 1))
-    slopes = np.zeros((len(known.items), 1))
-    if not asked[counted].all():
-        P, slopes, covariance = known.factors.right(known.subset, answers)
-    P[known.subset] = answers > 0
+    every = np.arange(len(known.items))
+    asked = np.isin(every, known.subset)
+    counted = np.isin(every, every if known.counted is None else known.counted)
+    found = np.zeros(len(every))
+    found[known.subset] = answers > 0
     unasked = counted & ~asked
+    if not unasked.any():
+        return _interval(float(found[counted].mean()), 0.0)
+    P, slopes, covariance = known.factors.right(known.subset, answers)
+    P = np.where(asked, found, P)
     gradient = slopes[unasked].sum(axis=0)
     variance = gradient @ covariance @ gradient + (P * (1 - P))[unasked].sum()
     error = known.calibration.widening * np.sqrt(variance) / counted.sum()
@@ -370,6 +360,29 @@ def ridge(answers: Float[np.ndarray, " asked"], known: Known) -> Estimate:
     least = answers.sum() / len(known.items)
     most = least + len(known.unasked) / len(known.items)
     return _interval(float(np.clip(intercept + weights @ answers, least, most)), known.calibration.widening * error)
+
+
+def _fit_ridge(
+    answers: Float[np.ndarray, "models asked"], scores: Float[np.ndarray, " models"]
+) -> tuple[Float[np.ndarray, " asked"], float, float]:
+    """Weights of the answers, intercept, and leave-one-out error of the best penalty.
+
+    By one singular value decomposition for all penalties: the hat matrix U diag(S² / (S² + penalty)) U', and 1/n for
+    the intercept, has on its diagonal each model's leverage, and its miss when left out is its residual over
+    1 - leverage (Allen 1974).
+    """
+    centred = scores - scores.mean()
+    U, S, Vt = np.linalg.svd(answers - answers.mean(axis=0), full_matrices=False)
+    along = U.T @ centred
+    least, coordinates = np.inf, np.zeros(len(S))
+    for penalty in np.logspace(-1, 4, 21):
+        shrunk = S**2 / (S**2 + penalty)
+        leverage = 1 / len(scores) + (U**2) @ shrunk
+        misses = (centred - U @ (shrunk * along)) / np.maximum(1 - leverage, 1e-3)
+        if (error := float(np.sqrt((misses**2).mean()))) < least:
+            least, coordinates = error, S / (S**2 + penalty) * along
+    weights = Vt.T @ coordinates
+    return weights, float(scores.mean() - weights @ answers.mean(axis=0)), least
 
 
 def expected(parents: Float[np.ndarray, "parents items"]) -> Calibration:
@@ -437,11 +450,6 @@ def calibrate(
         ValueError: no models, or missing answers.
     """
     parts = [weighted_mean, MIXED[estimator]] if estimator in MIXED else [ESTIMATORS[estimator]]
-    in_turn = known.relatives if parts[0] in CONTINUOUS else None
-    if in_turn is not None and len(in_turn) <= margins.FEWEST:
-        raise ValueError(
-            f"expected {margins.FEWEST + 1} relatives or more, as each is left out in turn, got {len(in_turn)}"
-        )
     if len(responses) == 0 or np.isnan(responses).any():
         raise ValueError(
             f"expected models answered in full, got {len(responses)} models, "
@@ -452,14 +460,14 @@ def calibrate(
             f"expected answers to all {len(known.items)} items, got {responses.shape[1]}: align them by id"
         )
     plain = replace(known, calibration=replace(known.calibration, widening=1.0))
-    rows = [(row, plain) for row in responses]
-    if in_turn is not None:
-        rows = [(row, _without(plain, k, choose)) for k, row in enumerate(in_turn)]
-    truths = np.array([(row > 0).mean() for row, _ in rows])
-    made = [[part(row[before.subset], before) for row, before in rows] for part in parts]
-    scores, errors = (
-        np.array([[getattr(e, name) for e in row] for row in made]) for name in ("score", "standard_error")
-    )
+    if parts[0] in CONTINUOUS and known.relatives is not None:
+        measured = _left_out(plain, known.relatives, choose)
+    else:
+        measured = [(row, plain) for row in responses]
+    truths = np.array([(row > 0).mean() for row, _ in measured])
+    made = [[part(row[before.subset], before) for row, before in measured] for part in parts]
+    scores = np.array([[estimate.score for estimate in of_part] for of_part in made])
+    errors = np.array([[estimate.standard_error for estimate in of_part] for of_part in made])
     estimates, spreads = cross_calibrate(scores, errors, truths)
     shares, widening = fit_mixture(scores, errors, truths)
     figures = replace(
@@ -477,12 +485,24 @@ def calibrate(
     return replace(known, calibration=figures)
 
 
-def _without(known: Known, relative: int, choose: Choose | None) -> Known:
-    """What is known without a relative."""
-    assert known.relatives is not None
-    others = np.delete(known.relatives, relative, axis=0)
-    subset, weights = choose(others) if choose else (known.subset, known.weights)
-    return replace(known, relatives=others, subset=subset, weights=weights)
+def _left_out(
+    known: Known, relatives: Float[np.ndarray, "relatives items"], choose: Choose | None
+) -> list[tuple[Float[np.ndarray, " items"], Known]]:
+    """Each relative, and what is known without it.
+
+    Raises:
+        ValueError: the others would be too few.
+    """
+    if len(relatives) <= margins.FEWEST:
+        raise ValueError(
+            f"expected {margins.FEWEST + 1} relatives or more, as each is left out in turn, got {len(relatives)}"
+        )
+    found = []
+    for place, relative in enumerate(relatives):
+        others = np.delete(relatives, place, axis=0)
+        subset, weights = choose(others) if choose else (known.subset, known.weights)
+        found.append((relative, replace(known, relatives=others, subset=subset, weights=weights)))
+    return found
 
 
 def cross_calibrate(
