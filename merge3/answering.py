@@ -1,10 +1,10 @@
 """Answering: the likelihood that a model gives each option of each item; the likeliest option is its answer.
 
-A prompt and its options are one tree of tokens, packed into one sequence: the prompt is computed once, and so is
-every beginning that options share. A beginning that all items share (examples, a system prompt) is computed once for
-all. Logits are read only where an option's next token hangs. Models for which that is not exact (layers that are not
-attention, items beyond a sliding window) are asked a sequence an option instead. Items so long that a model stretches
-its positions (LongRoPE) are asked apart from others, and whole.
+A prompt and its options are one tree of tokens (`merge3.trees`), packed into one sequence: the prompt is computed once,
+and so is every beginning that options share. A beginning that all items share (examples, a system prompt) is computed
+once for all. Logits are read only where an option's next token hangs. Models for which that is not exact (layers that
+are not attention, items beyond a sliding window) are asked a sequence an option instead. Items so long that a model
+stretches its positions (LongRoPE) are asked apart from others, and whole.
 
 **Batch shape decides nothing.** On a CPU tokens go through the layers as one row without padding (`merge3.flat`), where
 likelihoods are then the same to the bit in any batch: where a matrix product's row does not depend on the other rows,
@@ -31,9 +31,10 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import flat, grading
 from merge3.items import Item
-from merge3.memory import FEW, Prefix, looked_at, rounded
+from merge3.memory import Prefix, looked_at, rounded
 from merge3.models import value_of
 from merge3.store import Answer, Failure
+from merge3.trees import Tree, alike, batches, common, flat_batches, longest, tokenize, tree_of
 
 PROTOCOL = {
     "scoring": "sum of option log-likelihoods",
@@ -46,7 +47,6 @@ PROTOCOL = {
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 SCORINGS = ("sum", "characters", "tokens")  # what log-likelihoods of options are compared by, see `divisors`
 ALIBI = ("bloom", "mpt")  # architectures that tell positions by distance in the row
-SHARED = 24  # tokens from which on a common beginning is worth a pass of its own
 TRIAL, COPIES = (5, 33, 100), 7  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
 HEAD_ROWS = 64  # rows of logits normalised at once, so that they stay in the processor's cache
 
@@ -94,176 +94,6 @@ class BrokenModel(ValueError):  # noqa: N818 - reads better where it is raised
     def __init__(self, message: str, work: Work) -> None:
         super().__init__(message)
         self.work = work
-
-
-@dataclass(frozen=True)
-class Tree:
-    """One item in tokens.
-
-    `tokens` are the prompt and then the inner nodes of the options' tree; `parents[k]` is the position in `tokens`
-    that inner node k hangs from. `reads[o]` lists for option o the pairs (position, next token) whose log-probabilities
-    sum to the option's.
-    """
-
-    prompt: int  # number of prompt tokens
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    reads: tuple[tuple[tuple[int, int], ...], ...]
-
-    @property
-    def read_positions(self) -> int:
-        """The last prompt token and every inner node."""
-        return len(self.tokens) - self.prompt + 1
-
-    @property
-    def depth(self) -> int:
-        """Tokens of the longest option with the prompt, which is what a model's context must hold."""
-        return self.prompt + max(map(len, self.reads), default=1) - 1
-
-    def lines(self) -> list[Tree]:
-        """The same options as trees of one option each."""
-        found = []
-        for path in self.reads:
-            tail = tuple(token for _, token in path)
-            start = self.prompt - 1
-            found.append(
-                Tree(
-                    self.prompt,
-                    (*self.tokens[: self.prompt], *tail[:-1]),
-                    tuple(range(start, start + len(tail) - 1)),
-                    (tuple((start + place, token) for place, token in enumerate(tail)),),
-                )
-            )
-        return found
-
-
-def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of a text; a beginning-of-text token that it has already, from a chat template, is not put there again."""
-    begins = tokenizer.bos_token
-    tokens: list[int] = tokenizer.encode(text, add_special_tokens=not (begins and text.startswith(begins)))
-    ends = tokenizer.eos_token
-    if tokens and ends and tokens[-1] == tokenizer.eos_token_id and not text.endswith(str(ends)):
-        tokens.pop()  # put there by the tokenizer: nothing would be read after it
-    return tokens
-
-
-def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that stands for an empty prompt, as in lm-eval: beginning of text, else end of text.
-
-    Raises:
-        ValueError: the tokenizer has neither.
-    """
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise ValueError("an empty prompt needs a tokenizer with a beginning-of-text or end-of-text token")
-
-
-def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree | Failure:
-    """The token tree of an item; a failure where two options are the same tokens, or one adds none to the prompt.
-
-    Prompt and option are tokenized together and parted after as many tokens as the prompt has alone, the prompt's
-    trailing space belonging to the option, exactly as lm-eval does. Where a token would merge across that border,
-    the prompt keeps its own tokens, and the option is what follows so many tokens of the whole.
-    """
-    context = item.prompt.rstrip()
-    prompt = encode(context, tokenizer)
-    wholes = [encode(item.prompt + option, tokenizer) for option in item.options]
-    owns = [whole[len(prompt) :] for whole in wholes]
-    if not context:
-        # nothing to condition on: lm-eval's one token, which is not put before an option that begins with it
-        first = beginning(tokenizer)
-        plain: list[list[int]] = [
-            tokenizer.encode(item.prompt + option, add_special_tokens=False) for option in item.options
-        ]
-        prompt, owns = [first], [own[1:] if own[:1] == [first] else own for own in plain]
-    for option, own in zip(item.options, owns, strict=True):
-        if not own:
-            return Failure(f"option {option!r} adds no token to the prompt")
-    if len(set(map(tuple, owns))) < len(owns):
-        return Failure("two options are the same tokens")
-    return tree_of(prompt, owns)
-
-
-def tree_of(prompt: Sequence[int], options: Sequence[Sequence[int]]) -> Tree:
-    """The tree of a prompt's tokens and those of each option."""
-    tokens, parents = list(prompt), list[int]()
-    reads = []
-    children: dict[tuple[int, int], int] = {}  # (parent position, token) -> position
-    for own in options:
-        position, path = len(prompt) - 1, []
-        for token in own[:-1]:
-            path.append((position, token))
-            if (position, token) not in children:
-                children[position, token] = len(tokens)
-                tokens.append(token)
-                parents.append(position)
-            position = children[position, token]
-        reads.append((*path, (position, own[-1])))
-    return Tree(len(prompt), tuple(tokens), tuple(parents), tuple(reads))
-
-
-def common(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of several prompts begin with, the last token of none among them; 0 below `SHARED`."""
-    if len(prompts) < 2:
-        return 0
-    arrays = [np.array(prompt[: min(map(len, prompts)) - 1]) for prompt in prompts]
-    shared = int(np.logical_and.accumulate((np.stack(arrays) == arrays[0]).all(axis=0)).sum())
-    return shared if shared >= SHARED else 0
-
-
-def batches(trees: Sequence[Tree], batch_tokens: int, shared: int = 0) -> list[list[int]]:
-    """Indices of trees, longest first, in batches of at most `batch_tokens` padded tokens (or one tree).
-
-    `shared` tokens at the beginning of each are not computed with it.
-    """
-    result: list[list[int]] = []
-    for index in _longest_first(trees):
-        width = _width(len(trees[result[-1][0]].tokens), shared) if result else 0
-        if result and (len(result[-1]) + 1) * width <= batch_tokens:
-            result[-1].append(index)
-        else:
-            result.append([index])
-    return result
-
-
-def _flat_batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
-    """Indices of trees, longest first, in batches of at most `batch_tokens` tokens (or one tree), none padded."""
-    result: list[list[int]] = []
-    room = 0
-    for index in _longest_first(trees):
-        own = len(trees[index].tokens)
-        if not result or own > room:
-            result.append([])
-            room = batch_tokens
-        result[-1].append(index)
-        room -= own
-    return result
-
-
-def _longest_first(trees: Sequence[Tree]) -> list[int]:
-    return sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), trees[i].tokens, i))
-
-
-def longest(trees: Sequence[Tree]) -> int:
-    """Tokens of the longest."""
-    return max(len(tree.tokens) for tree in trees)
-
-
-def alike(trees: Sequence[Tree], stretched: float = np.inf) -> list[list[int]]:
-    """Indices of trees in groups in which attention looks at as many columns, or at few enough, see `looked_at`.
-
-    Trees of more than `stretched` tokens a sequence are apart from others, see `stretches`.
-    """
-    found: dict[tuple[int, bool], list[int]] = {}
-    for index, tree in enumerate(trees):
-        found.setdefault((max(looked_at(len(tree.tokens)), FEW), tree.depth > stretched), []).append(index)
-    return [found[kind] for kind in sorted(found)]
-
-
-def _width(tokens: int, shared: int) -> int:
-    """Columns of a batch whose longest row has so many tokens: with the shared ones they are whole vectors."""
-    return rounded(tokens) - shared
 
 
 def _inputs(
@@ -588,7 +418,7 @@ def _score_flat(
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     width = rounded(looked_at(longest(trees)), flat.KEYS)
     step = flat.step(model)
-    for batch in _flat_batches(trees, rounded(batch_tokens, step)):
+    for batch in flat_batches(trees, rounded(batch_tokens, step)):
         rows = [trees[index] for index in batch]
         padded = _inputs(rows, padding, model.dtype, 0, width)
         layout, inputs = flat.laid_flat(padded, [len(row.tokens) for row in rows], step)

@@ -24,16 +24,9 @@ from merge3 import grading
 from merge3.answering import (
     TOLERANCE,
     BrokenModel,
-    Tree,
     Work,
-    alike,
-    batches,
-    beginning,
-    common,
     context_length,
-    encode,
     logits_at,
-    longest,
     remember,
     stretches,
     window,
@@ -41,6 +34,7 @@ from merge3.answering import (
 from merge3.items import Item
 from merge3.memory import Prefix, Slots, looked_at, rounded
 from merge3.store import Answer, Failure, Reply
+from merge3.trees import Tree, alike, batches, beginning, common, encode, longest
 
 LEAVING = 0.125  # share of a batch's rows that have ended, from which on it is worth to copy the others together
 

@@ -17,10 +17,11 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import answering, generation
-from merge3.answering import Tree, beginning, context_length, encode, settled, tree_of
+from merge3.answering import context_length, settled
 from merge3.imports import score_of
 from merge3.items import FreeText, Item
 from merge3.store import Reply
+from merge3.trees import Tree, beginning, encode, tree_of
 
 try:
     from lm_eval import simple_evaluate
@@ -78,7 +79,7 @@ class Answerer(LM):  # type: ignore[misc]
         return answers
 
     def parted(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The tokens of both, parted as lm-eval does, see `answering.tokenize`."""
+        """The tokens of both, parted as lm-eval does, see `trees.tokenize`."""
         if not context:
             first, own = beginning(self.tokenizer), self.tokenizer.encode(continuation, add_special_tokens=False)
             return (first,), tuple(own[1:] if own[:1] == [first] else own)

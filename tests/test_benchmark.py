@@ -19,7 +19,7 @@ from pyarrow import parquet as arrow
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
-from merge3 import answering, benchmark
+from merge3 import benchmark, trees
 from merge3 import items as files
 from merge3.benchmark import Form, items_of, read, rows, settings_of, split, to_items
 from merge3.items import FreeText
@@ -321,8 +321,8 @@ def test_a_chat_template_is_applied_exactly_once(chatty: str, tokenizer: PreTrai
     (item, *_) = to_items(table, form, table)
     expected = "[system]Be brief.</s>[user]Add. 1+1?</s>[assistant]2</s>[user]0+1?</s>[assistant]"
     assert item.prompt == f"<s>{expected}"
-    tree = answering.tokenize(item, tokenizer)
-    assert isinstance(tree, answering.Tree)
+    tree = trees.tokenize(item, tokenizer)
+    assert isinstance(tree, trees.Tree)
     assert tree.tokens.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(tree.tokens[: tree.prompt]) == item.prompt
     again = [{"q": item.prompt, "o": ["x", "y"], "a": 0}]
@@ -335,8 +335,8 @@ def test_a_beginning_of_text_that_is_there_is_not_put_again(adds: bool, tokenize
     own = copy.deepcopy(tokenizer)
     if adds:
         own.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    assert answering.encode("<s>x", own) == [0, *tokenizer.encode("x")]
-    assert answering.encode("x", own) == [0] * adds + tokenizer.encode("x")
+    assert trees.encode("<s>x", own) == [0, *tokenizer.encode("x")]
+    assert trees.encode("x", own) == [0] * adds + tokenizer.encode("x")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(saved: dict[str, Path]) -> None:

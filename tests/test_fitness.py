@@ -34,6 +34,7 @@ from merge3.models import weights_of
 from merge3.recipe import AVERAGE, Recipe, constant
 from merge3.store import Store
 from merge3.surface import best as highest
+from merge3.trees import tokenize
 
 ITEMS = [Item(f"i{n}", f"What is {n} + {n}? ", (str(2 * n), str(2 * n + 1), "no"), 0) for n in range(8)]
 RECIPE = constant("task_arithmetic", {"a": 0.5, "b": 0.3})
@@ -97,7 +98,7 @@ def test_more_items_cost_only_those(merger: LiveMerger, tokenizer: PreTrainedTok
     more = it.ask(RECIPE, ITEMS)
     assert (few.new, more.new) == (3, 5)
     assert more.answers[:3] == few.answers
-    assert few.cost.tokens + more.cost.tokens == sum(len(answering.tokenize(i, tokenizer).tokens) for i in ITEMS)
+    assert few.cost.tokens + more.cost.tokens == sum(len(tokenize(i, tokenizer).tokens) for i in ITEMS)
     assert it.cost(ITEMS).tokens == few.cost.tokens + more.cost.tokens
     assert it.cost(list(ITEMS)) is it.cost(ITEMS)  # reckoned once for all who are asked the same
 
