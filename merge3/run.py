@@ -393,7 +393,28 @@ class _Run:
         """What is known before the search: parents and random merges answer its items; the merges; their answers.
 
         Raises:
-            ValueError: a parent is broken, or too few merges can be scored.
+            ValueError: a parent is broken, too few merges can be scored, or all answer alike.
+        """
+        table = self.ask_parents()
+        drawn, merges = self.ask_population(groups, seed)
+        labels = [item.group for item in self.search]
+        everybody = np.vstack([table.to_numpy(), merges.to_numpy()])
+        if len(np.unique(everybody, axis=0)) < 2:
+            raise ValueError(
+                f"parents and random merges answer all {len(labels)} search items alike ({everybody[0].mean():.0%} "
+                f"right), so nothing can be learned: look at the answers, merge3 answers {self.kept} --items ..."
+            )
+        parameters = irt.fit_items(everybody, "em", 1, 0)
+        relatives = np.stack([self.margins(recipe) for recipe in drawn])
+        choose = partial(by_margins, count=min(ASKED, len(labels)), groups=labels, seed=seed)
+        known = Known(parameters, *choose(relatives), table.loc[self.names].to_numpy(), relatives=relatives)
+        return calibrate(ESTIMATOR, merges.to_numpy(), known, choose), drawn, merges.to_numpy()
+
+    def ask_parents(self) -> pd.DataFrame:
+        """The parents' answers; search items that not every parent's could be scored of are left out from here on.
+
+        Raises:
+            ValueError: a parent is broken, or no item is left.
         """
         table = self.answer("parents", self.parents, self.search)
         self.tokens["preparation"] = len(self.parents) * self.asker.cost(self.search).tokens
@@ -407,30 +428,25 @@ class _Run:
             left = f"{(~scored).sum()} of {len(scored)} search items are left out"
             self.notes.add(f"{left}: a parent's answer to them could not be scored")
         self.search = [item for item, kept in zip(self.search, scored, strict=True) if kept]
-        table = table.loc[:, scored]
+        return table.loc[:, scored]
+
+    def ask_population(self, groups: tuple[str, ...], seed: int) -> tuple[list[Recipe], pd.DataFrame]:
+        """Random merges that have every search item scored, and their answers.
+
+        Raises:
+            ValueError: they are too few.
+        """
         random = Genome(("task_arithmetic",), tuple(self.names), groups, 1, WEIGHTS, DENSITIES, seed)
         generator = np.random.default_rng(np.random.SeedSequence(seed))
         drawn = {f"merge {n}": random.draw(TOTALS, generator) for n in range(POPULATION)}
         merges = self.answer("population", drawn, self.search).dropna()
+        self.tokens["preparation"] += POPULATION * self.asker.cost(self.search).tokens
         if len(merges) <= FEWEST:  # each is left out in turn
             raise ValueError(
                 f"{len(merges)} of {POPULATION} random merges have every search item scored, {FEWEST + 1} are "
                 "needed: leave out items whose replies are cut off, or give them more max_tokens"
             )
-        experts, labels = table.loc[self.names].to_numpy(), [item.group for item in self.search]
-        everybody = np.vstack([table.to_numpy(), merges.to_numpy()])
-        if len(np.unique(everybody, axis=0)) < 2:
-            raise ValueError(
-                f"parents and random merges answer all {len(labels)} search items alike ({everybody[0].mean():.0%} "
-                f"right), so nothing can be learned: look at the answers, merge3 answers {self.kept} --items ..."
-            )
-        parameters = irt.fit_items(everybody, "em", 1, 0)
-        relatives = np.stack([self.margins(drawn[name]) for name in merges.index])
-        choose = partial(by_margins, count=min(ASKED, len(labels)), groups=labels, seed=seed)
-        known = Known(parameters, *choose(relatives), experts, relatives=relatives)
-        self.tokens["preparation"] += POPULATION * self.asker.cost(self.search).tokens
-        calibrated = calibrate(ESTIMATOR, merges.to_numpy(), known, choose)
-        return calibrated, [drawn[name] for name in merges.index], merges.to_numpy()
+        return [drawn[name] for name in merges.index], merges
 
     def why(self) -> str:
         """The reasons so far, and where the answers can be read."""
