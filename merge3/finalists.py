@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3 import surface
-from merge3.estimate import Calibration, Choose, Known
+from merge3.estimate import Z90, Calibration, Choose, Known
 from merge3.evolve import Search
 from merge3.extract import METHODS, by_margins
 from merge3.fitness import Evaluation, Fitness
@@ -159,6 +159,20 @@ def combined(
     level = (found - means)[known].mean()
     scores: np.ndarray = np.where(known, (1 - share) * (means + level) + share * found, found)
     return scores
+
+
+def combined_by_group(
+    means: Float[np.ndarray, "leaders groups"],
+    deviations: Float[np.ndarray, "leaders groups"],
+    found: Float[np.ndarray, "leaders groups"],
+    errors: Float[np.ndarray, "leaders groups"],
+) -> tuple[Float[np.ndarray, "leaders groups"], Float[np.ndarray, " groups"]]:
+    """As `combined`, each group by itself, in [0, 1], and half of each 90 % interval; `errors` are those of `found`."""
+    own = (errors**2).mean(axis=0)
+    searched = (np.maximum(deviations, surface.UNSEEN) ** 2).mean(axis=0)
+    share = searched / (searched + own)
+    scores = np.clip((1 - share) * (means + (found - means).mean(axis=0)) + share * found, 0.0, 1.0)
+    return scores, Z90 * np.sqrt(share * own + own / len(found))
 
 
 def own_variance(evaluations: Sequence[Evaluation], fitness: Fitness) -> float:

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float
 
 from merge3 import surface
-from merge3.estimate import CONTINUOUS, Z90, Choose, Known
+from merge3.estimate import CONTINUOUS, Choose, Known
 from merge3.evolve import ERROR, Search
-from merge3.finalists import JOINING, Leader, contenders, on_common, ranked
+from merge3.finalists import JOINING, Leader, combined_by_group, contenders, on_common, ranked
 from merge3.fitness import Evaluation, Fitness
 from merge3.front import knee, nondominated, spread
 from merge3.genome import Genome, snap
@@ -90,28 +90,31 @@ class History:
         self.do = do
         self.fitness = fitness
         self.genome = genome
-        self.rows: list[dict[str, Any]] = []
-        self.known: list[Told] = []  # of merges answered in full before the search
-        self.told: dict[str, Told] = {}  # of distinct whole candidates, by phenotype
-        self.proven: dict[str, Told] = {}  # of leaders that answered all items and were no candidates before
-        self.answered: dict[str, tuple[Fitness, Evaluation]] = {}  # what these and the broken were asked, and said
-        self.failed: list[np.ndarray] = []  # genotypes of broken candidates
         self.groups: list[str] = []  # that are objectives of a front
         if fitness.objective and fitness.objective.front:
             self.groups = list(fitness.objective.weights)
         self.average = average(genome)
         made_by_hand = standard_merges(genome.experts) | {AVERAGE: self.average}
         self.standard = {self.phenotype(recipe): (name, recipe) for name, recipe in made_by_hand.items()}
-        self.joined: set[str] = set()  # leaders that were asked all items on the way
-        self.exact: dict[str, Evaluation] = {}  # of those that left none without a score
-        self.relatives_tokens = 0  # of them, beside what they were asked as candidates
-        self.finalists: list[dict[str, Any]] = []
-        self.finalists_tokens = 0
+        # what was asked; merges go by their phenotypes
+        self.rows: list[dict[str, Any]] = []  # one a candidate
         self.recipes: dict[str, Recipe] = {}
-        self.seen: set[str] = set()  # phenotypes of the candidates
+        self.seen: set[str] = set()  # candidates
+        self.answered: dict[str, tuple[Fitness, Evaluation]] = {}  # what candidates and `exact` were asked, and said
+        self.joined: set[str] = set()  # leaders that were asked all items on the way
+        self.exact: dict[str, Evaluation] = {}  # of merges that answered all items, on the way or in the end
+        self.finalists: list[dict[str, Any]] = []  # a row each
+        # what surface and search are told
+        self.known: list[Told] = []  # of merges answered in full before the search
+        self.told: dict[str, Told] = {}  # of distinct whole candidates
+        self.proven: dict[str, Told] = {}  # of leaders that answered all items and were no candidates before
+        self.failed: list[np.ndarray] = []  # genotypes of broken candidates
+        # what it took
         self.paid: dict[str, set[str]] = {}  # the questions, by content, that each was asked in this search
-        self.spent = Cost()  # what they take that were not asked before in this search
-        self.cost = Cost()  # of this run
+        self.spent = Cost()  # of distinct candidates
+        self.relatives_tokens = 0  # of leaders that joined, beside what they were asked as candidates
+        self.finalists_tokens = 0  # the same of finalists
+        self.cost = Cost()  # of this run, whose answers were not kept from before
 
     def charge(self, name: str, questions: Sequence[Item]) -> Cost:
         """What a merge takes that is asked these questions, and was asked some before in this search."""
@@ -372,9 +375,7 @@ class History:
         fitness.expect([recipe for recipe, _, _ in leaders.values()])
         made: dict[str, Evaluation] = {}
         for name, (recipe, _, _) in leaders.items():
-            self.recipes.setdefault(name, recipe)
-            made[name], tokens = self._ask(f"finalist {name[:8]}", name, recipe, fitness)
-            self.finalists_tokens += tokens
+            made[name] = self._ask_finalist(f"finalist {name[:8]}", name, recipe, fitness)
             advance(len(fitness.questions))
         fair = on_common(fitness, made)
         whole, made = list(fair), made | fair
@@ -383,16 +384,14 @@ class History:
         self.finalists = [self._finalist(name, made[name], len(fitness.questions)) for name in made]
         means, deviations = (np.array([leaders[name][k] for name in whole]) for k in (1, 2))
         found = np.array([[made[name].groups[group].score for group in self.groups] for name in whole])
-        own = (np.array([made[name].errors(self.groups) for name in whole]) ** 2).mean(axis=0)
-        searched = (np.maximum(deviations, surface.UNSEEN) ** 2).mean(axis=0)
-        share = searched / (searched + own)
-        together = np.clip((1 - share) * (means + (found - means).mean(axis=0)) + share * found, 0.0, 1.0)
-        half = Z90 * np.sqrt(share * own + own / len(whole))
-        on, bend = nondominated(together), knee(together)
+        scores, half = combined_by_group(
+            means, deviations, found, np.array([made[name].errors(self.groups) for name in whole])
+        )
+        on, bend = nondominated(scores), knee(scores)
         rows = []
         for place, name in enumerate(whole):
             row: dict[str, Any] = {"phenotype": name, "front": bool(on[place]), "knee": place == bend}
-            for group, score, by in zip(self.groups, together[place].tolist(), half.tolist(), strict=True):
+            for group, score, by in zip(self.groups, scores[place].tolist(), half.tolist(), strict=True):
                 row |= {f"score {group}": score, f"low {group}": max(0.0, score - by)}
                 row |= {f"high {group}": min(1.0, score + by)}
             rows.append(row)
@@ -422,11 +421,9 @@ class History:
         made, items = dict[str, Evaluation](), dict[str, int]()
 
         def ask(name: str, recipe: Recipe, fitness: Fitness, number: int) -> None:
-            made[name], tokens = self._ask(f"finalist {number}-{name[:8]}", name, recipe, fitness)
-            self.finalists_tokens += tokens
+            made[name] = self._ask_finalist(f"finalist {number}-{name[:8]}", name, recipe, fitness)
             advance(len(fitness.questions) - items.get(name, 0))
             items[name] = len(fitness.questions)
-            self.recipes.setdefault(name, recipe)
 
         alive = self._narrowed(leaders, rounds, made, ask)
         best = next(iter(alive), "")
@@ -481,6 +478,13 @@ class History:
             if fitness is not rounds[-1]:
                 alive = alive[: (len(alive) + 1) // 2]
         return {name: leaders[name][0] for name in alive}
+
+    def _ask_finalist(self, label: str, name: str, recipe: Recipe, fitness: Fitness) -> Evaluation:
+        """A finalist's evaluation, which is counted."""
+        evaluation, tokens = self._ask(label, name, recipe, fitness)
+        self.finalists_tokens += tokens
+        self.recipes.setdefault(name, recipe)
+        return evaluation
 
     def _finalist(self, name: str, evaluation: Evaluation, items: int) -> dict[str, Any]:
         """A row of the finalists; `items` asked it, of which those count that its estimate is by."""
