@@ -98,6 +98,7 @@ class Search(ABC):
         self.genes, self.start, self.sigma, self.population, self.seed = genes, start.copy(), sigma, population, seed
         self.generation = 0
         self._asked: list[Any] = []
+        self._errors = np.empty((0, self.objectives))  # standard errors of what `_learn` is given, for who heeds them
 
     def know(self, genotypes: Float[np.ndarray, "known genes"], fitness: Sequence[Value]) -> None:
         """What merges are worth that were answered in full before the first generation, in the shape of `tell`'s.
@@ -268,6 +269,10 @@ class Cma(Search):
     @property
     def converged(self) -> bool:
         """Whether the deviation in every gene is below `CONVERGED`."""
+        return self._narrow
+
+    @property
+    def _narrow(self) -> bool:
         spread = np.diag(self._cma._C) if isinstance(self._cma, CMA) else self._cma._C
         own = spread[: self.genes.count]  # an idle companion never narrows
         return bool(self._cma._sigma * np.sqrt(own.max()) < CONVERGED)
@@ -317,7 +322,7 @@ class Bipop(Cma):
         return False
 
     def _propose(self, seed: int) -> list[Any]:
-        if Cma.converged.fget(self):  # type: ignore[attr-defined]
+        if self._narrow:
             generator = np.random.default_rng(self._seed(RESTART))
             first = self._spent["large"] == 0 or self._largest == self.population
             self._regime = "large" if first or self._spent["large"] <= self._spent["small"] else "small"
