@@ -34,7 +34,7 @@ from merge3.items import Item
 from merge3.memory import Prefix, looked_at, rounded
 from merge3.models import value_of
 from merge3.store import Answer, Failure
-from merge3.trees import Tree, alike, batches, common, flat_batches, longest, tokenize, tree_of
+from merge3.trees import Tree, alike, batches, common, flat_batches, longest, longest_first, tokenize, tree_of
 
 PROTOCOL = {
     "scoring": "sum of option log-likelihoods",
@@ -351,8 +351,7 @@ def _score(
     if packed and not shared and flat.suits(model) and (flat.tiled(model) or steady(model)):
         return _score_flat(model, trees, padding, batch_tokens, on_batch)
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
-    queue = batches(trees, batch_tokens)
-    shortest = queue[-1].pop()  # asked first: a broken model is found by it
+    *_, shortest = longest_first(trees)  # asked first: a broken model is found by it
     values, greedy, rows = _ask(model, [trees[shortest]], padding, None, 0, packed)
     scores.values[shortest], scores.greedy[shortest], scores.work = values[0], greedy[0], _work(rows, 0)
     on_batch(1)
@@ -362,9 +361,8 @@ def _score(
     if shared:
         memory = remember(model, trees[shortest].tokens[:shared], padding, looked_at(longest(trees)))
         scores.work += Work(checks=shared)  # which the shortest was read with before
-        rest = [index for index in range(len(trees)) if index != shortest]
-        queue = [[rest[place] for place in batch] for batch in batches([trees[i] for i in rest], batch_tokens, shared)]
-    queue = [batch for batch in queue if batch]
+    rest = [index for index in range(len(trees)) if index != shortest]
+    queue = [[rest[place] for place in batch] for batch in batches([trees[i] for i in rest], batch_tokens, shared)]
     while queue:
         batch = queue.pop(0)
         try:

@@ -486,6 +486,7 @@ def fit_em(
 
     def step(x: np.ndarray) -> tuple[np.ndarray, float]:
         """The next (log a, intercept), and the log-posterior of the given ones."""
+        # expectation: where each model's ability is, and so how many there are at each node, and have an item right
         log_a, intercept = x
         a = np.exp(log_a)
         z = a[:, None] * theta + intercept[:, None]
@@ -499,6 +500,7 @@ def fit_em(
         posterior /= total
         expected_right = right.T @ posterior
         expected = posterior.sum(axis=0)[None] if full else present.T @ posterior
+        # maximisation: gradient g and information h in log a and the intercept d, solved two by two for each item
         p = np.exp(z + log_wrong)
         error, w = expected_right - expected * p, expected * p * (1 - p)
         g_a = a * (error @ theta) - (log_a - LOG_A[0]) / LOG_A[1] ** 2

@@ -140,6 +140,11 @@ def common(prompts: Sequence[Sequence[int]]) -> int:
     return shared if shared >= SHARED else 0
 
 
+def longest_first(trees: Sequence[Tree]) -> list[int]:
+    """Indices of trees by their tokens, those of as many by which these are: batches do not depend on the order."""
+    return sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), trees[i].tokens, i))
+
+
 def alike(trees: Sequence[Tree], stretched: float = np.inf) -> list[list[int]]:
     """Indices of trees in groups in which attention looks at as many columns, or at few enough, see `looked_at`.
 
@@ -157,7 +162,7 @@ def batches(trees: Sequence[Tree], batch_tokens: int, shared: int = 0) -> list[l
     `shared` tokens at the beginning of each are not computed with it.
     """
     result: list[list[int]] = []
-    for index in _longest_first(trees):
+    for index in longest_first(trees):
         width = _width(len(trees[result[-1][0]].tokens), shared) if result else 0
         if result and (len(result[-1]) + 1) * width <= batch_tokens:
             result[-1].append(index)
@@ -170,7 +175,7 @@ def flat_batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
     """Indices of trees, longest first, in batches of at most `batch_tokens` tokens (or one tree), none padded."""
     result: list[list[int]] = []
     room = 0
-    for index in _longest_first(trees):
+    for index in longest_first(trees):
         own = len(trees[index].tokens)
         if not result or own > room:
             result.append([])
@@ -178,10 +183,6 @@ def flat_batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
         result[-1].append(index)
         room -= own
     return result
-
-
-def _longest_first(trees: Sequence[Tree]) -> list[int]:
-    return sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), trees[i].tokens, i))
 
 
 def _width(tokens: int, shared: int) -> int:
