@@ -28,7 +28,7 @@ Knows the items' parameters and the parents' answers; knows neither models nor m
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -50,6 +50,7 @@ from merge3.irt import (
 Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
 RIDGED = 3  # models answered in full that ridge learns from, at least
 CONFORMAL = 9  # models of which the largest error is a 90 % bound of the next one's
+PARTS = 8  # sets of answers left out, for each of which what follows is kept
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
 INHERITED = (0.08, 0.97)  # shares that a merge has right of the items that no parent, and that all parents, have right
 
@@ -152,11 +153,23 @@ class Known:
             raise ValueError(f"{missing} answers of the parents are missing: let each parent answer all {N} items once")
 
     def answered(self, scored: Bool[np.ndarray, " asked"]) -> "Known":
-        """The same, with the scored questions of the subset alone, whose weights are scaled to the sum they had."""
-        if scored.all():
-            return self
-        weights = self.weights[scored]
-        return replace(self, subset=self.subset[scored], weights=weights * self.weights.sum() / weights.sum())
+        """The same, with the scored questions of the subset alone, whose weights are scaled to the sum they had.
+
+        Candidates leave the same questions unanswered, and what is known without these is dear: the last `PARTS` stay.
+        """
+        return self if scored.all() else self._part(scored.tobytes())
+
+    @cached_property
+    def _part(self) -> Callable[[bytes], "Known"]:
+        """`answered`, by the bytes of what is scored."""
+
+        @lru_cache(PARTS)
+        def part(scored: bytes) -> Known:
+            kept = np.frombuffer(scored, dtype=bool)
+            weights = self.weights[kept]
+            return replace(self, subset=self.subset[kept], weights=weights * self.weights.sum() / weights.sum())
+
+        return part
 
     def counting(self, items: Int[np.ndarray, " counted"]) -> "Known":
         """The same, the score being of these items alone; what relatives tell is found out once for all that is so."""

@@ -59,8 +59,9 @@ def test_what_relatives_tell_is_found_out_once_for_all_groups(monkeypatch: pytes
     whole = replace(known(subset), relatives=relatives[1:])
     answers = np.where(np.arange(len(subset)) == 3, np.nan, relatives[0, subset])
     found = Grouped(ESTIMATORS["margin_irt"], whole, GROUPS)(answers)
-    assert len(fitted) == 1
     scored = ~np.isnan(answers)
+    ESTIMATORS["margin_irt"](answers[scored], whole.answered(scored))  # and once for these and the score of all
+    assert len(fitted) == 1
     for n, group in enumerate(("g0", "g1", "g2")):
         part = replace(whole.answered(scored), counted=np.arange(n, COUNT, 3))
         assert found[group] == ESTIMATORS["margin_irt"](answers[scored], part)
