@@ -56,7 +56,7 @@ def exactness(known: Known, models: Float[np.ndarray, "models items"], estimator
     for name in estimators:
         for row in models:
             found = ESTIMATORS[name](row, everything)
-            miss = max(miss, abs(found.score - row.mean()), found.high - found.low)
+            miss = max(miss, abs(found.score - float(row.mean())), found.high - found.low)
     figures = {"largest_miss": miss, "estimators": len(estimators)}
     return Check("with all items asked every estimate is the accuracy", miss <= EXACT, figures)
 

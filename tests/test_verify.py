@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from merge3 import verify
-from merge3.estimate import PARENTLESS, Known
+from merge3.estimate import PARENTLESS, Estimate, Known
 from merge3.irt import ItemParameters, probability
 
 
 def test_the_figures_of_stability_by_hand():
-    check = verify.stability(np.array([0.6, 0.7, 0.5]), np.array([0.65, 0.55, 0.5]))
+    check = verify.stability(np.array([0.6, 0.7, 0.5]), np.array([0.72, 0.55, 0.5]))
     assert check.holds
     assert check.figures == pytest.approx(
-        {"eps": 0.15, "bound": 0.3, "regret": 0.1, "slack": 0.2, "optimum_error": 0.05}
+        {"eps": 0.15, "bound": 0.3, "regret": 0.17, "slack": 0.13, "optimum_error": 0.02}
     )
 
 
@@ -42,6 +42,20 @@ def test_on_answers_every_estimator_is_exact_and_stable(parents):
     assert all(check.holds for check in checks)
     assert checks[0].figures["estimators"] >= len(PARENTLESS)
     assert len(checks) == 1 + checks[0].figures["estimators"]
+
+
+@pytest.mark.parametrize(("away", "half"), [(0.1, 0.0), (0.0, 0.1)])
+def test_an_estimator_that_misses_or_is_unsure_in_one_case_is_not_exact(away, half, monkeypatch):
+    def mean(answers, known):
+        score, wrong = float(answers.mean()), float(known.parents[0, 0])  # in the second case
+        return Estimate(score + wrong * away, score, score + wrong * half, 0.0)
+
+    monkeypatch.setitem(verify.ESTIMATORS, "mean", mean)
+    items = ItemParameters(np.ones((4, 1)), np.zeros(4))
+    cases = [(Known(items, np.arange(2), np.full(2, 0.5), np.full((1, 4), by)), np.eye(4)) for by in (0.0, 1.0)]
+    check = verify.on_answers(cases, ["all"] * 4)[0]
+    assert check.holds is False
+    assert check.figures["largest_miss"] == pytest.approx(0.1)
 
 
 def test_stability_is_that_of_the_candidates_of_all_cases_together():
