@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.stats import norm, spearmanr
 from merge3 import extract
 from merge3.estimate import Known, calibrate, margin_irt
 from merge3.irt import ItemParameters
-from merge3.margins import DRAWS, FEWEST, OPEN, Factors, design, factors, fit
+from merge3.margins import DRAWS, FEWEST, LEAST, NOISES, OPEN, SPREAD, WIDTHS, Factors, design, factors, fit
 
 ITEMS, ASKED = 200, 20
 
@@ -58,13 +59,16 @@ def test_the_posterior_is_the_gaussian_conditional() -> None:
 
 def test_factors_have_the_relatives_mean_and_covariance() -> None:
     relatives = family(2, 7)
-    found = factors(relatives, (0.5, 1.0))
+    found = factors(relatives, (0.5, 3.0))
     assert found.mean == pytest.approx(relatives.mean(axis=0))
     own = found.loadings[:, : len(relatives)]
-    assert own @ own.T == pytest.approx(np.cov(relatives.T))
+    assert own @ own.T == pytest.approx(3.0 * np.cov(relatives.T))
+    spread = relatives.std(axis=0, ddof=1)
+    assert np.sqrt(found.noise) == pytest.approx(0.5 * (spread + np.sqrt((spread**2).mean())) / 2)
     level, pattern = found.loadings[:, len(relatives) :].T / OPEN
     assert level == pytest.approx(np.full(ITEMS, found.mean.std()))
     assert pattern == pytest.approx(found.mean - found.mean.mean())
+    assert factors(relatives[[0, 0, 0]], (0.5, 3.0)).noise == pytest.approx((0.5 * SPREAD) ** 2)
 
 
 def test_few_margins_tell_the_score_where_as_many_answers_do_not() -> None:
@@ -97,6 +101,7 @@ def test_a_collapsed_candidate_is_seen_as_collapsed() -> None:
 
 def test_asking_everything_is_exact() -> None:
     relatives = family(8, 5)
+    relatives[0, 0] = 0.0  # a tie is no answer
     found = margin_irt(relatives[0], known_of(relatives[1:], np.arange(ITEMS)))
     assert (found.score, found.low, found.high) == pytest.approx(((relatives[0] > 0).mean(),) * 3)
 
@@ -105,9 +110,13 @@ def test_the_score_of_some_items_heeds_the_answers_to_all() -> None:
     relatives, subset = family(9, 10), drawn(10)
     members = np.arange(0, ITEMS, 3)
     part = Known(**{**vars(known_of(relatives[1:], subset)), "counted": members})
-    P, _, _ = part.factors.right(subset, relatives[0, subset])
+    P, slopes, covariance = part.factors.right(subset, relatives[0, subset])
+    unasked = np.setdiff1d(members, subset)
+    gradient, chance = slopes[unasked].sum(axis=0), (P * (1 - P))[unasked].sum()
     P[subset] = relatives[0, subset] > 0
-    assert margin_irt(relatives[0, subset], part).score == pytest.approx(P[members].mean())
+    found = margin_irt(relatives[0, subset], part)
+    assert found.score == pytest.approx(P[members].mean())
+    assert found.standard_error == pytest.approx(np.sqrt(gradient @ covariance @ gradient + chance) / len(members))
 
 
 @settings(max_examples=20, deadline=None)
@@ -123,11 +132,21 @@ def test_order_and_unit_do_not_matter(seed: int, unit: float) -> None:
     assert (other.score, other.standard_error) == pytest.approx((plain.score, plain.standard_error), abs=1e-6)
 
 
-def test_the_fit_is_the_setting_that_tells_left_out_relatives_best() -> None:
-    noisy, clean = family(11, 12, noise=1.0), family(11, 12, directions=2, noise=0.02)
-    subset = drawn(12)
-    shares = [fit(relatives, subset).noise / relatives.var(axis=0, ddof=1) for relatives in (noisy, clean)]
-    assert np.median(shares[0]) > 4 * np.median(shares[1])
+@pytest.mark.parametrize("asked", [20, 120])
+def test_the_fit_is_the_setting_that_tells_left_out_relatives_best(asked: int) -> None:
+    relatives, subset = family(12, 7), drawn(12, asked)
+    relatives[0, :40] *= -1  # unlike all others: no answer of it decides alone
+
+    def likelihood(setting: tuple[float, float]) -> float:
+        total = 0.0
+        for k, row in enumerate(relatives):
+            P, _, _ = factors(np.delete(relatives, k, axis=0), setting).right(subset, row[subset])
+            total += np.log(np.maximum(np.delete(np.where(row > 0, P, 1 - P), subset), LEAST)).sum()
+        return total
+
+    best = factors(relatives, max(product(NOISES, WIDTHS), key=likelihood))
+    for found, expected in zip(vars(fit(relatives, subset)).values(), vars(best).values(), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_calibration_leaves_each_relative_out() -> None:
@@ -145,16 +164,24 @@ def test_calibration_leaves_each_relative_out() -> None:
         assert known.calibration.mean_absolute_error == pytest.approx(np.abs(found - truths).mean())
 
 
-def test_the_design_takes_the_item_that_lowers_the_variance_most() -> None:
+def test_the_design_takes_each_next_item_that_lowers_the_variance_most() -> None:
     found = factors(family(15, 6), (0.3, 1.0))
     z = np.random.default_rng(0).standard_normal((DRAWS, found.loadings.shape[1]))
     deviation = np.sqrt(found.noise)
     gradient = (norm.pdf((found.mean + z @ found.loadings.T) / deviation) / deviation) @ found.loadings
-    left = []
-    for v, noise in zip(found.loadings, found.noise, strict=True):
-        covariance = np.linalg.inv(np.eye(len(v)) + np.outer(v, v) / noise)
-        left.append(np.mean([(g @ covariance @ g) / (g @ g) for g in gradient]))
-    assert design(found, 1, np.zeros(ITEMS, dtype=int), np.array([1])) == [int(np.argmin(left))]
+
+    def left(asked: list[int]) -> np.ndarray:
+        V = found.loadings[asked]
+        covariance = np.linalg.inv(np.eye(V.shape[1]) + (V.T / found.noise[asked]) @ V)
+        return np.einsum("qi,ij,qj->q", gradient, covariance, gradient)
+
+    group, greedy = np.arange(ITEMS) % 2, list[int]()
+    for _ in range(4):
+        rest = [i for i in range(ITEMS) if i not in greedy and [group[j] for j in greedy].count(group[i]) < 2]
+        greedy.append(min(rest, key=lambda i: float((left([*greedy, i]) / left(greedy)).mean())))
+    seats = np.array([2, 2])
+    assert design(found, 4, group, seats).tolist() == greedy
+    assert seats.tolist() == [2, 2]
 
 
 def test_extracted_items_share_the_budget_between_the_groups() -> None:
