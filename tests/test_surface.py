@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.stats import multivariate_normal, spearmanr
 
 from merge3.surface import Surface, best, fit
@@ -22,13 +23,15 @@ def sampled(count: int, error: float, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def test_the_posterior_is_that_of_the_joint_normal() -> None:
-    genes, scores, errors = sampled(6, 0.05)
+    genes, scores, _ = sampled(6, 0.05)
+    errors = np.array([0.0, 0.004, 0.01, 0.03, 0.05, 0.2])
+    own = np.array([0.005, 0.005, 0.01, 0.02, 0.025, 0.1])  # half, and the least that a candidate's own is
     new = GENERATOR.random((3, 3))
     surface = Surface(genes, scores, errors, SETTINGS)
     every = np.vstack([genes, new])
     distances = ((every[:, None] - every[None]) ** 2).sum(axis=2)
     K = 0.1**2 * np.exp(-distances / (2 * 0.4**2 * 3))
-    observed = K[:6, :6] + np.diag((0.5 * errors) ** 2)
+    observed = K[:6, :6] + np.diag(own**2)
     inverse = np.linalg.inv(observed)
     centre = inverse.sum(axis=0) @ scores / inverse.sum()
     mean, deviation = surface.predict(new)
@@ -74,6 +77,20 @@ def test_the_optimum_of_a_hill_is_found() -> None:
     np.testing.assert_array_equal(top, best(surface, 0))
 
 
+def test_the_optimum_is_the_highest_in_the_cube_and_no_lower_than_a_lone_peak() -> None:
+    generator = np.random.default_rng(0)
+    genes = generator.random((12, 4))
+    surface = Surface(genes, 0.5 + 0.2 * generator.standard_normal(12), np.zeros(12), (0.35, 0.25, 0.5))
+    climbs = [minimize(lambda x: -surface.predict(x[None])[0][0], at, bounds=[(0.0, 1.0)] * 4) for at in genes]
+    top = best(surface, 0)
+    assert ((top >= 0) & (top <= 1)).all()
+    assert surface.predict(top[None])[0][0] == pytest.approx(-min(climb.fun for climb in climbs), abs=1e-4)
+    genes, scores = generator.random((30, 14)), 0.5 + 0.05 * generator.standard_normal(30)
+    scores[17] = 0.9
+    lone = Surface(genes, scores, np.zeros(30), (0.1, 0.25, 0.5))
+    assert lone.predict(best(lone, 0)[None])[0][0] >= lone.predict(genes)[0].max() - 1e-9
+
+
 def test_one_candidate_makes_a_flat_surface() -> None:
     surface = fit(np.full((1, 2), 0.5), np.array([0.6]), np.array([0.1]))
     np.testing.assert_allclose(surface.predict(GENERATOR.random((5, 2)))[0], 0.6)
@@ -82,5 +99,7 @@ def test_one_candidate_makes_a_flat_surface() -> None:
 def test_failures_are_refused() -> None:
     with pytest.raises(ValueError, match="leave out candidates that failed"):
         fit(np.zeros((2, 1)), np.array([0.5, np.nan]), np.ones(2))
+    with pytest.raises(ValueError, match="leave out candidates that failed"):
+        fit(np.zeros((2, 1)), np.ones(2), np.array([np.inf, 0.1]))
     with pytest.raises(ValueError, match="got none"):
         fit(np.zeros((0, 1)), np.zeros(0), np.zeros(0))
