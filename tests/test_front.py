@@ -40,7 +40,7 @@ def test_the_hypervolume_never_falls_and_the_dominated_add_nothing(values: np.nd
 
 
 def test_what_does_not_exceed_the_reference_has_no_volume() -> None:
-    values = np.array([[0.5, 0.2], [0.1, 0.9]])
+    values = np.array([[0.5, 0.2], [0.1, 0.9], [0.9, 0.05]])
     assert hypervolume(values, 0.5) == 0.0
     assert hypervolume(values, 0.1) == pytest.approx(0.4 * 0.1)
 
@@ -62,6 +62,12 @@ def test_what_is_spread_over_a_front_has_its_knee_and_its_ends() -> None:
     assert set(chosen[1:]) == {41, 81}
     assert sorted(spread(values, 100)) == list(range(41, 82))
     assert spread(np.array([[0.1, 0.1]]), 4) == [0]
+    assert spread(np.full((3, 2), 0.5), 3) == [0, 1, 2]  # equals are all of the front
+    sphere = np.abs(np.random.default_rng(0).normal(size=(40, 3)))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    away = np.abs(sphere[:, None] - sphere[None]).max(axis=2)
+    chosen = spread(sphere, 6)
+    assert chosen[1:] == [int(away[chosen[:n]].min(axis=0).argmax()) for n in range(1, 6)]
 
 
 @settings(max_examples=60, deadline=None)
