@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from merge3 import grading
@@ -61,6 +61,7 @@ def test_answers_are_extracted(how: str, text: str, found: str | None) -> None:
         ("numeric", "17.0", "17", True),
         ("numeric", "$1,234", "1234.", True),
         ("numeric", "seventeen", "17", False),
+        ("numeric", "seventeen", "eighteen", False),
         ("numeric", "3,5", "3.5", True),
         ("numeric", "\u22125", "-5", True),
         ("numeric", "-5", "\u22125", True),
@@ -74,6 +75,9 @@ def test_answers_are_extracted(how: str, text: str, found: str | None) -> None:
         ("numeric", "10,125", "10125", True),
         ("numeric", "3,5", "35", False),
         ("numeric", "1,234,567.5", "1234567.5", True),
+        ("numeric", "1,2345", "1.2345", True),
+        ("numeric", "1.5,", "1.5", True),
+        ("numeric", "inf", "inf", False),
         ("test_grading:no_vowel", "xyz", "17", True),
         ("test_grading:no_vowel", "abc", "17", False),
     ],
@@ -103,12 +107,27 @@ def test_failures_are_not_scored(answer: Answer, reason: str) -> None:
     assert np.isnan(grading.margin(of, answer, (1, 1))) or isinstance(answer, tuple)
 
 
+def test_an_option_leads_by_its_score_less_the_best_others() -> None:
+    asked, answer = Item("i", "p", ("x", "yy", ""), 1), (-3.0, -4.0, -5.0)
+    assert (grading.divisors(asked, "characters"), grading.divisors(asked, "sum")) == ((1, 2, 1), (1, 1, 1))
+    assert [grading.margin(asked, answer, by) for by in ((1, 2, 1), (1, 1, 1))] == [1.0, -1.0]
+    assert [grade(asked, answer, by) for by in ((1, 2, 1), (1, 1, 1))] == [(1.0, ""), (0.0, "another option")]
+    assert grade(asked, (-2.0, -4.0, -5.0), (1, 2, 1)) == (0.0, "another option")  # a tie is no answer
+    assert [grading.margin(item(), Reply(text, "stop", 1), ()) for text in ("17", "18")] == [1.0, -1.0]
+
+
+def test_one_of_the_expected_texts_is_enough() -> None:
+    asked = Item("i", "p", expected=("16", "17"), free=FreeText())
+    assert [grade(asked, Reply(text, "stop", 1), ())[0] for text in ("16", "17", "18")] == [1, 1, 0]
+
+
 def test_a_reply_cut_off_after_its_answer_was_certain_is_graded() -> None:
     assert grade(item(extract="first_number"), Reply("17 is what", "length", 32), ()) == (1.0, "")
     assert np.isnan(grade(item(extract="first_number"), Reply("1", "length", 1), ())[0])  # it might have been 17
     assert np.isnan(grade(item(extract="last_number"), Reply("17 is", "length", 32), ())[0])
 
 
+@example("\n1", "7")
 @given(st.text("0123456789,. \na-", max_size=12), st.text("0123456789,. \na-", max_size=6))
 def test_what_follows_an_end_cannot_change_the_answer(text: str, more: str) -> None:
     for how in ("first_line", "first_number"):
@@ -162,12 +181,12 @@ def test_right_counts_in_the_language_alone() -> None:
     asked = item(language="fr", extract="first_number", match="numeric")
     assert grade(asked, Reply(french, "stop", 9), ()) == (1.0, "")
     assert grade(asked, Reply(english, "stop", 9), ()) == (0.0, "right, but in language en")
-    assert grade(asked, Reply("17", "stop", 1), ()) == (1.0, "")  # a number is of no language
+    assert grade(asked, Reply("17 = 12 + 5 = 5 + 12 = 5 + 5 + 7", "stop", 1), ()) == (1.0, "")  # numbers are of none
     with pytest.raises(ValueError, match="language must be an ISO 639-1 code"):
         grading.check(item(language="klingon"))
 
 
 def test_failures_that_differ_in_their_numbers_are_counted_together() -> None:
-    reasons = ["2,055 tokens of at most 2048", "3000 tokens of at most 2048", "truncated", "truncated", ""]
-    found = grading.failures(np.array([np.nan] * 4 + [1.0]), reasons)
+    reasons = ["2,055 tokens of at most 2048", "3000 tokens of at most 2048", "truncated", "truncated", "", "wrong"]
+    found = grading.failures(np.array([np.nan] * 4 + [1.0, 0.0]), reasons)
     assert found == {f"{reasons[0]} (the first; others have other numbers)": 2, "truncated": 2}
