@@ -283,7 +283,7 @@ class Interview:
         free = np.isnan(self.answers)
         gain = self.model.gains(self.x, self.covariance, free[None])[0]
         for item in np.argsort(-np.where(free, gain, -1.0), kind="stable"):
-            if len(self.asked) == count or not free[item]:
+            if len(self.asked) == count:
                 break
             if self.left[self.group[item]] > 0:
                 self.left[self.group[item]] -= 1

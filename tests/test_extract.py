@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from merge3.extract import (
     CLIMB,
@@ -9,6 +10,7 @@ from merge3.extract import (
     STEPS,
     Interview,
     _draws,
+    _kmeans,
     adaptive,
     ascent,
     design,
@@ -95,13 +97,16 @@ def test_fisher_takes_the_steep_items_at_the_parents_ability():
     np.testing.assert_array_equal(chosen, [0, 1, 4])
 
 
-def test_fisher_matches_its_formula_item_by_item():
-    items, parents = items_of(30), np.array([[-1.0], [0.3], [2.0]])
+@pytest.mark.parametrize(
+    ("parents", "points"), [([-1.0, 0.3, 2.0], [-1.0, 0.3, 2.0, 1.3 / 3]), ([], norm.ppf((np.arange(9) + 0.5) / 9))]
+)
+def test_fisher_matches_its_formula_item_by_item(parents, points):
+    items = items_of(30)
     information = np.zeros(30)
-    for theta in [-1.0, 0.3, 2.0, (-1.0 + 0.3 + 2.0) / 3]:
+    for theta in points:
         p = 1 / (1 + np.exp(items.difficulty - items.discrimination[:, 0] * theta))
         information += items.discrimination[:, 0] ** 2 * p * (1 - p)
-    chosen, _ = fisher(items, parents, 6, ["x"] * 30, 0)
+    chosen, _ = fisher(items, np.reshape(parents, (-1, 1)), 6, ["x"] * 30, 0)
     assert set(chosen.tolist()) == set(np.argsort(information)[-6:].tolist())
 
 
@@ -125,8 +130,9 @@ def test_ascent_asks_all_the_way_up_where_fisher_asks_one_step():
 
 
 def test_ascent_is_greedy_in_the_mean_log_information():
-    items, groups = items_of(12, 3), ["x"] * 12
-    way = np.linspace(PARENTS.mean(), PARENTS.max() + CLIMB * 0.4, STEPS)
+    flat, parents = items_of(20, 10), PARENTS - 1  # less able than the candidate that is expected
+    items = ItemParameters(3 * flat.discrimination, 3 * flat.difficulty)
+    way = np.linspace(parents.mean(), 0.7 + CLIMB * 0.4, STEPS)
 
     def value(chosen):
         total = np.ones(STEPS)
@@ -137,9 +143,9 @@ def test_ascent_is_greedy_in_the_mean_log_information():
         return np.log(total).mean()
 
     greedy: list[int] = []
-    for _ in range(4):
-        greedy.append(max(set(range(12)) - set(greedy), key=lambda i: value([*greedy, i])))
-    chosen, _ = ascent(items, PARENTS, 4, groups, 0, model_of(items))
+    for _ in range(5):
+        greedy.append(max(set(range(20)) - set(greedy), key=lambda i: value([*greedy, i])))
+    chosen, _ = ascent(items, parents, 5, ["x"] * 20, 0, model_of(items))
     np.testing.assert_array_equal(chosen, sorted(greedy))
 
 
@@ -157,7 +163,8 @@ def test_groups_must_match_the_items(method):
 
 
 def test_stratified_takes_one_of_each_stratum_and_its_weighted_mean_has_no_bias():
-    items = ItemParameters(np.ones((12, 1)), np.arange(12.0)[::-1])
+    a = np.tile([1.0, 30.0], 6)
+    items = ItemParameters(a[:, None], a * PARENTS.mean() - np.arange(12.0))  # the log-odds at the parents' ability
     truth = np.arange(12.0) ** 2
     draws = [stratified(items, PARENTS, 4, ["x"] * 12, seed) for seed in range(2000)]
     assert all((chosen // 3 == np.arange(4)).all() for chosen, _ in draws)
@@ -171,9 +178,17 @@ def test_anchors_are_one_item_of_each_cluster_and_weigh_as_it_does():
     np.testing.assert_allclose(weights, [0.6, 0.3, 0.1])
 
 
+def test_the_centres_of_clusters_are_the_means_of_what_is_nearest():
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    centres = _kmeans(points, 5, np.random.default_rng(1))
+    nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_allclose(centres, [points[nearest == c].mean(axis=0) for c in range(5)])
+
+
 def test_anchors_of_the_same_parameters_share_their_clusters_weight():
     b = np.array([1.0, 1.0, 1.0, 1.0, -1.0, -1.0])  # three anchors of two places
     chosen, weights = METHODS["anchors"](ItemParameters(np.ones((6, 1)), b), PARENTS, 3, ["x"] * 6, 0)
+    assert len(set(chosen.tolist())) == 3
     for place in (1.0, -1.0):
         mine = b[chosen] == place
         np.testing.assert_allclose(weights[mine], (b == place).mean() / mine.sum())
@@ -208,6 +223,26 @@ def test_the_gain_of_an_item_is_how_much_it_lowers_the_variance_of_the_score():
         after, _ = slow_variance(model, x, [*asked, item])
         expected = g @ covariance @ g - g @ after @ g if unasked[item] else 0.0
         assert gains[item] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_design_is_greedy_in_the_mean_share_of_the_variance_that_an_item_takes():
+    rng = np.random.default_rng(8)
+    model = Predictor(2 * rng.normal(size=(12, 2)), rng.normal(size=12), rng.normal(size=2), np.eye(2) / 0.7**2)
+
+    def taken(asked, item):
+        shares = []
+        for x in _draws(model):
+            before, v = slow_variance(model, x, asked)
+            after, _ = slow_variance(model, x, [*asked, item])
+            g = np.delete(v, asked) @ np.delete(model.design, asked, axis=0)
+            shares.append(1 - (g @ after @ g) / (g @ before @ g))
+        return np.mean(shares)
+
+    greedy: list[int] = []
+    for _ in range(6):
+        greedy.append(max(set(range(12)) - set(greedy), key=lambda i: taken(greedy, i)))
+    chosen, _ = design(items_of(12), PARENTS, 6, ["x"] * 12, 0, model)
+    np.testing.assert_array_equal(chosen, sorted(greedy))
 
 
 def test_a_design_leaves_less_variance_than_fisher_and_uniform():
