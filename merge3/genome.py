@@ -189,7 +189,7 @@ def snap(value: float) -> float:
     """The nearest multiple of `RESOLUTION`, without a negative zero; what is not finite stays, to be refused."""
     if not math.isfinite(value):
         return value
-    return round(round(value / RESOLUTION) * RESOLUTION, 10) + 0.0
+    return round(round(value / RESOLUTION) * RESOLUTION, 10)
 
 
 def live_groups(changed: Iterable[str]) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def test_a_start_is_what_it_says() -> None:
     assert recipe.weights["a"]["mlp"] == (0.25, 0.25)
     assert recipe.weights["b"]["mlp"] == (1.0, 1.0)  # clipped to the range
     assert recipe.densities["b"]["attention"] == (0.6, 0.6)
+    assert genome.start.tolist() == [0.5] * 8 + [0.95] * 8  # all alike, all kept, a little off the side
 
 
 def test_the_method_may_be_a_gene() -> None:
@@ -67,7 +68,13 @@ def test_the_method_may_be_a_gene() -> None:
         assert recipe.method == method
         assert bool(recipe.densities) == (method != "linear")
         check(recipe)
-    assert genome.decode(genome.encode({"a": 0.5, "b": 0.5}, 1.0)).method == "linear"
+    assert genome.encode({"a": 0.5, "b": 0.5}, 1.0).tolist() == [0.5 / 3, *[0.5] * 8, *[1.0] * 8]
+    genotype[0] = 0.5 / 3
+    dense = genome.decode(genotype)
+    for recipe in (dense, replace(dense, densities={"a": {}})):  # linear does not look at them
+        place = genome.place(recipe)
+        assert place is not None
+        assert place.tolist() == [0.5 / 3, *[0.5] * 8, *[1.0] * 8]
 
 
 @pytest.mark.parametrize("methods", [("linear",), ("ties",), ("slerp",), ("linear", "ties", "dare_ties")])
@@ -79,6 +86,7 @@ def test_a_recipe_has_the_place_that_it_was_decoded_from(methods: tuple[str, ...
     place = genome.place(recipe)
     assert place is not None
     assert genome.decode(place) == recipe
+    assert len(methods) == 1 or place[0] == pytest.approx((methods.index(recipe.method) + 0.5) / len(methods))
 
 
 @pytest.mark.parametrize("gene", [0.0, 0.5, 1.0])
@@ -110,6 +118,7 @@ def test_a_merge_that_the_genome_does_not_have_has_no_place() -> None:
     )
     for other in (replace(recipe, method="linear"), beyond, three, *others):
         assert genome.place(other) is None
+    assert genome.place(replace(recipe, mask_seed=1)) is not None  # ties draws no masks
     masked = Genome(**(GOOD | {"methods": ("dare_ties",)}))
     assert masked.place(replace(masked.decode(np.full(16, 0.5)), mask_seed=1)) is None
 
@@ -119,6 +128,7 @@ def test_snapped_values_stay_near_and_stay_put(value: float) -> None:
     assert abs(snap(value) - value) <= 0.005 + 1e-9
     assert snap(snap(value)) == snap(value)
     assert str(snap(value)) != "-0.0"
+    assert snap(value) == float(f"{snap(value):.2f}")
 
 
 @given(st.lists(st.floats(0.02, 0.98), min_size=16, max_size=16), st.floats(-0.004, 0.004))
@@ -164,7 +174,12 @@ def test_a_genome_that_makes_no_sense_is_refused(change: dict[str, Any], message
 
 
 @pytest.mark.parametrize(
-    ("genotype", "message"), [(np.zeros(3), "expected 16 genes"), (np.full(16, 1.1), r"lie in \[0, 1\]")]
+    ("genotype", "message"),
+    [
+        (np.zeros(3), "expected 16 genes"),
+        (np.full(16, 1.1), r"lie in \[0, 1\]"),
+        (np.full(16, -0.1), r"lie in \[0, 1\]"),
+    ],
 )
 def test_a_genotype_of_another_genome_is_refused(genotype: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -172,7 +187,8 @@ def test_a_genotype_of_another_genome_is_refused(genotype: np.ndarray, message: 
 
 
 def test_a_random_merge_shares_a_random_total() -> None:
-    genome = Genome(**{**GOOD, "methods": ("task_arithmetic",), "weight_range": (0.0, 2.0), "experts": ("a", "b", "c")})
+    change = {"methods": ("task_arithmetic",), "weight_range": (-0.5, 2.0), "experts": ("a", "b", "c")}
+    genome = Genome(**(GOOD | change))
     generator = np.random.default_rng(0)
     drawn = [genome.draw((0.6, 1.8), generator) for _ in range(400)]
     weights = np.array([[[r.weights[e][g][0] for e in "abc"] for g in GOOD["groups"]] for r in drawn])
