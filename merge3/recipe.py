@@ -350,7 +350,7 @@ def check(recipe: Recipe) -> None:
 def interpolate(knots: Sequence[float], depth: float) -> float:
     """The value at `depth` in [0, 1] of the line through equally spaced `knots`."""
     place = depth * (len(knots) - 1)
-    left = min(int(place), len(knots) - 1)
+    left = int(place)
     right = min(left + 1, len(knots) - 1)
     share = place - left
     return float((1 - share) * knots[left] + share * knots[right])

@@ -135,6 +135,7 @@ def test_draws_are_uniform() -> None:
         (constant("ties", {"a": 1.0}, options={"gamma": 0.1}), "ties has no option 'gamma'; it has"),
         (constant("breadcrumbs", {"a": 1.0}, options={"gamma": float("nan")}), "options must be finite"),
         (constant("ties", {"a": 1.0}, density=0.0), r"densities must be in \(0, 1\]"),
+        (constant("ties", {"a": 1.0}, density=1.1), r"densities must be in \(0, 1\]"),
     ],
 )
 def test_recipes_that_cannot_be_merged_are_refused(recipe: Recipe, message: str) -> None:

@@ -4,7 +4,19 @@ import dataclasses
 
 import pytest
 
-from merge3.recipe import GROUPS, Recipe, constant, group_of, interpolate, layer_of
+from merge3.recipe import (
+    COUNTED,
+    GROUPS,
+    Layers,
+    Merge,
+    Recipe,
+    constant,
+    depth_of,
+    group_of,
+    holds,
+    interpolate,
+    layer_of,
+)
 
 PRINTS = {"a": "A", "b": "B", "c": "C"}
 
@@ -37,6 +49,16 @@ def test_knots_are_joined_by_lines() -> None:
     assert interpolate((0.3,), 0.7) == 0.3
 
 
+def test_depth_is_mergekits() -> None:
+    assert [depth_of(layer, 3) for layer in (0, 1, 2, None)] == [0, 0.5, 1, 0]
+    assert depth_of(0, 1) == 1  # of a single layer
+
+
+def test_a_piece_holds_what_the_group_of_its_name_does_not() -> None:
+    norm = "model.layers.0.post_mlp_norm.weight"
+    assert [holds(part, norm) for part in ("mlp", "~mlp", "rest", "~rest", "*")] == [False, True, True, False, True]
+
+
 def test_coefficients_follow_group_and_depth() -> None:
     recipe = Recipe("ties", ("a", "b"), {"a": {"mlp": (0.0, 1.0)}, "b": {"mlp": (0.5,)}}, {"a": {"mlp": (0.2,)}})
     last = recipe.at("model.layers.2.mlp.up_proj.weight", layers=3)
@@ -49,6 +71,23 @@ def test_coefficients_follow_group_and_depth() -> None:
 def test_an_expert_that_weighs_nothing_is_not_there() -> None:
     assert same(constant("task_arithmetic", {"a": 0.5, "b": 0.0}), constant("task_arithmetic", {"a": 0.5}))
     assert same(constant("ties", {"a": 0.0}), constant("linear", {"b": 0.0}))  # both are the base
+    for method in COUNTED:  # but by these it counts
+        assert not same(constant(method, {"a": 1.0, "b": 0.0}), constant(method, {"a": 1.0}))
+        assert not same(constant(method, {"a": 0.0, "b": 0.0}), constant("linear", {"a": 0.0}))
+
+
+def test_one_model_on_the_sphere_is_itself_whatever_its_weight() -> None:
+    one, other = (constant("multislerp", {"a": w}, options={"normalize": 0.0}) for w in (0.3, 0.9))
+    assert same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("method", "summed"), [("linear", True), ("multislerp", True), ("task_arithmetic", False), ("ties", False)]
+)
+def test_what_all_share_with_the_base_may_change_where_weights_need_not_sum_to_one(method: str, summed: bool) -> None:
+    assert constant(method, {"a": 1.0}, options={"normalize": 0.0}).scales == summed
+    assert not constant(method, {"a": 1.0}, options={"normalize": 1.0}).scales
+    assert constant("passthrough", {"a": 1.0}).scales
 
 
 def test_density_counts_only_where_there_is_a_weight_and_a_mask_seed_only_where_there_is_a_mask() -> None:
@@ -67,14 +106,29 @@ def test_a_density_of_a_group_counts_for_a_weight_of_a_piece() -> None:
     assert not same(piece, dataclasses.replace(piece, densities={"a": {"attention": (0.9,)}}))
 
 
+def test_equal_knots_are_one_constant_and_a_part_without_weight_counts_where_another_may_hold_the_same() -> None:
+    def weighed(parts: dict[str, tuple[float, ...]]) -> Recipe:
+        return Recipe("ties", ("a",), {"a": parts})
+
+    assert same(weighed({"mlp": (0.5, 0.5)}), weighed({"mlp": (0.5,)}))
+    assert same(weighed({"mlp": (0.5,), "rest": (0.0,)}), weighed({"mlp": (0.5,)}))
+    assert not same(*(weighed({part: (0.0,), "*": (1.0,)}) for part in ("q_proj", "k_proj")))
+    assert same(weighed({"q_proj": (0.0,)}), weighed({"*": (0.0,)}))  # the base
+    assert same(weighed({"norm": (0.5,), "~norm": (0.1,)}), weighed({"norm": (0.5,)}))  # the first counts
+
+
 def test_weights_that_add_up_to_nothing_are_not_normalised() -> None:
     one, other = (constant("dare_linear", {"a": w, "b": -w}, options={"normalize": 1.0}) for w in (1.0, 2.0))
     assert not same(one, other)
 
 
 def test_only_ratios_matter_where_weights_are_normalised() -> None:
-    assert same(constant("linear", {"a": 1.0, "b": 3.0}), constant("linear", {"a": 0.25, "b": 0.75}))
+    for times in (1.0, 0.3, 0.7, 1.1):
+        assert same(constant("linear", {"a": 0.1, "b": 0.2}), constant("linear", {"a": times * 0.1, "b": times * 0.2}))
+    along = [Recipe("linear", ("a", "b"), {e: {"mlp": (w, 3.0)} for e in "ab"}) for w in (1.0, 2.0)]
+    assert not same(*along)  # knots stay as they are
     assert same(constant("ties", {"a": 0.5, "b": 0.5}), constant("ties", {"a": 1.0, "b": 1.0}))
+    assert same(constant("nuslerp", {"a": 0.5, "b": 1.5}), constant("nuslerp", {"a": 1.0, "b": 3.0}))
     assert not same(constant("ties", {"a": -0.5, "b": -0.5}), constant("ties", {"a": 1.0, "b": 1.0}))
     assert not same(
         constant("task_arithmetic", {"a": 1.0, "b": 3.0}), constant("task_arithmetic", {"a": 0.25, "b": 0.75})
@@ -84,7 +138,8 @@ def test_only_ratios_matter_where_weights_are_normalised() -> None:
 def test_the_order_of_experts_does_not_matter_except_for_slerp() -> None:
     there, back = {"a": 0.2, "b": 0.4}, {"b": 0.4, "a": 0.2}
     assert same(constant("task_arithmetic", there), constant("task_arithmetic", back))
-    assert not same(constant("slerp", there), constant("slerp", back))
+    for method in ("slerp", "nuslerp"):
+        assert not same(constant(method, there), constant(method, back))
 
 
 def test_experts_are_named_by_their_weights_not_their_names() -> None:
@@ -108,6 +163,14 @@ def test_plain_values_lead_back() -> None:
         Recipe.from_dict({"method": "linear"})
     with pytest.raises(ValueError, match="weights of a: expected a number or a list of numbers, got 'much'"):
         Recipe.from_dict({"method": "linear", "experts": ["a"], "weights": {"a": {"mlp": "much"}}})
+    with pytest.raises(ValueError, match="weights of a: expected a number or a list of numbers, got True"):
+        Recipe.from_dict({"method": "linear", "experts": ["a"], "weights": {"a": True}})
+
+
+@pytest.mark.parametrize("layers", [Layers("a", -1, 2), Layers("a", 2, 2), Layers("z", 0, 2)])
+def test_layers_that_cannot_be_stacked_are_refused(layers: Layers) -> None:
+    with pytest.raises(ValueError, match="a stack needs layers of known experts, first below last, got"):
+        Merge(constant("passthrough", {"a": 1.0}), "base", {"a": "./a"}, stack=(layers,))
 
 
 def test_a_person_writes_numbers_lists_and_parts() -> None:
