@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,16 @@ def test_content_hash_is_of_what_is_asked_alone() -> None:
     assert renamed.content_hash == ITEM.content_hash
     assert Item("a", ITEM.prompt, ("3", "2"), 1).content_hash != ITEM.content_hash
     assert Item("a", ITEM.prompt + " ", ITEM.options, 0).content_hash != ITEM.content_hash
+
+
+@pytest.mark.parametrize("mark", ["", "<", "["])
+def test_content_hash_stays_what_it_was_as_answers_are_kept_by_it(mark: str) -> None:
+    asked = {"stop": [f"{mark}é", "\n"], "max_tokens": 32} | ({"marks": True} if mark else {})
+    for found, parts in (
+        (Item("a", "é", ("x", "ü"), 0), ["é", ["x", "ü"]]),
+        (Item("a", "é", expected=("x",), free=FreeText(stop=(f"{mark}é", "\n"))), ["é", asked]),
+    ):
+        assert found.content_hash == hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +128,7 @@ def test_texts_that_look_like_numbers_or_dates_stay_as_they_are(tmp_path: Path) 
             "has texts that are expected, and no options",
         ),
         ({}, "two options or more"),
+        ({"options": ("x", "y")}, "answer must be the index of an option, 0 to 1, got -1"),
     ],
 )
 def test_items_of_no_kind_are_refused(values: dict[str, object], message: str) -> None:
@@ -124,6 +136,8 @@ def test_items_of_no_kind_are_refused(values: dict[str, object], message: str) -
         Item("a", "p", **values)
     with pytest.raises(ValueError, match="max_tokens of 1 or more"):
         FreeText(max_tokens=0)
+    with pytest.raises(ValueError, match="stop texts that are not empty"):
+        FreeText(stop=("\n", ""))
     with pytest.raises(ValueError, match="no setting 'ends'"):
         items.free_text({"ends": 1})
 
@@ -137,6 +151,10 @@ def test_items_of_no_kind_are_refused(values: dict[str, object], message: str) -
         ),
         ("[1, 2]\n", r"line 1: expected a JSON object, got \[1, 2\]"),
         ("\n", "has no line: write one an item"),
+        (
+            '{"id": 7, "prompt": "p", "expected": "x"}\n{"id": "7", "prompt": "q", "expected": "y"}\n',
+            "'7' occurs more than once",
+        ),
     ],
 )
 def test_a_line_that_is_no_item_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -157,9 +175,13 @@ def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
         ({"options": {"A": "yes", "B": "no"}, "answer": 0}, "options must be a list of strings, got {'A': 'yes'"),
         ({"options": ["a", "b"], "answer": float("inf")}, "answer must be the index of an option, got inf"),
         ({"prompt": "half \ud83d", "options": ["a", "b"], "answer": 0}, "half a character"),
+        ({"options": ["a", "half \ud83d"], "answer": 0}, "half a character"),
+        ({"expected": "half \ud83d"}, "half a character"),
+        ({"expected": "x", "id": None}, "prompt or id is missing or no text"),
         ({"expected": "x", "free": "text"}, "free must be a mapping, or JSON of one: 'text'"),
         ({"expected": "x", "free": ["a"]}, r"free must be a mapping of its settings, got \['a'\]"),
         ({"expected": "x", "free": {"max_tokens": "8"}}, "max_tokens must be a number of tokens, got '8'"),
+        ({"expected": "x", "free": {"max_tokens": True}}, "max_tokens must be a number of tokens, got True"),
         ({"expected": "x", "free": {"stop": 5}}, "stop must be text, got 5"),
         ({"expected": "x", "max_tokens": 5}, "max_tokens belongs into its free"),
         ({"expected": "x", "options": ["x", "y"], "answer": 0}, "it has options and texts that are expected: give"),
