@@ -136,6 +136,10 @@ def test_the_weighted_mean_weighs_the_answers_and_the_mean_does_not():
     known = replace(known, weights=np.array([0.4, 0.2, 0.3, 0.1]))
     assert weighted_mean(np.array([1.0, 1, 0, 0]), known).score == pytest.approx(0.6)
     assert mean(np.array([1.0, 1, 0, 0]), known).score == pytest.approx(0.5)
+    known = replace(known, calibration=Calibration(widening=2.0))
+    p, unasked = (3 + 2) / (4 + 4), 196 / 200
+    error = weighted_mean(np.array([1.0, 1, 1, 0]), known).standard_error
+    assert error == pytest.approx(2 * np.sqrt(p * (1 - p) * (0.16 + 0.04 + 0.09 + 0.01) * unasked))
 
 
 def test_ridge_is_the_closed_form_with_the_penalty_of_least_leave_one_out_error():
@@ -187,6 +191,8 @@ def test_gp_irt_with_the_published_mixing_is_its_mixture():
     c = published_mixing(0.04, 0.2, 20)
     found = ESTIMATORS["gp_irt"](answers, replace(known, calibration=Calibration(mixing=c)))
     assert found.score == pytest.approx(c * answers.mean() + (1 - c) * p_irt(answers, known).score)
+    errors = [part(answers, known).standard_error for part in (weighted_mean, p_irt)]
+    assert found.standard_error == pytest.approx(c * errors[0] + (1 - c) * errors[1])
 
 
 def test_lineage_is_parent_aware_where_the_contrasts_say_nothing():
@@ -242,6 +248,28 @@ def test_update_learns_from_partial_answers_where_the_candidates_are():
     assert 0.6 < learnt.calibration.centre_shift[0] < 1.5
     assert errors_of(parent_aware, learnt, strong[30:]) < errors_of(parent_aware, known, strong[30:])
     assert known.calibration == Calibration()
+
+
+def test_update_stands_where_the_candidates_posteriors_do():
+    known, merges = world(count=400, asked=30, merges=20, seed=2)
+    before = Calibration(centre_shift=(0.3,), spread=0.5, inheritance=1.0, inheritance_spread=0.6)
+    answers, S = merges[:, known.subset], known.subset
+    after = update(replace(known, calibration=before), answers).calibration
+
+    def prior(c):
+        centre = np.array([known.parent_abilities.mean() + c.centre_shift[0], c.inheritance])
+        return centre, np.array([c.spread, c.inheritance_spread])
+
+    (first, scale), (centre, spread) = prior(before), prior(after)
+    design = np.column_stack([known.items.discrimination, known.residuals])[S]
+    fits = [
+        fit_logistic(design, -known.items.difficulty[S], row, centre, np.diag(spread**-2), descent.TAIL)
+        for row in answers
+    ]
+    x, within = np.array([x for x, _ in fits]), np.array([np.diag(C) for _, C in fits])
+    np.testing.assert_allclose(centre, (4 * first + x.sum(axis=0)) / 24, atol=1e-3)
+    variance = (4 * (scale**2 + (centre - first) ** 2) + ((x - centre) ** 2 + within).sum(axis=0)) / 24
+    np.testing.assert_allclose(spread**2, variance, rtol=5e-3)
 
 
 def test_update_of_nobody_changes_nothing_and_missing_answers_are_refused():
@@ -382,6 +410,9 @@ def test_post_stratification_by_hand():
     low, high = estimate.INHERITED
     both, one, none = (2 * high + 1) / 3, (2 * (low + high) / 2 + 1) / 4, low
     assert found.score == pytest.approx((1 + 2 * both + 1 + 1 * one + 2 * none) / 8)
+    strata = ((2, both, 3), (1, one, 4), (2, none, 2))  # unasked, share, and what the Beta's counts add up to
+    variance = sum(q * (1 - q) * (unasked**2 / (size + 1) + unasked) for unasked, q, size in strata)
+    assert found.standard_error == pytest.approx(np.sqrt(variance) / 8)
 
 
 def test_post_stratification_beats_the_mean_on_merges_that_inherit():
@@ -552,6 +583,20 @@ def test_a_family_of_merges_teaches_the_prior():
     assert learn_inheritance(merges[:0], known).calibration == known.calibration
     with pytest.raises(ValueError, match="answered in full"):
         learn_inheritance(np.full((1, 1000), np.nan), known)
+
+
+def test_a_learnt_prior_is_that_of_each_merges_own_fit():
+    known, merges = world(dimensions=2, merges=6)
+    before = Calibration(centre_shift=(0.2, -0.1), spread=0.5, inheritance=1.0, inheritance_spread=0.6)
+    known = replace(known, calibration=before)
+    centre = np.append(known.parent_abilities.mean(axis=0) + np.array([0.2, -0.1]), 1.0)
+    design = np.column_stack([known.items.discrimination, known.residuals])
+    found = [fit_logistic(design, -known.items.difficulty, row, centre, np.eye(3) / 9)[0] for row in merges]
+    shift, scale = descent.learnt(centre, np.array([0.5, 0.5, 0.6]), np.array(found))
+    after = learn_inheritance(merges, known).calibration
+    assert after.centre_shift == pytest.approx((0.2 + shift[0], -0.1 + shift[1]))
+    assert after.inheritance == pytest.approx(1.0 + shift[2])
+    assert (after.spread**2, after.inheritance_spread) == pytest.approx(((scale[0] ** 2 + scale[1] ** 2) / 2, scale[2]))
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
