@@ -37,6 +37,7 @@ def test_take_keeps_the_order_asked_for():
     assert len(taken) == 2
     assert taken.dimensions == 1
     np.testing.assert_array_equal(taken.difficulty, items.difficulty[[3, 1]])
+    np.testing.assert_array_equal(taken.discrimination, items.discrimination[[3, 1]])
 
 
 @pytest.mark.parametrize("engine", ["em", "girth", "mirt"])
@@ -333,9 +334,10 @@ def minimize_scalar_each(items, responses, centre):
 
 def test_items_that_nobody_of_the_family_answered_stay_the_populations():
     items, _, responses = simulate(5, 10)
-    responses[:, 4] = np.nan
+    responses[:, 4], items.discrimination[4] = np.nan, -0.3
     found = irt.adapt_items(items, responses)
     assert found.difficulty[4] == pytest.approx(items.difficulty[4], abs=1e-4)
+    assert found.discrimination[4] == pytest.approx(0.001)
     assert irt.adapt_items(items, np.empty((0, 10))) is items
     with pytest.raises(ValueError, match="expected answers to 10 items of one dimension, got 9"):
         irt.adapt_items(items, responses[:, :9])
@@ -369,6 +371,27 @@ def test_fit_statistics_are_one_where_the_model_made_the_answers_and_tell_a_wron
     wrong = irt.item_fit(items, responses)
     np.testing.assert_array_equal(wrong.negative, [7])
     assert wrong.outfit.argmax() == 7
+
+
+def test_fit_statistics_by_hand():
+    items, _, responses = simulate(30, 8)
+    responses[::3, 2] = np.nan
+    P = probability(items, fit_abilities(items, responses)[0])
+    items_fit, models_fit = irt.item_fit(items, responses), irt.model_fit(items, responses)
+    for fit, answers, expected in ((items_fit, responses.T, P.T), (models_fit, responses, P)):
+        for row, (y, p) in enumerate(zip(answers, expected, strict=True)):
+            y, p = y[~np.isnan(y)], p[~np.isnan(y)]
+            assert fit.infit[row] == pytest.approx(((y - p) ** 2).sum() / (p * (1 - p)).sum())
+            assert fit.outfit[row] == pytest.approx(((y - p) ** 2 / (p * (1 - p))).mean())
+    for item in range(8):
+        asked = ~np.isnan(responses[:, item])
+        rest = np.nanmean(np.delete(responses, item, axis=1), axis=1)
+        assert items_fit.discrimination[item] == pytest.approx(correlation(responses[asked, item], rest[asked]))
+    for model, (y, p) in enumerate(zip(responses, P, strict=True)):
+        y, p = y[~np.isnan(y)], p[~np.isnan(y)]
+        surprise = (y * np.log(p) + (1 - y) * np.log(1 - p) - p * np.log(p) - (1 - p) * np.log(1 - p)).sum()
+        lz = surprise / np.sqrt((p * (1 - p) * np.log(p / (1 - p)) ** 2).sum())
+        assert models_fit.discrimination[model] == pytest.approx(lz)
 
 
 def test_a_model_that_answers_at_random_does_not_fit():
