@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge3.store import DamagedAnswers, Failure, Reply, Store, canonical, digest
+from merge3.store import DamagedAnswers, Failure, Reply, Store, canonical, digest, size
 
 KEY = {"merge": {"weights": [0.5]}, "runtime": "here"}
 
@@ -27,8 +27,14 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
 def test_what_is_put_is_got_bit_for_bit_by_another_store(tmp_path: Path) -> None:
     answers = {"a": (-0.1, -1e-300, -123.45678901234567), "b": (), "c": (-0.0,)}
     answers |= {"d": Reply("é\n17\u2028", "stop", 3), "e": Failure("too long")}
-    Store(tmp_path).put(KEY, answers)
+    store, other = Store(tmp_path), Store(tmp_path / "other")
+    store.put(KEY, answers)
     assert Store(tmp_path).get(KEY) == answers
+    for item in reversed(answers):
+        other.put(KEY, {item: answers[item]})
+    content = store.path(KEY).read_bytes()
+    assert content == other.path(KEY).read_bytes()  # whatever came first
+    assert size(answers) == len(content) - len(canonical(KEY)) - 1
 
 
 def test_the_keys_are_told(tmp_path: Path) -> None:
@@ -51,6 +57,8 @@ def test_putting_adds(tmp_path: Path) -> None:
     store.put(KEY, {"a": (-1.0,)})
     store.put(KEY, {"b": (-2.0,)})
     assert store.get(KEY) == {"a": (-1.0,), "b": (-2.0,)}
+    store.put(KEY, {"a": (-3.0,)})
+    assert store.get(KEY) == {"a": (-3.0,), "b": (-2.0,)}
 
 
 def test_numbers_that_are_not_finite_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -78,6 +86,10 @@ def test_a_file_with_a_damaged_line_is_reported_and_set_aside_whole(tmp_path: Pa
     assert path.with_suffix(".damaged").read_bytes() == before
     assert store.get(KEY) == {}  # no warning the second time
     assert store.get({}) == {"a": (-1.5,), "b": (-2.5,)}
+    path.write_bytes(before)
+    with pytest.warns(DamagedAnswers):
+        assert store.get(KEY) == {}
+    assert path.with_suffix(".damaged").read_bytes() == 2 * before  # beside what was set aside before
 
 
 DEEP = b"[" * 100_000
