@@ -206,8 +206,10 @@ def run(
     measured = (
         f"Measured by `merge3 run` on {counts['test']} items that the search did not see, in "
         f"{asker.identity['dtype']}. It asked {len(history)} candidates at most {ASKED} of {counts['search']} other "
-        f"items, {tokens['search']:,} tokens, and leaders on the way all of them, {tokens['leaders']:,} tokens."
+        f"items, {tokens['search']:,} tokens"
     )
+    joined = f", and leaders on the way all of them, {tokens['leaders']:,} tokens" if tokens["leaders"] else ""
+    measured += f"{joined}."
     measured += f" The winner is {this.name}: the search found nothing better." if this.name != compare.EVOLVED else ""
     measured += "".join(f" {name} is left out: {said}." for name, said in this.left.items())
     del asker, this  # export loads the models again: twice may not fit

@@ -163,7 +163,7 @@ def test_what_a_form_is_is_said(results, html):
     assert "form of the items. The form is how an item is put." in Reader(html).text
     ours = results.scores.rename(columns={"form symbols": "form known", "form words": "form own"})
     text = Reader(page(replace(results, scores=ours))).text
-    assert "how an item is put: known, worded as search questions are, or own, as none of them is." in text
+    assert "how an item is put: known, worded as search items are, or own, as none of them is." in text
     plain = results.scores.drop(columns=["form symbols", "form words"])
     assert "how an item is put" not in page(replace(results, scores=plain))
 

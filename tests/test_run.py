@@ -304,6 +304,7 @@ def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tm
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"on {short['test']} items that the search did not see, in float32" in card
     assert f"of {short['search']} other items" in card.replace("\n", " ")
+    assert ("and leaders on the way all of them" in card) == (found.tokens["leaders"] > 0)
     assert json.loads((tmp_path / "out.store" / "result.json").read_text())["items"] == short
 
 
