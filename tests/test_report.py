@@ -252,7 +252,7 @@ def test_without_candidates_answered_in_full_the_page_says_what_the_estimator_is
     assert 'class="sample"' not in made
     assert 'class="sample"' in html
     assert "Mean absolute error" not in text
-    assert "it guesses it from 20 answers. The winner was estimated at" in text
+    assert "it guesses it from 20 answers. The winner has an estimated" in text
     assert "margin_irt: 8 merges, each left out of what it knew. The estimator" in text
     assert "estimates , " not in text
     assert "estimates" not in tables(ours)
@@ -618,6 +618,7 @@ def folder(results, tmp_path, monkeypatch):
     runtime = {"runtime": {"base": "b" * 64, "dtype": "float32", "runtime": "cpu, 2 threads"}}
     respond = {split: ledger | runtime for split, ledger in LEDGERS["respond"].items()}
     metrics = {"study": "transfer", "estimates": results.estimates, "over_best_standard": results.by_group}
+    metrics["winner"] = {"estimate": results.winner["estimate"]}
     ledgers = LEDGERS | {"evolve": LEDGERS["evolve"] | {"all_items_tokens": results.full}}
     contents = {
         stage.EXPERTS / "manifest.json": {"base": models[0], "experts": models[1:]},
@@ -662,6 +663,9 @@ def test_the_stage_shows_a_front_where_there_is_one(results, folder):
     ours = findings.with_front(results)
     ours.front.to_csv(stage.EVOLVE / "front.csv", index=False)
     (stage.EVOLVE / "winner.json").write_text(json.dumps(ours.winner), encoding="utf-8")
+    path = stage.EVALUATE / "metrics.json"
+    measured = {"winner": {"estimate": ours.winner["estimate"]}}
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | measured), encoding="utf-8")
     stage.report.fn("transfer", STUDIES, RUNTIME)
     assert 'id="front"' in (stage.OUT / "index.html").read_text(encoding="utf-8")
     written = pd.read_csv(stage.OUT / "front.csv")
