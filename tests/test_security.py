@@ -132,8 +132,8 @@ def test_an_experts_name_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     here = tmp_path / "a" / "b"
     here.mkdir(parents=True)
     monkeypatch.chdir(here)
-    keys = ("problems", "steps", "rank", "batch", "learning_rate", "dtype")
-    train = {"adapters": {name: {"language": "en", "skill": "arithmetic"}}, **dict.fromkeys(keys, 1)}
+    numbers = dict.fromkeys(("problems", "steps", "rank", "batch", "learning_rate"), 1)
+    train = {"adapters": {name: {"language": "en", "skill": "arithmetic"}}, "dtype": "auto", **numbers}
     for source in ({"models": {name: "m"}, "train": None}, {"models": None, "train": train}):
         with pytest.raises(ValueError, match="an expert's name is"):
             experts.fn(0, **source)
