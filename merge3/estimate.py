@@ -568,7 +568,7 @@ def fit_mixture(
     z = np.abs(shares @ scores - truths) / np.maximum(spread, 1e-9)
     if count < CONFORMAL:
         return shares, float(stdtrit(count + 1, 0.95) / Z90 * np.sqrt((1 + z @ z) / (count + 1)))
-    return shares, float(np.sort(z)[math.ceil(0.9 * (count + 1) - 1e-9) - 1] / Z90)
+    return shares, float(np.sort(z)[math.ceil(0.9 * (count + 1)) - 1] / Z90)
 
 
 def prior_of(known: Known) -> Predictor:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
+from scipy.stats import spearmanr
 
 from merge3 import estimate
 from merge3 import lineage as descent
@@ -491,6 +492,7 @@ def test_calibration_reports_its_figures_as_json(estimator):
     assert figures.bias == pytest.approx(errors.mean())
     assert figures.mean_absolute_error == pytest.approx(np.abs(errors).mean())
     assert figures.deviation == pytest.approx(errors.std())
+    assert figures.spearman == pytest.approx(spearmanr(scores, merges.mean(axis=1)).statistic)
     assert figures.models == 6
     restored = json.loads(json.dumps(asdict(figures), allow_nan=False))
     assert Calibration(**restored | {"centre_shift": tuple(restored["centre_shift"])}) == figures
@@ -508,8 +510,14 @@ def widened(misses):
 @pytest.mark.parametrize("count", [9, 19, 40])
 def test_of_models_alike_the_next_ones_widened_interval_holds_nine_times_in_ten(count):
     misses = np.random.default_rng(count).standard_t(3, (4000, count + 1))
-    promised = np.ceil(0.9 * (count + 1) - 1e-9) / (count + 1)  # Vovk et al. 2005
+    promised = np.ceil(0.9 * (count + 1)) / (count + 1)  # Vovk et al. 2005
     assert widened(misses) == pytest.approx(promised, abs=0.025)
+
+
+@pytest.mark.parametrize(("count", "place"), [(9, 9), (10, 10), (19, 18), (29, 27)])
+def test_from_nine_models_on_the_widening_is_by_the_one_at_nine_tenths_of_all_and_the_next(count, place):
+    _, widening = estimate.fit_mixture(1.0 + np.arange(count)[None], np.ones((1, count)), np.zeros(count))
+    assert widening == pytest.approx(place / estimate.Z90)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 8])
