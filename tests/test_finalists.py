@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from merge3.estimate import Known
-from merge3.finalists import combined, finals, fresh, halves, paired, told_apart
+from merge3.estimate import Calibration, Known
+from merge3.finalists import combined, finals, fresh, halves, paired, told_apart, whole
 from merge3.genome import Genome
-from merge3.history import average
+from merge3.history import average, joins
 from merge3.irt import ItemParameters
 from merge3.recipe import AVERAGE, standard_merges
 
@@ -24,6 +24,12 @@ def test_the_paired_variance_is_that_of_the_differences_of_means_by_half() -> No
     assert found == pytest.approx(differences, rel=0.2)
     unpaired = np.mean([draw.mean() * (1 - draw.mean()) / 400 for draw in draws])
     assert found < 0.5 * unpaired
+
+
+def test_the_paired_variance_of_two_is_half_that_of_their_difference() -> None:
+    answers = np.array([[1.0, 0, 1, 1, 0], [0, 0, 1, 0, 1]])
+    expected = np.var(answers[0] - answers[1], ddof=1) / 2 / 5 * (1 - 5 / 20)
+    assert paired(answers, 20) == pytest.approx(expected)
 
 
 def test_what_all_answer_alike_and_what_all_are_asked_counts_for_nothing() -> None:
@@ -49,6 +55,14 @@ def test_exact_fresh_items_decide_alone_and_useless_ones_leave_it_to_the_surface
     np.testing.assert_allclose(useless - useless.mean(), means - means.mean(), atol=1e-6)
 
 
+def test_surface_and_fresh_items_count_by_the_others_mean_variance() -> None:
+    means, found = np.array([0.5, 0.7, 0.6]), np.array([0.4, 0.3, 0.5])
+    searched = (0.02**2 + 0.04**2 + 0.1**2) / 3  # of the first at least what few items favour
+    share = searched / (searched + 0.003)
+    expected = (1 - share) * (means - 0.2) + share * found  # on the level of what was found
+    np.testing.assert_allclose(combined(means, np.array([0.01, 0.04, 0.1]), found, 0.003), expected)
+
+
 def test_a_surface_that_is_high_for_all_alike_says_nothing() -> None:
     means, deviations, found = np.array([0.5, 0.7, np.nan]), np.full(3, 0.04), np.array([0.4, 0.3, 0.5])
     np.testing.assert_allclose(
@@ -69,7 +83,10 @@ def test_every_part_of_the_fresh_items_has_all_groups_and_lies_within_the_next()
     groups = [f"g{n % 57}" for n in range(57 * 9)]
     items = ItemParameters(np.ones((len(groups), 1)), np.zeros(len(groups)))
     known = Known(items, np.arange(57), np.full(57, 1 / 57), np.ones((1, len(groups))))
-    others = fresh(known, groups, 57 * 5, 0)
+    others = fresh(replace(known, calibration=Calibration(widening=2.0)), groups, 57 * 5, 0)
+    assert set(others.subset).isdisjoint(known.subset)
+    assert others.calibration == Calibration()  # the other was learnt for other items
+    assert whole(replace(known, calibration=Calibration(widening=2.0))).calibration == Calibration()
     parts = halves(others, groups)
     for part, asked in zip(parts, (2, 3, 5), strict=True):
         assert sorted(groups[i] for i in part.subset) == sorted(f"g{n}" for n in range(57) for _ in range(asked))
@@ -106,6 +123,10 @@ def test_no_group_is_lost_where_candidates_are_asked_anew() -> None:
     assert len(subset) == len(weights) == 20
 
 
+def test_leaders_join_between_generations() -> None:
+    assert [joins(4, generations) for generations in (1, 4, 5, 8, 9)] == [0, 0, 1, 1, 2]
+
+
 def test_what_finalists_take_at_most() -> None:
     assert finals(4, [10, 20, 40]) == 4 * 10 + 2 * 10 + 1 * 20
     assert finals(8, [75, 150, 300], 960) == 8 * 75 + 4 * 75 + 2 * 150 + 2 * 660
@@ -127,11 +148,11 @@ def test_what_candidates_are_asked_anew_is_kept_from_the_finalists_items() -> No
 
 
 def test_the_uniform_average_is_where_a_search_begins_if_its_method_makes_it() -> None:
-    def genome(*methods: str) -> Genome:
-        return Genome(methods, ("a", "b", "c"), ("mlp",), 2, (0.0, 1.2), (0.2, 1.0), 0)
+    def genome(*methods: str, least: float = 0.0) -> Genome:
+        return Genome(methods, ("a", "b", "c"), ("mlp",), 2, (least, 1.2), (0.2, 1.0), 0)
 
     made = average(genome("task_arithmetic"))
     assert made == genome("task_arithmetic").decode(genome("task_arithmetic").start)
     assert set(made.weights["a"]["mlp"]) == {0.33}
-    for methods in (("ties",), ("ties", "task_arithmetic")):
-        assert average(genome(*methods)) == standard_merges(["a", "b", "c"])[AVERAGE]
+    for other in (genome("ties"), genome("ties", "task_arithmetic"), genome("task_arithmetic", least=0.5)):
+        assert average(other) == standard_merges(["a", "b", "c"])[AVERAGE]

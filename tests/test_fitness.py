@@ -19,9 +19,9 @@ from transformers import (
 
 from merge3 import answering, models
 from merge3.asker import Asker
-from merge3.estimate import ESTIMATORS, Estimate, Known
+from merge3.estimate import ESTIMATORS, Z90, Estimate, Known
 from merge3.evolve import FRONTS, SEARCHES, Genes
-from merge3.finalists import finals, on_common, own_variance, paired, whole
+from merge3.finalists import combined, finals, on_common, own_variance, paired, whole
 from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
@@ -33,6 +33,7 @@ from merge3.merging import LiveMerger
 from merge3.models import weights_of
 from merge3.recipe import AVERAGE, Recipe, constant
 from merge3.store import Store
+from merge3.surface import UNSEEN
 from merge3.surface import best as highest
 from merge3.trees import tokenize
 
@@ -221,11 +222,12 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
     merges = [genome.draw((0.5, 1.5), generator) for _ in range(6)]
     far = replace(merges[0], method="ties")  # no merge of this search
     evaluations = [fitness_of(whole(known))(recipe) for recipe in [*merges, far]]
+    merges_and_more, told = [*merges, far, merges[0]], [*evaluations, Evaluation(None, Cost())]  # the last is broken
     few = History(fitness_of(known), genome)
-    few.know(search, [*merges, far], evaluations)
+    few.know(search, merges_and_more, told)
     assert not few.known  # its candidates' estimates are at another level
     history = History(fitness_of(whole(known)), genome)
-    history.know(search, [*merges, far], evaluations)
+    history.know(search, merges_and_more, told)
     truths = [it.correct(questions, it.ask(recipe, questions).answers or []).mean() for recipe in merges]
     assert [one.score for one in history.known] == pytest.approx(truths)
     assert len(history.rows) == history.spent.tokens == 0  # they are none of its candidates
@@ -236,7 +238,14 @@ def test_a_search_knows_what_merges_answered_in_full_are_worth(
         assert set(history.front(9)) <= set(history.recipes)
     else:
         assert history.best["phenotype"] in history.recipes
-        assert {history.phenotype(recipe) for recipe in merges}.isdisjoint(history.leaders(20, search))
+        leaders = history.leaders(20, search)
+        assert {history.phenotype(recipe) for recipe in merges}.isdisjoint(leaders)
+        heights = np.array([mean for _, mean, _ in leaders.values()])
+        first, after = np.flatnonzero(np.isnan(heights))[[0, -1]]  # the standard merges, of which it knows nothing
+        assert 0 < first <= 4
+        assert heights[0] == np.nanmax(heights)
+        assert (np.diff(heights[after + 1 :]) <= 0).all()
+        assert len(heights) > after + 1
 
 
 GENOME = Genome(("task_arithmetic",), ("a", "b"), ("attention", "mlp"), 1, (0.0, 1.0), (0.2, 1.0), 0)
@@ -310,7 +319,7 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
     np.testing.assert_array_equal([surface.scores for surface in search.surfaces], scores.T)
     name, told = next(iter(history.told.items()))
     again = history.evaluate(told.genotype, history.recipes[name], {})
-    assert again.cost == Cost()  # not asked the new items
+    assert (again.cost, history.rows[-1]["tokens"]) == (Cost(), 0)  # not asked the new items
     assert again.value == told.score
     met = history.evaluate(proven.genotype, top, {})  # a candidate that was proven before
     assert (met.cost, met.value, history.rows[-1]["tokens"]) == (Cost(), proven.score, 0)
@@ -334,7 +343,7 @@ def test_the_best_of_all_that_answered_everything_wins(
     generation(search, history, lambda count: None)
     history.join(search, Joining(1, everything, fitness_of, None), lambda count: None)
     leaders = history.leaders(5, search)
-    assert set(leaders).isdisjoint(history.exact)  # what they are worth is known
+    assert set(history.leaders(99, search)).isdisjoint(history.exact)  # what they are worth is known
     part = replace(known, subset=np.array([0, 3]), weights=np.full(2, 0.5))
     fair = [fitness_of(part, "weighted_mean")]
     told = list[int]()
@@ -349,6 +358,37 @@ def test_the_best_of_all_that_answered_everything_wins(
     lost = next(name for name in truths if name != winner["phenotype"])
     history.exact[lost] = replace(history.exact[lost], estimate=Estimate(2.0, 2.0, 2.0, 0.0), objective=2.0)
     assert history.verify(leaders, fair, told.append, everything)["phenotype"] == lost  # whether asked before or not
+    for name, one in history.exact.items():
+        history.exact[name] = replace(one, estimate=Estimate(1.0, 1.0, 1.0, 0.0), objective=1.0)
+    even = history.verify(leaders, fair, told.append, everything)
+    assert even["phenotype"] == history.phenotype(history.average)  # of equals what is made by hand
+
+
+def test_the_better_half_of_the_leaders_goes_on_by_surface_and_fresh_items(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), None)
+    said, told = list[str](), list[int]()
+    history = History(fitness_of(known), GENOME, lambda name, work: (said.append(name), work())[1])
+    recipes = [constant("task_arithmetic", {"a": weight, "b": 0.2}) for weight in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    means = [0.2, 0.6, 0.4, 0.8, np.nan]
+    leaders = {history.phenotype(one): (one, mean, mean / 9) for one, mean in zip(recipes, means, strict=True)}
+    rounds = [
+        fitness_of(replace(known, subset=np.arange(n), weights=np.full(n, 1 / n)), "weighted_mean") for n in (3, 5, 7)
+    ]
+    winner = history.verify(leaders, rounds, told.append)
+    left = list(leaders)
+    for number, (fitness, count) in enumerate(zip(rounds, (5, 3, 2), strict=True)):
+        assert [name for name in said if name.startswith(f"finalist {number}-")] == [
+            f"finalist {number}-{name[:8]}" for name in left
+        ]
+        assert len(left) == count
+        made = [fitness(leaders[name][0]) for name in left]
+        surface = np.array([leaders[name][1:] for name in left]).T
+        scores = combined(*surface, np.array([one.value for one in made]), own_variance(made, fitness))
+        left = [left[place] for place in np.argsort(-scores, kind="stable")][: (count + 1) // 2]
+    assert winner["phenotype"] == left[0]
+    assert sum(told) == finals(5, [3, 5, 7])
 
 
 def test_who_leaves_hard_questions_unfinished_is_compared_on_the_others_alone(
@@ -382,6 +422,10 @@ def test_where_all_leaders_are_broken_the_best_that_was_asked_wins(
     winner = history.verify({history.phenotype(broken): (broken, 0.9, 0.1)}, fair, lambda count: None)
     assert winner["phenotype"] == history.best["phenotype"]
     assert len(history.finalists) == 2
+    whole_ones, far = history.surface(), np.full(len(GENOME.names), 0.9)
+    history.failed.append(far)
+    np.testing.assert_array_equal(history.surface().genes, [*whole_ones.genes, far])
+    np.testing.assert_array_equal(history.surface().scores, [*whole_ones.scores, whole_ones.scores.min()])
 
 
 def test_a_front_stands_on_the_level_of_the_fresh_items(
@@ -392,12 +436,16 @@ def test_a_front_stands_on_the_level_of_the_fresh_items(
     history = History(fitness_of(known), GENOME)
     generation(search, history, lambda count: None)
     fresh = fitness_of(replace(known, subset=np.array([0, 2, 3, 5]), weights=np.full(4, 0.25)), "weighted_mean")
-    flattered = {name: (recipe, np.full(2, 0.8), np.full(2, 0.02)) for name, (recipe, _, _) in history.front(4).items()}
+    flattered = {name: (recipe, np.full(2, 0.8), np.full(2, 0.01)) for name, (recipe, _, _) in history.front(4).items()}
     rows = history.verify_front(flattered, fresh, lambda count: None)
     for group in "xy":
-        found = [fresh(history.recipes[row["phenotype"]]).groups[group].score for row in rows]
-        assert np.mean([row[f"score {group}"] for row in rows]) == pytest.approx(np.mean(found))
-        assert all(row[f"low {group}"] <= row[f"score {group}"] <= row[f"high {group}"] for row in rows)
+        made = [fresh(history.recipes[row["phenotype"]]).groups[group] for row in rows]
+        found, own = np.array([one.score for one in made]), np.mean([one.standard_error**2 for one in made])
+        share = UNSEEN**2 / (UNSEEN**2 + own)
+        scores, half = (1 - share) * found.mean() + share * found, Z90 * np.sqrt(share * own + own / len(rows))
+        assert [row[f"score {group}"] for row in rows] == pytest.approx(scores)
+        assert [row[f"low {group}"] for row in rows] == pytest.approx(np.maximum(scores - half, 0))
+        assert [row[f"high {group}"] for row in rows] == pytest.approx(np.minimum(scores + half, 1))
 
 
 def test_leaders_are_weighed_by_the_variance_of_what_is_searched_for(
