@@ -115,6 +115,25 @@ def test_estimating_twice_gives_the_same_and_changes_nothing(estimator):
 
 
 @all_estimators
+def test_the_widening_is_a_factor_of_the_error_and_of_nothing_else(estimator):
+    known, merges = world()
+    answers = merges[0, known.subset]
+    plain, wide = (
+        ESTIMATORS[estimator](answers, replace(known, calibration=Calibration(widening=w))) for w in (1.0, 2.0)
+    )
+    assert wide.score == plain.score
+    assert wide.standard_error == pytest.approx(2 * plain.standard_error)
+
+
+def test_before_a_candidate_is_asked_it_is_of_its_lineage_or_else_of_the_population():
+    known, _ = world(dimensions=2)
+    assert estimate.prior_of(known) is known.lineage
+    stranger = estimate.prior_of(replace(known, parents=np.empty((0, 200))))
+    np.testing.assert_array_equal(stranger.centre, [0, 0])
+    np.testing.assert_array_equal(stranger.precision, np.eye(2))
+
+
+@all_estimators
 def test_a_missing_answer_is_an_error_and_not_a_wrong_answer(estimator):
     known, _ = world()
     answers = np.ones(20)

@@ -353,7 +353,13 @@ def test_held_out_answers_choose_the_number_of_dimensions():
     chosen, found = irt.choose_dimensions(responses, 0, (1, 2))
     assert chosen == 2
     assert found[2] > found[1]
-    assert irt.choose_dimensions(simulate(200, 60)[2], 0, (1, 3))[0] == 1
+    chosen, found = irt.choose_dimensions(simulate(200, 60)[2], 0, (1, 3, 2))
+    assert (chosen, set(found)) == (1, {1, 3})  # no more are tried after one that is no better
+
+
+def test_the_likelihood_of_an_answer_that_was_certain_is_finite():
+    found = irt.loglikelihood(np.array([1.0, 0.0, 0.5]), np.array([1.0, 1.0, np.nan]))
+    assert found == pytest.approx(np.log(1e-12) / 2)
 
 
 def test_a_table_too_small_to_hide_an_answer_has_the_fewest_dimensions():
