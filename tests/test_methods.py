@@ -161,6 +161,7 @@ def test_slerp_keeps_the_angle_and_the_norm_of_unit_vectors() -> None:
 def test_slerp_of_collinear_vectors_is_lerp() -> None:
     first = torch.tensor([1.0, 2.0, 3.0, 4.0])
     torch.testing.assert_close(merge("slerp", (0.0, 0.5), torch.zeros(4), [first, 3 * first]), 2 * first)
+    torch.testing.assert_close(merge("slerp", (0.0, 0.5), torch.zeros(4), [first, -3 * first]), -first)
 
 
 def test_the_riemannian_mean_of_two_is_the_middle_of_the_arc() -> None:
@@ -220,6 +221,19 @@ def test_passthrough_is_one_model_times_its_weight() -> None:
 
 def test_linear_weights_that_cancel_return_the_base() -> None:
     assert torch.equal(merge("linear", (0.1, 0.2, -0.3)), models(3)[0])
+    assert torch.equal(merge("linear", (0.0,) * 3, normalize=0.0), models(3)[0])
+
+
+def test_weights_that_cancel_are_not_divided_by_their_sum() -> None:
+    assert torch.equal(merge("task_arithmetic", (1.0, -1.0), normalize=1.0), merge("task_arithmetic", (1.0, -1.0)))
+    assert torch.equal(merge("nuslerp", (1.0, -1.0)), merge("nuslerp", (1.0, 1.0)))
+
+
+def test_lambda_scales_what_was_elected_and_a_lone_negative_weight_turns_its_expert_round() -> None:
+    base, experts = models(2)
+    plain, doubled = merge("ties", (0.7, 0.4)), merge("ties", (0.7, 0.4), **{"lambda": 2.0})
+    torch.testing.assert_close(doubled - base, 2 * (plain - base))
+    torch.testing.assert_close(merge("ties", (-0.5, 0.0)), 2 * base - experts[0])
 
 
 def test_ties_with_weights_of_both_signs_does_not_explode() -> None:
