@@ -18,8 +18,16 @@ from time import monotonic, sleep
 from typing import Any
 
 import httpx
-from prefect import flow, serve
+from prefect import flow, get_client, serve
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.states import Crashed
 
 from flows.evolve import evolve
 from flows.pipeline import experiment, pipeline
@@ -88,10 +96,20 @@ def own_server() -> Iterator[str]:
             if server.poll() is not None or monotonic() - begin > WAIT:
                 sys.exit("the Prefect server does not start; what it said stands above")
             sleep(0.5)
+        end_lost_runs(url)
         yield url
     finally:
         server.terminate()
         server.wait()
+
+
+def end_lost_runs(url: str) -> None:
+    """Say of the deployments' runs that went on when the server ended that they are no more: it could not be told."""
+    going = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    lost = FlowRunFilter(state=FlowRunFilterState(type=going), deployment_id=FlowRunFilterDeploymentId(is_null_=False))
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=lost):
+            client.set_flow_run_state(run.id, Crashed(message="It ended with the server; its answers are kept."), True)
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ def show_text(key: str, text: str, description: str) -> None:
 
 
 class Watch:
-    """What the parts of a stage tell while it goes on: which is at work, the best estimate, the speed, what was kept.
+    """What the parts of a stage tell while it goes on: what is at work, the highest estimate, the speed, what was kept.
 
     A part is what `do` does. It may give something with a `cost` of answering, and with an `estimate` of a score.
     """
@@ -381,7 +381,7 @@ class Watch:
             told.append(self.parts[0])
         if self.best is not None:
             score, low, high = (f"{100 * part:.1f}" for part in (self.best.score, self.best.low, self.best.high))
-            told.append(f"best estimate {score} % [{low}, {high}]")
+            told.append(f"highest estimate {score} % [{low}, {high}]")
         if self.seconds:
             told.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
         if self.kept:

@@ -217,7 +217,7 @@ def test_progress_prints_few_plain_lines_where_there_is_no_terminal(capsys: pyte
     assert lines[-1].startswith("work: 200/200, ")
 
 
-TOLD = "generation 4, best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept"
+TOLD = "generation 4, highest estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept"
 
 
 def generation() -> None:
@@ -251,7 +251,7 @@ def test_a_terminal_shows_the_same_under_the_bar(monkeypatch: pytest.MonkeyPatch
         os.set_blocking(screen.fileno(), False)
         seen = b"".join(iter(lambda: screen.read(100_000), None)).decode()  # a read gives a page at most
     assert "3/3" in seen
-    assert "best estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept" in seen
+    assert "highest estimate 61.0 % [56.0, 66.0], 50 tokens/s, 1 kept" in seen
 
 
 def test_a_progress_on_a_server_ends_whole_though_less_was_done_than_might_have_been(
@@ -349,10 +349,25 @@ def test_what_is_no_prefect_server_is_served_no_deployments(other: str, tmp_path
     assert "Traceback" not in ended.stderr
 
 
-def test_a_server_of_ones_own_asks_nothing_in_a_terminal(tmp_path: Path) -> None:
+def test_a_server_of_ones_own_asks_nothing_in_a_terminal_and_ends_runs_that_were_lost(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as place:
         port = place.getsockname()[1]
-    code = f"from flows import serve; serve.PORT = {port}\nwith serve.own_server() as url: print('up at', url)"
+    code = f"""
+from prefect import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running
+from flows import serve
+serve.PORT = {port}
+with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
+    place = serve.search.to_deployment("search").apply()
+    with get_client(sync_client=True) as client:
+        given = {{"parameters": {{"changes": {{}}}}}}
+        runs = [client.create_flow_run_from_deployment(place, **given), client.create_flow_run(serve.search, **given)]
+        for run in runs:
+            client.set_flow_run_state(run.id, Running(), force=True)
+        serve.end_lost_runs(url)
+        print("up at", url, *(client.read_flow_run(run.id).state_name for run in runs))
+"""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
     environment = {**bare, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": ".", "TERM": "xterm"}
     ours, theirs = os.openpty()
@@ -363,7 +378,7 @@ def test_a_server_of_ones_own_asks_nothing_in_a_terminal(tmp_path: Path) -> None
         while part := screen.read(100_000):
             said += part
     assert started.wait() == 0, said.decode()
-    assert f"up at http://127.0.0.1:{port}/api".encode() in said
+    assert f"up at http://127.0.0.1:{port}/api Crashed Running".encode() in said
 
 
 def test_no_tool_reports_to_anyone() -> None:
