@@ -243,6 +243,15 @@ def test_an_expert_that_won_is_named_without_an_article(results):
     assert "the best standard merge, by group" in text
 
 
+def test_a_base_that_won_is_no_standard_merge(results):
+    keep = results.scores["model"] != "base"
+    ours = replace(results, scores=results.scores[keep], responses=results.responses.drop(index="base"))
+    ours = renamed(ours, {"evolved merge": "base"})
+    text = Reader(page(replace(ours, winner=results.winner | {"merge": "base"}))).text
+    assert "The base, which the search found nothing better than, beats the best expert" in text
+    assert "Over uniform average, the best standard merge, by group" in text
+
+
 def test_without_candidates_answered_in_full_the_page_says_what_the_estimator_is_worth(results, html):
     nobody = results.sample.iloc[:0]
     one = results.estimators[results.estimators["estimator"] == "parent_aware"].assign(estimator="margin_irt")
