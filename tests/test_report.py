@@ -243,6 +243,22 @@ def test_an_expert_that_won_is_named_without_an_article(results):
     assert "the best standard merge, by group" in text
 
 
+def test_a_single_expert_is_merged_with_its_base(results):
+    others = EXPERTS[1:]
+    ours = replace(
+        results,
+        experts=EXPERTS[:1],
+        scores=results.scores[~results.scores["model"].isin(others)],
+        responses=results.responses.drop(index=others),
+        abilities=results.abilities.iloc[:1],
+        parents=results.parents[:1],
+    )
+    text = Reader(page(ours)).text
+    assert "evolutionary merge of a fine-tune and its base" in text
+    assert "english_arithmetic was merged with its base into one model of the same size." in text
+    assert "A search chose how much of it; the result was then measured" in text
+
+
 def test_a_base_that_won_is_no_standard_merge(results):
     keep = results.scores["model"] != "base"
     ours = replace(results, scores=results.scores[keep], responses=results.responses.drop(index="base"))
