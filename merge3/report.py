@@ -175,8 +175,8 @@ def standings(results: Results) -> list[dict[str, Any]]:
 
 
 def split_columns(scores: pd.DataFrame, kind: str) -> dict[str, str]:
-    """Columns of accuracy by `kind`, and the value each stands for; none where there is but one value."""
-    found = {name: name.removeprefix(f"{kind} ") for name in scores.columns if name.startswith(f"{kind} ")}
+    """Columns of accuracy by `kind`, and the value that each stands for; empty where there is but one value."""
+    found = {name: name.removeprefix(f"{kind} ") or "none" for name in scores.columns if name.startswith(f"{kind} ")}
     return found if len(found) > 1 else {}
 
 

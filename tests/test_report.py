@@ -243,6 +243,23 @@ def test_an_expert_that_won_is_named_without_an_article(results):
     assert "the best standard merge, by group" in text
 
 
+def test_items_without_a_group_beside_others_are_of_none(results):
+    search = [replace(item, group="" if item.group == "fr" else item.group) for item in results.search]
+    leads = {"" if group == "fr" else group: row for group, row in results.by_group["groups"].items()}
+    ours = replace(
+        results,
+        search=search,
+        scores=results.scores.rename(columns={"group fr": "group "}),
+        by_group=results.by_group | {"groups": leads},
+    )
+    text = Reader(page(ours)).text
+    assert re.search(r"Model none es it symbols words", text)
+    assert "the best standard merge, by group: none +4.3" in text
+    assert re.search(r"Group Items Asked Weight none 320 \d", text)
+    alone = replace(results, search=[replace(item, group="") for item in search])
+    assert re.search(r"Group Items Asked Weight all 960 20", Reader(page(alone)).text)
+
+
 def test_a_single_expert_is_merged_with_its_base(results):
     others = EXPERTS[1:]
     ours = replace(
