@@ -1,6 +1,6 @@
-"""What the report says, as tables: the results of a study, and what is computed from them to be shown or kept as CSV.
+"""What the report says, as tables: results, and what is computed from them to be shown or kept as CSV.
 
-Knows the tables that the stages write, not where they lie, nor how a page looks.
+Both the pipeline and `merge3 run` fill them. Knows not where their files lie, nor how a page looks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KINDS = {"weight": "weights", "density": "densities"}  # of a gene, and what a r
 
 @dataclass(frozen=True)
 class Results:
-    """What the stages found out about one study; tables and ledgers as the stages wrote them."""
+    """What was found out about one study; a run of `merge3 run` is one, by the name of its folder."""
 
     study: str
     experts: Sequence[str]
@@ -57,12 +57,13 @@ class Results:
     estimates: Mapping[str, Any] | None
     """Of the sample: mean absolute error, Spearman's correlation and regret; None where there is no sample."""
     by_group: Mapping[str, Any] | None
-    """The best standard merge, and the winner's lead over it by group; None where none was measured."""
+    """The best standard merge that is not the winner, and the winner's lead over it by group; None where none was
+    measured."""
     one_runtime: bool
     """Whether the parents answered the test items on the same kind of machine as the merges."""
     scores: pd.DataFrame
     responses: pd.DataFrame
-    """Models x test items that every model's answer to could be scored."""
+    """Models x test items: 1 right, 0 wrong, NaN where the answer could not be scored."""
     raw: Mapping[str, Mapping[str, Answer]]
     """By model and test item: the raw answers that were kept, and that are graded as `responses` says."""
     scoring: str
