@@ -44,6 +44,8 @@ class Grouped:
                     f"none of the {len(known.subset)} items that are asked is of group {group!r}: ask more "
                     "(extract.items; for finalists evolve.finalist_items), or search for the mean"
                 )
+            if estimator in CONTINUOUS:  # which heeds the answers to all items, see `_by_margins`
+                continue
             part = replace(
                 known,
                 items=known.items.take(members),
