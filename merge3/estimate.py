@@ -50,7 +50,7 @@ from merge3.irt import (
 Z90 = 1.6448536269514722  # a normal variable lies within ± Z90 standard deviations with probability .9
 RIDGED = 3  # models answered in full that ridge learns from, at least
 CONFORMAL = 9  # models of which the largest error is a 90 % bound of the next one's
-PARTS = 8  # sets of answers left out, for each of which what follows is kept
+PARTS = 8  # sets of questions left unanswered, for each of which what is known without them is kept
 PSEUDO = 2.0  # answers that post_stratified's prior is worth, in each stratum
 INHERITED = (0.08, 0.97)  # shares that a merge has right of the items that no parent, and that all parents, have right
 

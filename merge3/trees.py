@@ -141,7 +141,7 @@ def common(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def longest_first(trees: Sequence[Tree]) -> list[int]:
-    """Indices of trees by their tokens, those of as many by which these are: batches do not depend on the order."""
+    """Indices of trees, the longest first, equally long ones by their tokens: in whatever order items come."""
     return sorted(range(len(trees)), key=lambda i: (-len(trees[i].tokens), trees[i].tokens, i))
 
 
