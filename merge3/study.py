@@ -7,6 +7,7 @@ of parents (a family), merges with parents of their own each (triplets), models 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -272,6 +273,7 @@ def check_plot(path: Path) -> None:
     """Refuse a picture that `plot` cannot write, before a study is made for it.
 
     Raises:
+        PermissionError: nothing can be written there.
         ValueError: it is a folder, is in none, or its ending is that of no picture.
     """
     from matplotlib.backend_bases import FigureCanvasBase
@@ -281,6 +283,8 @@ def check_plot(path: Path) -> None:
         raise ValueError(f"{path}: expected a picture's ending, one of {', '.join(kinds)}, got {path.suffix!r}")
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"{path}: expected a file in a folder that exists: make {path.parent}, or name another")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: name another place, --plot PICTURE")
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:

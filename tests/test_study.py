@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,7 +224,7 @@ def test_where_no_counts_are_given_they_are_those_that_there_are_items_for(items
 
 
 def test_a_small_table_is_studied_and_a_picture_that_cannot_be_written_is_refused_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "table.parquet"
     responses.write(path, world(count=12))
@@ -235,6 +236,25 @@ def test_a_small_table_is_studied_and_a_picture_that_cannot_be_written_is_refuse
     ):
         assert cli.main(["study", str(path), "--draws", "0", "--plot", str(tmp_path / picture)]) == 1
         assert said in capsys.readouterr().err  # and not that there are no draws
+    monkeypatch.setattr(os, "access", lambda place, mode: (place, mode) != (tmp_path / "x.png", os.W_OK))
+    (tmp_path / "x.png").touch()
+    assert cli.main(["study", str(path), "--draws", "0", "--plot", str(tmp_path / "x.png")]) == 1
+    assert "x.png cannot be written: name another place" in capsys.readouterr().err
+
+
+def test_a_picture_that_fails_leaves_the_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError("no space left on device")
+
+    responses.write(tmp_path / "table.parquet", world(count=12))
+    monkeypatch.setattr(study, "plot", full)
+    for form, shown in (([], "10 items: ask "), (["--json"], '"items": 10')):
+        assert cli.main(["study", str(tmp_path / "table.parquet"), "--draws", "1", *form]) == 1
+        told = capsys.readouterr()
+        assert shown in told.out
+        assert told.err.endswith("merge3 study: no space left on device\n")
 
 
 def test_verify_looks_at_every_triplet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -27,11 +27,16 @@ def study(options: argparse.Namespace) -> None:
     draw, groups = read_case(options, weights)
     with progress("study", options.draws) as advance:
         found = studies.study(draw, groups, options.counts, options.draws, options.seed, advance=advance)
-    studies.plot(found, picture)
-    print(f"{picture} shows the best of these figures", file=sys.stderr)
     if options.json:
         as_json(found.to_dict("records"))
-        return
+    else:
+        show_study(found)
+    studies.plot(found, picture)  # last: the figures are there though it cannot be written
+    print(f"{picture} shows the best of these figures", file=sys.stderr)
+
+
+def show_study(found: pd.DataFrame) -> None:
+    """Print the figures of a study, and its advice."""
     shown = found.sort_values(["items", "error"])
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
     best = studies.recommend(found)
