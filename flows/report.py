@@ -21,8 +21,8 @@ from merge3 import responses
 from merge3.grading import divisors, grade
 from merge3.items import Item
 from merge3.recipe import Recipe, parents, standard_merges
-from merge3.report import evidence, headline, ledger, page
-from merge3.report_tables import Results, costs, outcome, ranked, tables
+from merge3.report import as_files, evidence, headline, ledger
+from merge3.report_tables import Results, costs, outcome, ranked
 from merge3.report_text import count, fraction, percent, points
 from merge3.store import Answer, Store, digest
 
@@ -83,9 +83,8 @@ def report(study: str, studies: dict[str, Any], runtime: dict[str, Any]) -> None
     results = read(study, studies, runtime["scoring"])
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "front.csv").unlink(missing_ok=True)
-    for name, table in tables(results).items():
-        write_text(OUT / f"{name}.csv", table.to_csv(index=False))
-    write_text(OUT / "index.html", page(results))
+    for name, content in as_files(results).items():
+        write_text(OUT / name, content)
     write_text(OUT / "result.txt", plain(results))
     show(results)
 

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,14 +74,10 @@ def page(results: Results) -> str:
     )
 
 
-def write(results: Results, folder: Path) -> Path:
-    """Write the page, its figures as CSV beside it, into a folder; the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in report_tables.tables(results).items():
-        (folder / f"{name}.csv").write_text(table.to_csv(index=False), encoding="utf-8")
-    made = folder / "index.html"
-    made.write_text(page(results), encoding="utf-8")
-    return made
+def as_files(results: Results) -> dict[str, str]:
+    """The files of a report by their names: the page, index.html, and its figures as CSV beside it."""
+    made = {f"{name}.csv": table.to_csv(index=False) for name, table in report_tables.tables(results).items()}
+    return made | {"index.html": page(results)}
 
 
 # What is said

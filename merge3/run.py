@@ -223,7 +223,10 @@ def run(
     else:
         settings = {"budget": budget, "method": method, "test-share": test_share, "seed": seed}
         again = _again(base, sources, items, out, settings | {"device": device, "dtype": dtype})
-        page = report.write(replace(results, commands=[*again, *results.commands]), kept / "report")
+        page = kept / "report" / "index.html"
+        page.parent.mkdir(exist_ok=True)
+        for name, content in report.as_files(replace(results, commands=[*again, *results.commands])).items():
+            (page.parent / name).write_text(content, encoding="utf-8")
     result = Result(merge, estimate, scores, history, tokens, out, page, counts, tuple(notes.lines))
     scores.to_csv(kept / "scores.csv", index=False)
     own = mergefile.to_yaml(Merge(winner, *whence))
