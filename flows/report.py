@@ -21,7 +21,7 @@ from merge3 import responses
 from merge3.grading import divisors, grade
 from merge3.items import Item
 from merge3.recipe import Recipe, parents, standard_merges
-from merge3.report import as_files, evidence, headline, ledger
+from merge3.report import answered_on, as_files, evidence, headline, ledger
 from merge3.report_tables import Results, costs, outcome, ranked
 from merge3.report_text import count, fraction, percent, points
 from merge3.store import Answer, Store, digest
@@ -174,11 +174,6 @@ def seconds(ledger: Mapping[str, Any]) -> float:
     """What the last run took; NaN where it found all answers kept."""
     run = ledger["this_run"]
     return run["merging_seconds"] + run["answering_seconds"] if run["tokens"] else np.nan
-
-
-def answered_on(identity: Mapping[str, str]) -> str:
-    """The machine and the dtype of answers, by what an asker says of them."""
-    return f"{identity.get('runtime', 'any device')}, {identity['dtype']}"
 
 
 def kept(

@@ -154,6 +154,11 @@ def chance(tests: Iterable[Item]) -> float | None:
     return float(np.mean([1 / size for size in options])) if options and all(options) else None
 
 
+def answered_on(identity: Mapping[str, str]) -> str:
+    """The machine and the dtype of answers, by what an asker says of them."""
+    return f"{identity.get('runtime', 'any device')}, {identity['dtype']}"
+
+
 # What is tabled
 
 

@@ -633,7 +633,7 @@ class _Run:
                 **{f"{name} (weights)": fingerprints[name] for name in self.names},
                 "search items": digest([item.content_hash for item in self.search]),
                 "test items": digest([item.content_hash for item in self.test]),
-                "answered on": f"{self.asker.identity.get('runtime', 'any device')}, {self.asker.identity['dtype']}",
+                "answered on": report.answered_on(self.asker.identity),
             },
             commands=[
                 f"merge3 answers {store} --items ITEMS        # every answer, raw",
