@@ -64,7 +64,7 @@ def test_trees_are_alike_where_attention_looks_at_as_many_columns() -> None:
 
 @pytest.fixture(scope="module")
 def merging_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer in which "ab" and "b c" are tokens, so that tokens merge across a prompt's end."""
+    """A tokenizer in which "ab" and "abc" are tokens, so that tokens merge across a prompt's end."""
     vocabulary = {token: place for place, token in enumerate(["<s>", "</s>", "<pad>", "a", "b", "c", "ab", "abc", " "])}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b"), ("ab", "c")]))
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
