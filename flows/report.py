@@ -243,7 +243,7 @@ def summary(results: Results) -> Text:
     """The result in a sentence and its evidence."""
     rival = results.best_expert
     text = Text(f"{headline(results)}:\n", style=f"bold {COLOURS[outcome(rival)]}")
-    return text.append(f"{evidence(rival, results.responses.shape[1])}.", style="not bold default")
+    return text.append(f"{evidence(rival, results.tested)}.", style="not bold default")
 
 
 def cost(results: Results) -> Text:

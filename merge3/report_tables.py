@@ -124,6 +124,11 @@ class Results:
         return self.score(name) or {}
 
     @property
+    def tested(self) -> int:
+        """How many test items the winner's accuracy is of."""
+        return int(self.responses.loc[self.champion["model"]].notna().sum())
+
+    @property
     def best_expert(self) -> dict[str, Any]:
         """The row of the expert that did best on the test items."""
         rows: list[dict[str, Any]] = self.scores[self.scores["kind"] == EXPERT].to_dict("records")  # type: ignore[assignment]

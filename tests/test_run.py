@@ -304,6 +304,9 @@ def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tm
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"on {short['test']} items that the search did not see, in float32" in card
     assert f"of {short['search']} other items" in card.replace("\n", " ")
+    page = (tmp_path / "out.store" / "report" / "index.html").read_text()
+    assert f"measured on {short['test']} items, questions that it had never seen" in page
+    assert f"standard merges on {short['test']} held-out items" in page
     assert ("and leaders on the way all of them" in card) == (found.tokens["leaders"] > 0)
     assert json.loads((tmp_path / "out.store" / "result.json").read_text())["items"] == short
 
