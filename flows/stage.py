@@ -62,7 +62,7 @@ RANGES = {  # what a parameter of the right type must be, by what pydantic finds
     "greater_than_equal": "{ge:g} or more",
     "greater_than": "above {gt:g}",
     "less_than_equal": "{le:g} or less",
-    "too_short": "of {min_length} or more",
+    "too_short": "{min_length} entry or more",
 }
 GONE = Event()  # set where the Prefect server has gone away from a run
 

@@ -479,7 +479,7 @@ def test_a_population_whose_models_all_miss_an_answer_is_refused(here: Path, sav
             "prepare",
             "prepare.problems.search must be 1 or more, got 0",
         ),
-        ("experts", {"models": {}}, "experts", "experts.models must be of 1 or more, got {}"),
+        ("experts", {"models": {}}, "experts", "experts.models must be 1 entry or more, got {}"),
         ("experts", {"models": None, "train": {"steps": 1}}, "experts", "experts.train must have the keys"),
         ("experts", {"models": None, "train": TRAIN | {"rank": 0}}, "experts", "experts.train.rank must be 1 or more"),
         (

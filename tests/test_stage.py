@@ -95,7 +95,7 @@ def test_a_parameter_of_another_type_is_named(changes: dict[str, object], messag
         ({"hours": -1}, "ranges.hours must be above 0, got -1"),
         ({"hours": "1"}, r"ranges.hours must be float \| null, got '1'"),
         ({"sigma": 1.5}, "ranges.sigma must be 1 or less, got 1.5"),
-        ({"models": {}}, "ranges.models must be of 1 or more, got {}"),
+        ({"models": {}}, "ranges.models must be 1 entry or more, got {}"),
     ],
 )
 def test_a_parameter_out_of_its_range_is_named(changes: dict[str, object], message: str) -> None:
