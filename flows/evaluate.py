@@ -80,17 +80,15 @@ def evaluate(
     candidates["truth"] = found.mean(axis=1).to_numpy()
     write_text(OUT / "sample.csv", candidates.to_csv(index=False))
     figures = metrics(study, scored, candidates, winner) | {"one_runtime": respond == asker.identity}
-    standard = scored[scored["kind"] == "standard merge"].set_index("model")["accuracy"].idxmax()
-    by_group = compare.leads(table, tests, name, standard, seed)
-    figures["over_best_standard"] = {"name": standard, "groups": by_group}
+    over = figures["over_best_standard"] = compare.over_best_standard(scored, table, tests, name, seed)
     write_json(OUT / "metrics.json", figures)
     write_json(OUT / "ledger.json", ledger | {"runtime": asker.identity})
     show_table("evaluate-scores", scored.to_dict("records"), "every model on the test items")
     for row in scored.to_dict("records"):
         say("{model:<24} {accuracy:6.1%}  [{low:.1%}, {high:.1%}]".format(**row))
-    for group, lead in by_group.items():
+    for group, lead in over["groups"].items() if over else ():
         low, high = lead["lead_low"], lead["lead_high"]
-        say(f"{group}: over {standard} {lead['lead']:+.1%}  [{low:+.1%}, {high:+.1%}]")
+        say(f"{group}: over {over['name']} {lead['lead']:+.1%}  [{low:+.1%}, {high:+.1%}]")
     say(compare.verdict(scored, name))
 
 

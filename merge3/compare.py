@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -139,6 +140,20 @@ def leads(
         low, high = interval(own, [group] * len(own), seed)
         found[str(group)] = {"lead": float(own.mean()), "lead_low": low, "lead_high": high}
     return found
+
+
+def over_best_standard(
+    scored: pd.DataFrame, table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int
+) -> dict[str, Any] | None:
+    """The best standard merge beside the winner, and the winner's `leads` over it; None where there is none.
+
+    `scored` is what `scores` gives of `table`, with the `kind` of each model.
+    """
+    others = scored[(scored["kind"] == "standard merge") & (scored["model"] != winner)].set_index("model")["accuracy"]
+    if others.empty:
+        return None
+    best = str(others.idxmax())
+    return {"name": best, "groups": leads(table, tests, winner, best, seed)}
 
 
 def unbeaten(scored: pd.DataFrame, winner: str) -> list[str]:

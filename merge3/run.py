@@ -574,11 +574,6 @@ class _Run:
         recipes = self.parents | standard_merges(self.names) | {self.name: winner}
         abilities = pd.DataFrame(known.parent_abilities).add_prefix("ability_")
         asked = [self.search[place] for place in known.subset]
-        standard = scores[scores["kind"] == "standard merge"].set_index("model")["accuracy"]
-        by_group = None
-        if len(standard):
-            over = str(standard.idxmax())
-            by_group = {"name": over, "groups": compare.leads(table, self.test, self.name, over, seed)}
 
         def seconds(*stages: str) -> float:
             return sum(self.took.get(stage, 0.0) for stage in stages) or np.nan
@@ -611,7 +606,7 @@ class _Run:
                 {"id": [i.id for i in asked], "group": [i.group for i in asked], "weight": known.weights}
             ),
             estimates=None,
-            by_group=by_group,
+            by_group=compare.over_best_standard(scores, table, self.test, self.name, seed),
             one_runtime=True,
             scores=scores,
             responses=table,

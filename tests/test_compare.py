@@ -129,6 +129,18 @@ def test_the_leads_by_group_are_those_of_each_group_alone() -> None:
     assert set(same["y"].values()) == {0.0}
 
 
+def test_the_best_standard_merge_is_one_beside_the_winner_if_there_is_one() -> None:
+    answers = np.array([[1.0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 0], [1, 1, 1, 1]])
+    tests = [Item(str(n), f"{n}?", ("a", "b"), 0, group="xy"[n % 2]) for n in range(4)]
+    table = pd.DataFrame(answers, index=["ours", "better", "worse", "expert"])
+    scored = compare.scores(table, tests, "ours", 0)
+    scored["kind"] = ["winner", "standard merge", "standard merge", "expert"]
+    found = compare.over_best_standard(scored, table, tests, "ours", 0)
+    assert found == {"name": "better", "groups": leads(table, tests, "ours", "better", 0)}
+    alone = scored[scored["kind"] != "standard merge"]
+    assert compare.over_best_standard(alone, table, tests, "ours", 0) is None
+
+
 def test_what_one_model_leaves_unfinished_moves_no_other_models_figures() -> None:
     answers = np.random.default_rng(3).integers(0, 2, (3, 60)).astype(float)
     tests = [Item(str(n), f"{n}?", ("a", "b"), 0, group="xy"[n % 2], form="uv"[n // 20 > 0]) for n in range(60)]
