@@ -221,11 +221,12 @@ def run(
     if results is None:
         notes.add("no report is written: no expert could be compared")
     else:
-        settings = {"budget": budget, "method": method, "test-share": test_share, "seed": seed}
-        again = _again(base, sources, items, out, settings | {"device": device, "dtype": dtype})
+        settings = {"--budget": budget, "--method": method, "--test-share": test_share, "--seed": seed}
+        settings |= {"--device": device, "--dtype": dtype, "--store": store}
+        commands = _commands(base, sources, items, out, kept, settings)
         page = kept / "report" / "index.html"
         page.parent.mkdir(exist_ok=True)
-        for name, content in report.as_files(replace(results, commands=[*again, *results.commands])).items():
+        for name, content in report.as_files(replace(results, commands=commands)).items():
             (page.parent / name).write_text(content, encoding="utf-8")
     result = Result(merge, estimate, scores, history, tokens, out, page, counts, tuple(notes.lines))
     scores.to_csv(kept / "scores.csv", index=False)
@@ -235,22 +236,24 @@ def run(
     return result
 
 
-def _again(
+def _commands(
     base: str | Path,
     sources: Mapping[str, str],
     items: str | Path | Sequence[Item],
     out: Path,
-    settings: dict[str, Any],
+    kept: Path,
+    settings: Mapping[str, Any],
 ) -> list[str]:
-    """The command that makes a run again; none where items were given as a list."""
-    if not isinstance(items, str | Path):
-        return []
-    words = ["merge3", "run", "--base", str(base), "--items", str(items), "--out", str(out)]
-    for name, source in sources.items():
-        words += ["--expert", f"{name}={source}"]
-    for name, value in settings.items():
-        words += [f"--{name}", str(value)] if value is not None else []
-    return [shlex.join(words)]
+    """What makes a run again, where its items have a name, shows its answers, and writes its winner once more."""
+    again: list[Any] = ["--base", base, *(word for pair in sources.items() for word in ("--expert", "=".join(pair)))]
+    again += ["--out", out, *(word for pair in settings.items() if pair[1] is not None for word in pair)]
+    named: list[Any] = ["--items", items] if isinstance(items, str | Path) else []
+    lines = [
+        ["run", *again, *named] if named else [],
+        ["answers", kept, *(named or ["--items", "ITEMS"])],
+        ["merge", kept / "winner.yaml", "my-model"],
+    ]
+    return [shlex.join(["merge3", *map(str, words)]) for words in lines if words]
 
 
 def parts_of(items: str | Path | Sequence[Item], test_share: float | None, seed: int) -> dict[str, list[Item]]:
@@ -593,7 +596,6 @@ class _Run:
             ("test", "winner, parents, standard merges", "test", tokens["test"], seconds("test")),
         ]
         fingerprints = self.asker.merger.fingerprints
-        store = shlex.quote(str(self.kept))
         return Results(
             study=name,
             experts=self.names,
@@ -630,10 +632,7 @@ class _Run:
                 "test items": digest([item.content_hash for item in self.test]),
                 "answered on": report.answered_on(self.asker.identity),
             },
-            commands=[
-                f"merge3 answers {store} --items ITEMS        # every answer, raw",
-                f"merge3 merge {store}/winner.yaml my-model   # the winner as a model, written again",
-            ],
+            commands=[],
         )
 
     def raw(self, recipe: Recipe) -> dict[str, Answer]:

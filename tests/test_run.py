@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -86,6 +88,8 @@ def test_a_run_has_a_report_of_what_it_found_tried_and_spent(done: tuple, questi
     assert items["weight"].notna().sum() == run.ASKED
     assert table("duels")["decided"].notna().all()  # every raw answer is there to be shown
     assert not (found.report.parent / "estimates.csv").exists()
+    assert f"merge3 merge {folder}/out.store/winner.yaml my-model" in page
+    assert "merge3 run " not in page  # whose items were a list
 
 
 def test_the_winners_written_model_has_the_accuracy_that_is_told(done: tuple, questions: list[Item]) -> None:
@@ -158,6 +162,13 @@ def test_a_run_again_asks_nothing_and_finds_the_same(
     pd.testing.assert_frame_equal(again.history, first.history)
     written = (folder / "out" / "model.safetensors").read_bytes()
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == written
+    page = tmp_path / "kept" / "report" / "index.html"
+    (command,) = [html.unescape(line) for line in page.read_text().splitlines() if "merge3 run --base" in line]
+    words = shlex.split(command[command.index("merge3 run") :])
+    given = vars(cli.parser().parse_args(words[1:]))
+    assert given["expert"] == [f"{name}={saved[name]}" for name in NAMES]
+    assert (given["items"], given["store"]) == (str(tmp_path / "items.parquet"), tmp_path / "kept")
+    assert (given["budget"], given["seed"], given["dtype"], given["test_share"]) == (BUDGET, 0, "float32", None)
 
 
 def test_a_stopped_run_keeps_the_best_so_far_and_goes_on(
