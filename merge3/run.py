@@ -201,22 +201,16 @@ def run(
     except KeyboardInterrupt as stop:
         stop.args = (this.stopped(),)
         raise
-    tokens = this.tokens
+    tokens, measured = this.tokens, this.measured(len(history))
     counts = {"search": len(this.search), "test": this.tested}
-    measured = (
-        f"Measured by `merge3 run` on {counts['test']} items that the search did not see, in "
-        f"{asker.identity['dtype']}. It asked {len(history)} candidates at most {ASKED} of {counts['search']} other "
-        f"items, {tokens['search']:,} tokens"
-    )
-    joined = f", and leaders on the way all of them, {tokens['leaders']:,} tokens" if tokens["leaders"] else ""
-    measured += f"{joined}."
-    measured += f" The winner is {this.name}: the search found nothing better." if this.name != compare.EVOLVED else ""
-    measured += "".join(f" {name} is left out: {said}." for name, said in this.left.items())
     del asker, this  # export loads the models again: twice may not fit
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     merge = Merge(winner, str(base), sources)
     export.export(merge, out, device, scores, measured)
+    scores.to_csv(kept / "scores.csv", index=False)
+    own = mergefile.to_yaml(Merge(winner, *whence))
+    (kept / "winner.yaml").write_text(own, encoding="utf-8")
     page = None
     if results is None:
         notes.add("no report is written: no expert could be compared")
@@ -224,14 +218,8 @@ def run(
         settings = {"--budget": budget, "--method": method, "--test-share": test_share, "--seed": seed}
         settings |= {"--device": device, "--dtype": dtype, "--store": store}
         commands = _commands(base, sources, items, out, kept, settings)
-        page = kept / "report" / "index.html"
-        page.parent.mkdir(exist_ok=True)
-        for name, content in report.as_files(replace(results, commands=commands)).items():
-            (page.parent / name).write_text(content, encoding="utf-8")
+        page = _write_report(replace(results, commands=commands), kept / "report")
     result = Result(merge, estimate, scores, history, tokens, out, page, counts, tuple(notes.lines))
-    scores.to_csv(kept / "scores.csv", index=False)
-    own = mergefile.to_yaml(Merge(winner, *whence))
-    (kept / "winner.yaml").write_text(own, encoding="utf-8")
     (kept / "result.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -254,6 +242,14 @@ def _commands(
         ["merge", kept / "winner.yaml", "my-model"],
     ]
     return [shlex.join(["merge3", *map(str, words)]) for words in lines if words]
+
+
+def _write_report(results: Results, folder: Path) -> Path:
+    """Write the page and its figures into a folder; where the page is."""
+    folder.mkdir(exist_ok=True)
+    for name, content in report.as_files(results).items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder / "index.html"
 
 
 def parts_of(items: str | Path | Sequence[Item], test_share: float | None, seed: int) -> dict[str, list[Item]]:
@@ -560,6 +556,18 @@ class _Run:
         distinct = {recipe.phenotype(fingerprints) for recipe in recipes.values()}
         self.tokens["test"] = len(distinct) * self.asker.cost(self.test).tokens
         return scored, table
+
+    def measured(self, candidates: int) -> str:
+        """What the model's card says of how the winner was found and measured."""
+        tokens = self.tokens
+        said = (
+            f"Measured by `merge3 run` on {self.tested} items that the search did not see, in "
+            f"{self.asker.identity['dtype']}. It asked {candidates} candidates at most {ASKED} of {len(self.search)} "
+            f"other items, {tokens['search']:,} tokens"
+        )
+        said += f", and leaders on the way all of them, {tokens['leaders']:,} tokens." if tokens["leaders"] else "."
+        said += f" The winner is {self.name}: the search found nothing better." if self.name != compare.EVOLVED else ""
+        return said + "".join(f" {name} is left out: {why}." for name, why in self.left.items())
 
     def results(
         self,
