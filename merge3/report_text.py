@@ -62,7 +62,7 @@ def fraction(part: float | int, whole: float | int) -> str:
     times = whole / part
     if times < 2:
         return f"{part / whole:.0%}"
-    return f"1/{times:.0f}" if times >= 10 else f"1/{times:.1f}"
+    return f"1/{times:.0f}" if times >= 9.95 else f"1/{times:.1f}"
 
 
 def shorten(text: str, most: int = 24) -> str:

@@ -614,7 +614,14 @@ def test_figures_are_written_as_people_read_them():
         "p < 0.001",
         "p not available",
     ]
-    assert [fraction(*x) for x in ((1, 40), (10, 34), (3, 2), (0, 5), (1, 0))] == ["1/40", "1/3.4", "150%", "0", "–"]
+    assert [fraction(*x) for x in ((1, 40), (100, 996), (10, 34), (3, 2), (0, 5), (1, 0))] == [
+        "1/40",
+        "1/10",
+        "1/3.4",
+        "150%",
+        "0",
+        "–",
+    ]
     assert [count(x) for x in (950, 12_345_678, 2.5e9)] == ["950", "12.3 million", "2.5 billion"]
     assert [minutes(x) for x in (41.4, 720, 12_240, np.nan)] == ["41 s", "12 min", "3.4 h", "–"]
     assert percent(None) == "–"
