@@ -538,7 +538,7 @@ def test_an_interrupt_ends_in_a_line(
 
 def test_who_reads_no_further_hears_no_complaint(file: Path) -> None:
     for command in ("merge3 --print-completion bash", f"merge3 recipe {file}"):
-        piped = f"set -o pipefail; {Path(sys.executable).parent}/{command} | head -c 1 > /dev/null"
+        piped = f"set -o pipefail; {shlex.quote(str(Path(sys.executable).parent))}/{command} | head -c 1 > /dev/null"
         ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, ""), command
 

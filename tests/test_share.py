@@ -63,7 +63,7 @@ def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     shutil.copy(ROOT / ".gitattributes", a)
     Path("search.py").write_text(SEARCH)
     outs = [{"data/evolve": {"persist": True}}]
-    stage = {"cmd": f"{sys.executable} search.py", "params": ["evolve"], "outs": outs}
+    stage = {"cmd": "python search.py", "params": ["evolve"], "outs": outs}
     stage["metrics"] = [{"metrics.json": {"cache": False}}]
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"evolve": stage}}))
     Path(".gitignore").write_text("asked\n")
@@ -146,9 +146,9 @@ def test_a_stage_is_run_again_by_what_both_changed(clones: tuple[Path, Path], mo
         git("commit", "-qm", "Work")
 
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
-    stages["first"] = {"cmd": f'{sys.executable} -c "{lines["first"]}"', "params": ["one"], "outs": ["one"]}
+    stages["first"] = {"cmd": f'python -c "{lines["first"]}"', "params": ["one"], "outs": ["one"]}
     stages["second"] = {
-        "cmd": f'{sys.executable} -c "{lines["second"]}"',
+        "cmd": f'python -c "{lines["second"]}"',
         **{"deps": ["one"], "params": ["two"], "outs": ["two"]},
     }
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
