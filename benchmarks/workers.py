@@ -124,7 +124,7 @@ def way(values: dict[str, Any], folder: Path) -> tuple[float, float]:
         crew.client.close()
     if len(found) != TASKS:
         raise RuntimeError(f"{len(found)} of {TASKS} candidates came")
-    working = sum(asked.cost.merging_seconds + asked.cost.answering_seconds for asked in found.values())
+    working = sum(asked.cost.seconds for asked in found.values())
     return working / TASKS, (whole - working) / TASKS
 
 

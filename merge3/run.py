@@ -29,7 +29,7 @@ from merge3.extract import by_margins
 from merge3.finalists import HALVES, JOINING, finals, fresh, halves, told_apart, whole
 from merge3.fitness import Fitness
 from merge3.genome import Genome, live_groups
-from merge3.history import History, Joining, generation, joins
+from merge3.history import EVOLVED, History, Joining, generation, joins
 from merge3.items import Item
 from merge3.ledger import Cost
 from merge3.live import open_asker
@@ -581,7 +581,7 @@ class _Run:
     ) -> Results:
         """All that was found, as the report shows it by a name."""
         winner = history.recipes[best["phenotype"]]
-        merge = "evolved" if self.name == compare.EVOLVED else self.name
+        merge = EVOLVED if self.name == compare.EVOLVED else self.name
         recipes = self.parents | standard_merges(self.names) | {self.name: winner}
         abilities = pd.DataFrame(known.parent_abilities).add_prefix("ability_")
         asked = [self.search[place] for place in known.subset]
