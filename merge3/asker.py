@@ -61,7 +61,7 @@ class Asker:
         answering.divisors([], tokenizer, scoring)  # is refused before anything is asked
         self.scoring = scoring
         self._costs: dict[tuple[str, ...], Cost] = {}  # by the items' content hashes
-        self._packed: bool | None = None  # whether options may be packed, once one was held against its siblings
+        self._packed: bool | None = None  # whether options may be packed, once the base was tried
         self._applied: str | None = None  # phenotype that the live model holds
         self._expected: dict[str, Recipe] = {}  # phenotypes that will be asked soon
         self._made: dict[str, Weights] = {}  # and those of them that are merged
@@ -132,12 +132,12 @@ class Asker:
     def _ask(
         self, recipe: Recipe, key: Mapping[str, Any], items: Sequence[Item], on_batch: Callable[[int], None]
     ) -> tuple[dict[str, Answer], Cost]:
-        begin, merger = perf_counter(), self.merger
-        before = merger.bytes_read, merger.bytes_written
+        merger = self.merger
+        if self._packed is None:
+            self._packed = answering.packable(merger.model, self.tokenizer)
+        begin, before = perf_counter(), (merger.bytes_read, merger.bytes_written)
         self._become(recipe)
         merged = perf_counter()
-        if self._packed is None:
-            self._packed = respond.packable(self.merger.model, self.tokenizer, items)
         try:
             found, work = respond.respond(
                 self.merger.model, self.tokenizer, items, self.batch_tokens, on_batch, self._packed

@@ -54,12 +54,6 @@ def respond(
     return answers, work
 
 
-def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> bool:
-    """Whether the model is all attention, by the shortest prompt with two options; see `answering.packable`."""
-    prompt = min((item.prompt for item in items), key=len)
-    return answering.packable(model, tokenizer, Item("probe", prompt, (" yes it is", " no it is"), 0))
-
-
 def planned(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Work:
     """What answering takes at most, near-ties aside."""
     chosen = [item for item in items if item.free is None]

@@ -92,7 +92,7 @@ def test_models_whose_layers_are_not_attention_are_asked_an_option_a_sequence(
 ) -> None:
     layers = {"num_key_value_heads": 2, "vocab_size": 259, "layer_types": ["conv", "full_attention"]}
     convolutional = build(Lfm2Config(**SIZES, **layers), 1)
-    assert not answering.packable(convolutional, tokenizer, ITEMS[0])
+    assert not answering.packable(convolutional, tokenizer)
     answers, _ = loglikelihoods(convolutional, tokenizer, ITEMS, 300, packed=False)
     for item, answer in zip(ITEMS, answers, strict=True):
         np.testing.assert_allclose(answer, slow(convolutional, tokenizer, item), rtol=0, atol=2e-4)
@@ -109,14 +109,14 @@ def test_positions_told_by_distance_in_the_row_are_asked_an_option_a_sequence(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     made = build(config, 1, 0.3)
-    assert not answering.packable(made, tokenizer, ITEMS[0])
+    assert not answering.packable(made, tokenizer)
     answers, _ = loglikelihoods(made, tokenizer, ITEMS, 300, packed=False)
     for item, answer in zip(ITEMS, answers, strict=True):
         np.testing.assert_allclose(answer, slow(made, tokenizer, item), rtol=0, atol=2e-4)
 
 
 def test_models_of_attention_are_asked_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    assert answering.packable(model, tokenizer, ITEMS[0])
+    assert answering.packable(model, tokenizer)
 
 
 @pytest.mark.parametrize("config", [MistralConfig, Gemma3TextConfig])

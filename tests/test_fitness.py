@@ -13,6 +13,7 @@ from transformers import (
     Gemma4TextConfig,
     MixtralConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2MoeConfig,
 )
@@ -102,6 +103,25 @@ def test_more_items_cost_only_those(merger: LiveMerger, tokenizer: PreTrainedTok
     assert few.cost.tokens + more.cost.tokens == sum(len(tokenize(i, tokenizer).tokens) for i in ITEMS)
     assert it.cost(ITEMS).tokens == few.cost.tokens + more.cost.tokens
     assert it.cost(list(ITEMS)) is it.cost(ITEMS)  # reckoned once for all who are asked the same
+
+
+def test_whether_options_are_packed_is_tried_once_and_of_the_base(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = build(CONFIGS["llama"], seed=1)
+    merger = LiveMerger(base, {"a": weights_of(fine_tune(base, 2))}, {"a": "A"})
+    before = {name: value.clone() for name, value in weights_of(base).items()}
+    tried, packable = list[bool](), answering.packable
+
+    def of_the_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+        tried.append(all(torch.equal(before[name], value) for name, value in weights_of(model).items()))
+        return packable(model, tokenizer)
+
+    monkeypatch.setattr(answering, "packable", of_the_base)
+    it = asker(merger, tokenizer, tmp_path)
+    for weight in (40.0, 0.5):
+        it.ask(constant("task_arithmetic", {"a": weight}), ITEMS)
+    assert tried == [True]
 
 
 def test_answers_are_those_of_the_merged_model(

@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from merge3.answering import TOLERANCE, BrokenModel
+from merge3.answering import TOLERANCE, BrokenModel, packable
 from merge3.generation import generate
 from merge3.grading import grade_reply
 from merge3.items import FreeText, Item
-from merge3.respond import packable, planned, respond
+from merge3.respond import planned, respond
 from merge3.store import Failure, Reply
 
 FREE = FreeText(stop=("\n",), max_tokens=12, extract="text")
@@ -129,7 +129,7 @@ def test_in_bfloat16_on_a_cpu_nothing_moves(
 def test_recurrent_layers_and_sliding_windows_are_left_to_transformers(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = {"num_key_value_heads": 2, "vocab_size": 259}
     convolutional = build(Lfm2Config(**SIZES, **sizes, layer_types=["conv", "full_attention"]), 1)
-    assert not packable(convolutional, tokenizer, ITEMS)
+    assert not packable(convolutional, tokenizer)
     answers, _ = respond(convolutional, tokenizer, ITEMS, 4096, packed=False)
     assert texts(answers) == [slow(convolutional, tokenizer, item) for item in ITEMS]
     windowed = build(MistralConfig(**SIZES, **sizes, sliding_window=20), 1)

@@ -29,7 +29,6 @@ from merge3.models import (
     runtime_name,
     weights_folder,
 )
-from merge3.respond import packable
 from merge3.respond import respond as ask
 from merge3.store import Answer, Failure, Reply, Store, digest
 
@@ -128,7 +127,7 @@ def in_parts(
     """
     if not new:
         return
-    packed = packable(model, tokenizer, new)
+    packed = answering.packable(model, tokenizer)
     with progress(name, len(new)) as advance:
         for start in range(0, len(new), KEEP):
             part = new[start : start + KEEP]
@@ -183,7 +182,7 @@ def respond_tasks(options: argparse.Namespace, folders: Mapping[str, Path], dtyp
     rows, said = {}, []
     for name, folder in folders.items():
         model, tokenizer = load(folder, dtype, options.device), load_tokenizer(folder)
-        packed = packable(model, tokenizer, [items.Item("probe", "The answer is", (" yes", " no"), 0)])
+        packed = answering.packable(model, tokenizer)
         answerer = Answerer(model, tokenizer, options.batch_tokens, packed)
         begin = perf_counter()
         rows[name] = evaluate(answerer, options.task, options.include_path, options.metric, options.filter)
