@@ -22,7 +22,7 @@ with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 SCORINGS = ("sum", "characters", "tokens")  # what log-likelihoods of options are compared by, see `divisors`
 PROBE = (8, 3, 3)  # tokens of the prompt and of the two options by which `packable` sees how a model attends
 TRIAL, COPIES = (5, 33, 100), 7  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
-HEAD_ROWS = 64  # rows of logits normalised at once, so that they stay in the processor's cache
+HEAD_ROWS = 16  # rows of logits normalised at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -471,7 +471,7 @@ def _read(
         pairs += [(first + position - tree.prompt + 1, token) for path in tree.reads for position, token in path]
         first += tree.read_positions
     read, tokens = torch.tensor(pairs, device=logits.device).T
-    totals = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, HEAD_ROWS)]).double()
+    totals = _totals(logits).double()
     values = (logits[read, tokens].double() - totals[read]).tolist()
     likeliest = _likeliest(logits, read, tokens)
     options, start = [], 0
@@ -486,6 +486,13 @@ def _read(
         greedy.append(tuple(best for _, best in own))
         start += len(own)
     return found, greedy
+
+
+def _totals(logits: Float[torch.Tensor, "positions vocabulary"]) -> Float[torch.Tensor, " positions"]:
+    """What each position's logits are normalised by; never of one row, whose sum threads share, in another order."""
+    rows = logits if len(logits) > 1 else logits.expand(2, -1)
+    parts = torch.tensor_split(rows, max(1, len(rows) // HEAD_ROWS))
+    return torch.cat([part.float().logsumexp(-1) for part in parts])[: len(logits)]
 
 
 def _likeliest(

@@ -14,17 +14,19 @@ Knows token rows and their masks; knows nothing of items.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -36,6 +38,8 @@ STEP = 16  # rows are filled up to a multiple of, where products may have any sh
 KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
 PRODUCTS = (nn.Linear, Conv1D)
 ATTENTION = "merge3_flat"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT, LARGEST = 2**29, 2**25  # bytes of freed memory that the C library keeps, and of a buffer (it takes no more)
 
 
 @dataclass(frozen=True)
@@ -53,23 +57,30 @@ class Layout:
     rows: int
     columns: int
     keys: int
+    _padded: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def apart(
-        self, flat: Float[Tensor, "1 heads tokens size"], columns: int
+        self, kind: str, flat: Float[Tensor, "1 heads tokens size"], columns: int
     ) -> Float[Tensor, "rows heads columns size"]:
-        """The tokens in padded rows of so many columns."""
+        """The tokens in padded rows of so many columns, which the next of this kind and shape takes."""
         _, heads, _, size = flat.shape
-        padded = flat.new_zeros(self.rows * self.columns, heads, size)
-        padded.index_copy_(0, self.places, flat[0].transpose(0, 1)[: len(self.places)])
-        found = padded.view(self.rows, self.columns, heads, size).transpose(1, 2)
-        return found if columns == self.columns else pad(found, (0, 0, 0, columns - self.columns))
+        name = kind, heads, size, columns, flat.dtype
+        if name not in self._padded:
+            places = self.places // self.columns * columns + self.places % self.columns
+            self._padded[name] = flat.new_zeros(self.rows * columns, heads, size), places
+        padded, places = self._padded[name]
+        padded.index_copy_(0, places, flat[0].transpose(0, 1)[: len(places)])
+        return padded.view(self.rows, columns, heads, size).transpose(1, 2)
 
     def together(
         self, padded: Float[Tensor, "rows columns heads size"], tokens: int
     ) -> Float[Tensor, "1 tokens heads size"]:
         """The padded rows' tokens as one row, of so many with what fills it up."""
-        found = padded.flatten(0, 1)[self.places]
-        return pad(found, (0, 0, 0, 0, 0, tokens - len(found)))[None]
+        count, (*_, heads, size) = len(self.places), padded.shape
+        found = padded.new_empty(tokens, heads, size)
+        torch.index_select(padded.flatten(0, 1), 0, self.places, out=found[:count])
+        found[count:] = 0
+        return found[None]
 
 
 _layout: ContextVar[Layout] = ContextVar("layout")  # of the pass that is under way
@@ -116,9 +127,19 @@ def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> t
     return layout, given | {"attention_mask": mask}
 
 
+@cache
+def keep_buffers() -> None:
+    """Have the C library (glibc) keep what a layer frees for the next: it would be given back, and paged in anew."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
 @contextmanager
 def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
     """Meanwhile a model that `suits` takes one row of tokens laid out so; in tiles, in products of one shape."""
+    keep_buffers()
     config = model.config.get_text_config()
     before, token = config._attn_implementation, _layout.set(layout)
     config._attn_implementation = ATTENTION
@@ -164,8 +185,14 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attention within the padded rows of the layout."""
     layout = _layout.get()
-    parts = layout.apart(query, layout.columns), layout.apart(key, layout.keys), layout.apart(value, layout.keys)
-    found, _ = sdpa_attention_forward(module, *parts, attention_mask, **given)
+    queries = layout.apart("query", query, layout.columns)
+    keys, values = (layout.apart(*part, layout.keys) for part in (("key", key), ("value", value)))
+    if given.get("softcap") is None and given.get("position_bias") is None:  # the same, without copying shared heads
+        found = scaled_dot_product_attention(
+            queries, keys, values, attention_mask, scale=given.get("scaling"), enable_gqa=True
+        ).transpose(1, 2)
+    else:
+        found, _ = sdpa_attention_forward(module, queries, keys, values, attention_mask, **given)
     return layout.together(found, query.shape[2]), None
 
 

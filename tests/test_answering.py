@@ -80,6 +80,18 @@ def test_work_counts_tokens_and_read_positions(llama: PreTrainedModel, tokenizer
     assert work.positions == sum(len(tree.parents) + 1 for tree in trees)
 
 
+def test_what_logits_are_normalised_by_does_not_depend_on_how_many_rows_there_are() -> None:
+    logits, threads = torch.randn(50, 40_000, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = answering._totals(logits)
+        for count in (1, 2, 16, 17, 33):
+            assert torch.equal(answering._totals(logits[:count]), whole[:count])
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(whole, logits.logsumexp(-1))
+
+
 def test_progress_is_told_every_item(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     told: list[int] = []
     loglikelihoods(llama, tokenizer, ITEMS, 100, told.append)
