@@ -7,7 +7,7 @@ study are written out as whole models, which both sides merge. Makes an environm
 
 - as whole processes: mergekit writes the merge, then lm-eval loads it and is asked
 - in one Python process: the same two called one after the other, the process and its imports not counted
-- ours: a candidate of a generation of twelve, as a search asks it; and one alone
+- ours: a candidate of a generation of twelve, as a search asks it, after an earlier generation; and one alone
 
 All answer the same items in the same dtype, and take turns; lm-eval's batch is the fastest of `BATCHES`, chosen once.
 """
@@ -45,14 +45,17 @@ DTYPE = "bfloat16"  # of the files, and of the merges
 TARGETS = {"whole processes": 20.0, "one process": 8.0}
 
 
-def candidates(method: str, experts: Sequence[str]) -> list[Recipe]:
+def candidates(method: str, experts: Sequence[str], generation: int = 1) -> list[Recipe]:
     """A generation: weights about the uniform average, half of every difference kept where a method drops some."""
     densities = {name: {"*": (0.5,)} for name in experts} if TRAITS[method].densities else {}
     return [
         Recipe(
             method,
             tuple(experts),
-            {name: {"*": (round(0.2 + 0.02 * (number + place), 2),)} for place, name in enumerate(experts)},
+            {
+                name: {"*": (round(0.2 + 0.02 * (number + place) + 0.001 * generation, 3),)}
+                for place, name in enumerate(experts)
+            },
             densities,
         )
         for number in range(GENERATION)
@@ -83,15 +86,14 @@ def whole(python: Path, recipe: Path, requests: Sequence[Any], batch: int, dtype
 def ours(
     sources: Mapping[str, str], recipes: Sequence[Recipe], asked: list[Item], dtype: str
 ) -> tuple[np.ndarray, float]:
-    """The first candidate's picks, and the seconds of each: a search's, which is open and has asked before."""
+    """The first candidate's picks, and the seconds of each: a search's, which has asked a generation before."""
     with tempfile.TemporaryDirectory() as store:
         asker = open_asker(BASE, sources, Path(store), dtype=dtype)
-        warm = constant(recipes[0].method, dict.fromkeys(sources, 0.5), density=0.5)
-        asker.ask(warm, asked)
-        begin = perf_counter()
-        asker.expect(recipes, asked)
-        answers = [asker.ask(recipe, asked).answers for recipe in recipes]
-        seconds = (perf_counter() - begin) / len(recipes)
+        for generation in (candidates(recipes[0].method, list(sources), 0)[: len(recipes)], recipes):
+            begin = perf_counter()
+            asker.expect(generation, asked)
+            answers = [asker.ask(recipe, asked).answers for recipe in generation]
+            seconds = (perf_counter() - begin) / len(generation)
     if None in answers:
         raise ValueError("a merge is broken")
     return np.array(answers[0]).argmax(axis=1), seconds
