@@ -8,9 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
+
+from merge3.models import runtime_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,8 +36,7 @@ class Figure:
 
 def machine() -> str:
     """The machine in a line."""
-    kind = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {kind}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{platform.machine()} {runtime_name('cpu').removeprefix('cpu ')}"
 
 
 def publish(name: str, figures: list[Figure], variant: str = "", options: str = "") -> None:
