@@ -20,7 +20,6 @@ there were.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from environments import Peer, environment
-from figures import Figure, publish
+from figures import Figure, command_line, publish
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from merge3 import items, models
@@ -191,7 +190,7 @@ def lead(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str
 
 def main() -> None:
     """Measure, print a table, write the results."""
-    parser = argparse.ArgumentParser()
+    parser = command_line(__doc__)
     for name, count in (("items", 300), ("shot-items", 300), ("replies", 100)):
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--dtype", default="bfloat16")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from answering import pairs
 from environments import PEERS, Peer, environment
-from figures import Figure, publish
+from figures import Figure, command_line, publish
 
 from flows.known import items_of, study_of
 from flows.stage import read_params
@@ -130,6 +130,7 @@ def measured(
 
 def main() -> None:
     """Measure, print a table, write the results."""
+    command_line(__doc__).parse_args()
     python = environment("mergekit_lm_eval", "mergekit==0.1.5", "lm_eval[hf]==0.4.13")
     params = read_params()
     names, groups = study_of("transfer", params["studies"])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from figures import RESULTS
+from figures import RESULTS, command_line
 from scipy.stats import qmc
 
 from flows.asking import open_asker
@@ -32,6 +32,7 @@ TABLE = RESULTS / "demonstration.parquet"
 
 def main() -> None:
     """Answer, and write the table."""
+    command_line(__doc__).parse_args()
     asker = open_asker(read_params()["runtime"], KEPT, EXPERTS)
     found = items_of([LANGUAGE], "search")[:ITEMS]
     genome = Genome(("task_arithmetic",), EXPERTS, live_groups(asker.merger.changed), 1, WEIGHTS, (0.2, 1.0), 0)

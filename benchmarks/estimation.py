@@ -12,7 +12,6 @@ merge_triplets.csv; a table that is missing is left out and said.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ import pandas as pd
 import tiny
 import torch
 import yaml
-from figures import RESULTS, Figure, publish
+from figures import RESULTS, Figure, command_line, publish
 
 from merge3 import study
 from merge3.estimate import Known, lineage
@@ -259,11 +258,11 @@ def speed(folder: Path) -> list[Figure]:
 
 def main() -> None:
     """Run all that the folder has tables for."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--data", type=Path, default=Path(os.environ.get("MERGE3_DATA", "../shared/data")))
-    options.add_argument("--draws", type=int, default=20)
-    options.add_argument("--workers", type=int, default=1, help="benchmarks at the same time")
-    chosen = options.parse_args()
+    parser = command_line(__doc__)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MERGE3_DATA", "../shared/data")))
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1, help="benchmarks at the same time")
+    chosen = parser.parse_args()
     wanted = [("triplets", name, TRIPLETS[name][0]) for name in TRIPLETS]
     wanted += [("leaderboard", name, name) for name in LEADERBOARDS]
     there = [(kind, name) for kind, name, file in wanted if (chosen.data / f"{file}.parquet").exists()]

@@ -24,7 +24,6 @@ A way that is `verified` keeps up to half of its budget for its leaders on fresh
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -33,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from figures import RESULTS, Figure, publish
+from figures import RESULTS, Figure, command_line, publish
 from scipy.interpolate import RBFInterpolator
 from tiny import KEPT, LANGUAGES, WEIGHTS, World
 
@@ -339,13 +338,19 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, print a table, write the results."""
+    parser = command_line(__doc__)
+    parser.add_argument("--demonstration", action="store_true", help="search the demonstration's kept merges instead")
+    parser.add_argument("ways", nargs="*", metavar="WAY", help=f"find the truths of these alone: {'; '.join(WAYS)}")
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.ways if name not in WAYS]:
+        parser.error(f"{unknown[0]!r} is none of {list(WAYS)}")
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["--demonstration"]:
+    if chosen.demonstration:
         replayed()
         return
     bench = Bench()
-    if sys.argv[1:]:
-        for name in sys.argv[1:]:
+    if chosen.ways:
+        for name in chosen.ways:
             truths(bench, name)
         return
     found = {name: 100 * truths(bench, name) for name in WAYS}

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from figures import RESULTS, Figure, publish
+from figures import RESULTS, Figure, command_line, publish
 from rich.console import Console
 from rich.table import Table
 
@@ -337,6 +337,7 @@ FAULTS: tuple[Callable[[Trial], Outcome], ...] = (
 
 def main() -> None:
     """Let every fault happen, and print what became of it."""
+    command_line(__doc__).parse_args()
     table = Table("fault", "what happened", "what was said", "answers lost", "same history", show_lines=True)
     figures, rows = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import sys
@@ -32,6 +33,11 @@ class Figure:
         if self.target is None:
             return None
         return self.value <= self.target if self.below else self.value >= self.target
+
+
+def command_line(said: str | None) -> argparse.ArgumentParser:
+    """A parser of a benchmark's options, whose help is what its module says of itself."""
+    return argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def machine() -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import yaml
 from environments import environment
-from figures import Figure, publish
+from figures import Figure, command_line, publish
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from merge3 import mergefile, models
@@ -134,6 +134,7 @@ def measured_theirs(python: Path, folder: Path, method: str) -> dict[str, float]
 
 def main() -> None:
     """Measure, print a table, write the results."""
+    command_line(__doc__).parse_args()
     python = environment("mergekit", f"mergekit=={MERGEKIT}")
     figures = []
     with tempfile.TemporaryDirectory() as name:

@@ -10,7 +10,6 @@ paired with the best of the standard merges.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from figures import RESULTS, Figure, publish
+from figures import RESULTS, Figure, command_line, publish
 from jaxtyping import Float
 
 from flows.asking import answer_all, open_asker
@@ -117,10 +116,10 @@ def figures(
 def main() -> None:
     """Search, measure, write the table."""
     params = read_params()
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--joins", type=int, nargs="+", default=(params["evolve"]["join"], 0))
-    options.add_argument("--seeds", type=int, default=4)
-    chosen = options.parse_args()
+    parser = command_line(__doc__)
+    parser.add_argument("--joins", type=int, nargs="+", default=(params["evolve"]["join"], 0))
+    parser.add_argument("--seeds", type=int, default=4)
+    chosen = parser.parse_args()
     asker = open_asker(params["runtime"], KEPT / "tests", study_of(params["study"], params["studies"])[0])
     found = [measured(params, asker, join, seed) for join in chosen.joins for seed in range(chosen.seeds)]
     rows, ahead = zip(*found, strict=True)

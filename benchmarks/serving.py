@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 import yaml
-from figures import Figure, publish
+from figures import Figure, command_line, publish
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
@@ -159,7 +159,9 @@ print(time.perf_counter() - begin)
 
 def main() -> None:
     """Let everything happen, and say what did."""
-    shots = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    parser = command_line(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="of the screenshots")
+    shots = parser.parse_args().folder
     figures: list[Figure] = []
 
     def check(figure: str, holds: bool) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from figures import Figure, publish
+from figures import Figure, command_line, publish
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
@@ -191,6 +191,7 @@ def experiments(folder: Path) -> list[Figure]:
 
 def main() -> None:
     """Tell the story with each remote that is possible here."""
+    command_line(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = story(folder / "folder", {"url": str(folder / "kept")}, "folder")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import command_line
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -174,6 +175,7 @@ class World:
 
 def main() -> None:
     """Train, and say what base, experts and the usual merges know."""
+    command_line(__doc__).parse_args()
     torch.set_num_threads(1)
     world = World()
     for name, genotype in world.standard.items():

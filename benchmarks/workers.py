@@ -22,7 +22,7 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # or a processor's seconds are no seconds
 
 import numpy as np
-from figures import Figure, publish
+from figures import Figure, command_line, publish
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
@@ -130,6 +130,7 @@ def way(values: dict[str, Any], folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     """Measure the serial share."""
+    command_line(__doc__).parse_args()
     figures = []
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
