@@ -283,12 +283,12 @@ def near_tie(values: Sequence[float], spans: Sequence[Sequence[int]], tolerance:
 def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether options may be asked as one tree: attention that heeds a mask and tells positions by their numbers.
 
-    Tried on a tree of random tokens. Its last option has the likelihood that it has apart, to `TOLERANCE`; it
-    stays, to a tenth of a nat, where the tokens that the other option alone uses are replaced (not so in recurrent
-    layers); and it changes where its positions' numbers do (not so where positions are told by distance in the row,
+    Tried on a tree of random tokens. Its options have the likelihoods that they have apart, to `TOLERANCE`; the last
+    one's stays, to a tenth of that, where the tokens that the other alone uses are replaced (not so in recurrent
+    layers), and changes where its positions' numbers do (not so where positions are told by distance in the row,
     ALiBi). The base is to be tried, not its merges: rounding moves those with large weights by more.
     """
-    padding = tokenizer.pad_token_id or 0
+    padding, tolerance = tokenizer.pad_token_id or 0, TOLERANCE.get(model.dtype, 0.5)
     words = model.config.get_text_config().vocab_size
     tokens = np.random.default_rng(0).integers(words, size=sum(PROBE)).tolist()
     prompt, one, other = (tokens[end - size : end] for size, end in zip(PROBE, np.cumsum(PROBE), strict=True))
@@ -301,8 +301,8 @@ def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool
     places = inputs["position_ids"].clone()
     places[0, own] -= 1
 
-    def last(trees: Sequence[Tree], packed: bool = True) -> float:
-        return (score(model, tokenizer, trees, 1, packed=packed).values[0] or (np.nan,))[-1]
+    def likelihoods(tree: Tree, packed: bool = True) -> Float[np.ndarray, " options"]:
+        return np.array(score(model, tokenizer, [tree], 1, packed=packed).values[0])
 
     def moved() -> float:
         before, after = (
@@ -311,13 +311,13 @@ def packable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool
         return float((after - before).abs().max())
 
     try:
-        told = abs(last([tree]) - last([tree], packed=False)) <= TOLERANCE.get(model.dtype, 0.5)
+        told = abs(likelihoods(tree) - likelihoods(tree, packed=False)).max() <= tolerance
         # twice, since a rare hiccup of bfloat16 hardware is not the model's doing
-        masked = min(abs(last([tree]) - last([replaced])) for _ in range(2)) < 0.1
+        masked = min(abs(likelihoods(tree) - likelihoods(replaced))[-1] for _ in range(2)) <= tolerance / 10
         numbered = min(moved() for _ in range(2)) > 0
     except (ValueError, TypeError, RuntimeError):  # it takes no mask of a tree
         return False
-    return told and masked and numbered
+    return bool(told and masked and numbered)
 
 
 @torch.inference_mode()

@@ -10,9 +10,12 @@ from conftest import CONFIGS, SIZES, build, stretching
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import (
+    BartConfig,
     BloomConfig,
+    FalconConfig,
     Gemma3TextConfig,
     Lfm2Config,
+    MiniMaxConfig,
     MistralConfig,
     MptConfig,
     PretrainedConfig,
@@ -125,6 +128,22 @@ def test_positions_told_by_distance_in_the_row_are_asked_an_option_a_sequence(
     answers, _ = loglikelihoods(made, tokenizer, ITEMS, 300, packed=False)
     for item, answer in zip(ITEMS, answers, strict=True):
         np.testing.assert_allclose(answer, slow(made, tokenizer, item), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BartConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, vocab_size=259),
+        FalconConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, vocab_size=259, alibi=True),
+        MiniMaxConfig(**SIZES, num_key_value_heads=2, vocab_size=259, head_dim=8, num_local_experts=4),
+    ],
+    ids=["positions counted in the row", "distance in the row", "linear attention"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_packable_is_seen_through_rounding(
+    config: PretrainedConfig, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert not answering.packable(build(config, 1).to(dtype), tokenizer)
 
 
 def test_models_of_attention_are_asked_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
