@@ -57,7 +57,7 @@ class Layout:
     rows: int
     columns: int
     keys: int
-    _padded: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _padded: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     def apart(
         self, kind: str, flat: Float[Tensor, "1 heads tokens size"], columns: int
