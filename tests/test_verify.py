@@ -66,4 +66,7 @@ def test_stability_is_that_of_the_candidates_of_all_cases_together():
     together = verify.on_answers([(known, answers[10:])], ["all"] * 40)
     apart = verify.on_answers([(known, row[None]) for row in answers[10:]], ["all"] * 40)
     assert [check.name for check in apart] == [check.name for check in together]
-    assert apart[1:] == together[1:]
+    for alone, one_of_all in zip(apart[1:], together[1:], strict=True):
+        assert alone.holds == one_of_all.holds
+        # a row of a table is summed in another order than a table of one row on some processors
+        assert alone.figures == pytest.approx(one_of_all.figures, rel=1e-12)
