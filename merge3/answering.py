@@ -424,7 +424,7 @@ def _score_flat(
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     width = rounded(looked_at(longest(trees)), flat.KEYS)
     step = flat.step(model)
-    for batch in flat_batches(trees, rounded(batch_tokens, step)):
+    for batch in flat_batches(trees, flat.room(model, batch_tokens)):
         rows = [trees[index] for index in batch]
         padded = _inputs(rows, padding, model.dtype, 0, width)
         layout, inputs = flat.laid_flat(padded, [len(row.tokens) for row in rows], step)
@@ -432,7 +432,7 @@ def _score_flat(
         columns = [
             column for row, end in zip(rows, ends, strict=True) for column in range(end - row.read_positions, end)
         ]
-        columns += columns[-1:] * (-len(columns) % flat.STEP)
+        columns += columns[-1:] * (-len(columns) % step)
         with flat.passing(model, layout):
             logits = logits_at(model, inputs, [0] * len(columns), columns)
         scores.work += _work(rows, 0)

@@ -7,7 +7,8 @@ find out, on two kinds of processor:
 - where a product's row does not depend on the others, which a trial of the model shows (`answering.steady`);
 - where matrices are multiplied in tiles (AMX). There the order of a product's sums depends on how many rows it has: in
   bfloat16 an element of 100,000 comes out otherwise in a product of 48 rows than in one of 1,040, which moves
-  likelihoods by up to .5 nats, and a product of few rows takes as long as one of many. So all products have one shape.
+  likelihoods by up to .5 nats. From so many rows on it mostly stays: all products are of `ROWS` rows, or of fewer that
+  give the same, which a trial shows for each shape (`enough`).
 
 Knows token rows and their masks; knows nothing of items.
 """
@@ -15,6 +16,7 @@ Knows token rows and their masks; knows nothing of items.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,9 +34,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-ROWS = 1536  # of every product in the layers, in tiles: each token takes a quarter less than in 512, 512 as long as 256
+from merge3.memory import rounded
+
+ROWS = 1536  # of a product in the layers, in tiles: each token takes a quarter less than in 512, 512 as long as 256
 HEAD_ROWS = 512  # of the head's, which sees few places
-STEP = 16  # rows are filled up to a multiple of, where products may have any shape: fewer are computed in another way
+STEP = 16  # tokens are filled up to a multiple of, where products may have any shape: fewer are computed in another way
+TILES_STEP = 64  # and in tiles, so that few shapes have to be tried
+RUNG = 256  # rows that a product is filled up to a multiple of, where fewer do not give what `ROWS` give
+TRIED = 2**20  # numbers of which none may differ in a trial, at least
+LARGE = 2**28  # weights of a layer that is not tried: as many more would have to be held
 KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
 PRODUCTS = (nn.Linear, Conv1D)
 ATTENTION = "merge3_flat"
@@ -98,7 +106,12 @@ def tiled(model: PreTrainedModel) -> bool:
 
 def step(model: PreTrainedModel) -> int:
     """What a row of tokens is filled up to a multiple of."""
-    return ROWS if tiled(model) else STEP
+    return TILES_STEP if tiled(model) else STEP
+
+
+def room(model: PreTrainedModel, batch_tokens: int) -> int:
+    """Tokens of a batch that is to have `batch_tokens`: in tiles as many as fill whole products."""
+    return rounded(batch_tokens, ROWS if tiled(model) else STEP)
 
 
 def replaceable(model: PreTrainedModel) -> bool:
@@ -138,13 +151,13 @@ def keep_buffers() -> None:
 
 @contextmanager
 def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
-    """Meanwhile a model that `suits` takes one row of tokens laid out so; in tiles, in products of one shape."""
+    """Meanwhile a model that `suits` takes one row of tokens laid out so, in whatever products give the same."""
     keep_buffers()
     config = model.config.get_text_config()
     before, token = config._attn_implementation, _layout.set(layout)
     config._attn_implementation = ATTENTION
     try:
-        with one_shape(model) if tiled(model) else nullcontext():
+        with in_tiles(model) if tiled(model) else nullcontext():
             yield
     finally:
         config._attn_implementation = before
@@ -152,8 +165,8 @@ def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
 
 
 @contextmanager
-def one_shape(model: PreTrainedModel) -> Iterator[None]:
-    """Meanwhile the model's matrix products have `ROWS` rows each, its head's `HEAD_ROWS`."""
+def in_tiles(model: PreTrainedModel) -> Iterator[None]:
+    """Meanwhile the model's matrix products give what they give of `ROWS` rows, its head's of `HEAD_ROWS`."""
     products = [module for module in model.modules() if type(module) in PRODUCTS]
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for module in products:
@@ -165,19 +178,73 @@ def one_shape(model: PreTrainedModel) -> Iterator[None]:
             del module.forward
 
 
-def _in_parts(module: nn.Linear | Conv1D, rows: int, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
-    """A layer's product, so many rows at a time."""
+def _in_parts(module: nn.Linear | Conv1D, most: int, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
+    """A layer's product, `most` rows at a time, the last by as many as are `enough`."""
     flat = inputs.flatten(0, -2)
     weight = module.weight if isinstance(module, Conv1D) else module.weight.T
-    padded = pad(flat, (0, 0, 0, -len(flat) % rows)) if len(flat) % rows else flat
-    made = flat.new_empty(len(padded), weight.shape[1])
-    for start in range(0, len(padded), rows):
-        part = slice(start, start + rows)
-        if module.bias is None:
-            torch.mm(padded[part], weight, out=made[part])
-        else:
-            torch.addmm(module.bias, padded[part], weight, out=made[part])
+    size, width = weight.shape
+    shape = Shape(size, width, isinstance(module, Conv1D), module.bias is not None, flat.dtype, torch.get_num_threads())
+    last = len(flat) % most
+    fill = enough(last, most, shape) - last if last else 0
+    padded = pad(flat, (0, 0, 0, fill)) if fill else flat
+    made = multiplied(padded, weight, module.bias, most)
     return made[: len(flat)].view(*inputs.shape[:-1], -1)
+
+
+def multiplied(
+    inputs: Float[Tensor, "rows size"], weight: Float[Tensor, "size width"], bias: Tensor | None, most: int
+) -> Float[Tensor, "rows width"]:
+    """The product, `most` rows at a time."""
+    made = inputs.new_empty(len(inputs), weight.shape[1])
+    for start in range(0, len(inputs), most):
+        part = slice(start, start + most)
+        if bias is None:
+            torch.mm(inputs[part], weight, out=made[part])
+        else:
+            torch.addmm(bias, inputs[part], weight, out=made[part])
+    return made
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All that a product's order of sums may depend on, beside its rows."""
+
+    size: int
+    width: int
+    by_size: bool  # whether its weights are stored a row for each input
+    biased: bool
+    dtype: torch.dtype
+    threads: int  # that share it
+
+
+@cache
+def enough(rows: int, most: int, shape: Shape) -> int:
+    """The fewest rows from `rows` on that have, to the bit, the numbers that they have among `most`: a trial.
+
+    A processor multiplies matrices of one shape in one way, whatever the numbers, so random ones are multiplied, so
+    many rows at a time.
+    """
+    if shape.size * shape.width > LARGE:
+        return most
+    noise = torch.randn(2**16 + 1, generator=torch.Generator().manual_seed(0)).to(shape.dtype)
+
+    def random(*sizes: int) -> Tensor:
+        """Drawn numbers over and over: as many as weights have take long to draw."""
+        count = math.prod(sizes)
+        return noise.repeat(count // len(noise) + 1)[:count].view(sizes)
+
+    weight = random(shape.size, shape.width) if shape.by_size else random(shape.width, shape.size).T
+    bias = random(shape.width) if shape.biased else None
+    inputs = random(TRIED // (most * shape.width) + 1, most, shape.size)
+    rungs: list[int] = [rows, *range(rounded(rows + 1, RUNG), most, RUNG)]
+    for few in rungs:
+        some = most // few * few  # the rest would be a product of other rows
+        if all(
+            torch.equal(multiplied(x[:some], weight, bias, few), multiplied(x, weight, bias, most)[:some])
+            for x in inputs
+        ):
+            return few
+    return most
 
 
 def _attend(

@@ -6,6 +6,7 @@ import ctypes
 import resource
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,22 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In products of one shape, whatever the processor and the numbers; few rows, since the models are tiny."""
+    """As in tiles, whatever the processor and the numbers; few rows, since the models are tiny."""
     monkeypatch.setattr(flat, "tiled", lambda model: True)
-    monkeypatch.setattr(flat, "ROWS", 64)
+    for name, value in {"ROWS": 192, "HEAD_ROWS": 96, "TILES_STEP": 16, "RUNG": 64, "TRIED": 2**12}.items():
+        monkeypatch.setattr(flat, name, value)
+    monkeypatch.setattr(flat, "enough", cache(flat.enough.__wrapped__))
+
+
+def moved_below(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that sums otherwise in products of fewer rows."""
+    multiplied = flat.multiplied
+
+    def moved(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, most: int) -> torch.Tensor:
+        parts = [multiplied(part, weight, bias, most) for part in inputs.split(most)]
+        return torch.cat([part * (1 if len(part) >= rows else 1 + 2**-6) for part in parts])
+
+    monkeypatch.setattr(flat, "multiplied", moved)
 
 
 @pytest.mark.usefixtures("always")
@@ -60,6 +74,50 @@ def test_no_batch_moves_a_bit(kind: str, tokenizer: PreTrainedTokenizerBase) -> 
     alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
     for batch_tokens in (100, 700, 4096):
         assert loglikelihoods(made, tokenizer, ITEMS[::-1], batch_tokens)[0][::-1] == alone
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("rows", [100, 192])
+def test_no_batch_moves_a_bit_where_few_rows_would(
+    rows: int, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    usual = loglikelihoods(made, tokenizer, ITEMS, 4096)[0]
+    flat.enough.cache_clear()
+    moved_below(rows, monkeypatch)
+    monkeypatch.setattr(flat, "HEAD_ROWS", 192)
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+    assert loglikelihoods(made, tokenizer, ITEMS, 4096)[0] == alone
+    np.testing.assert_allclose(np.concatenate(alone), np.concatenate(usual), rtol=1e-5)
+    monkeypatch.setattr(flat, "enough", lambda rows, *_: rows)
+    assert loglikelihoods(made, tokenizer, ITEMS[:1], 1)[0][0] != alone[0]  # which would be seen
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("by_size", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_fewest_rows_that_give_the_same(by_size: bool, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = flat.Shape(8, 24, by_size, biased, torch.float32, 1)
+    moved_below(100, monkeypatch)
+    found = {rows: flat.enough(rows, 192, shape) for rows in (16, 64, 100, 112, 128, 176)}
+    assert found == {16: 128, 64: 128, 100: 100, 112: 112, 128: 128, 176: 176}
+
+
+@pytest.mark.usefixtures("always")
+def test_what_is_too_large_to_try_has_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat, "LARGE", 191)
+    assert flat.enough(112, 192, flat.Shape(8, 24, True, True, torch.float32, 1)) == 192
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this processor has no tiles")
+@pytest.mark.parametrize(("size", "width"), [(576, 192), (576, 576), (1536, 576)])
+def test_rows_that_are_enough_are_those_of_a_whole_product(size: int, width: int) -> None:
+    inputs, weight = torch.randn(flat.ROWS, size).bfloat16(), torch.randn(size, width).bfloat16()
+    whole = flat.multiplied(inputs, weight, None, flat.ROWS)
+    shape = flat.Shape(size, width, True, False, torch.bfloat16, torch.get_num_threads())
+    for rows in (64, 384, 1152):
+        enough = flat.enough(rows, flat.ROWS, shape)
+        assert torch.equal(flat.multiplied(inputs[:enough], weight, None, flat.ROWS), whole[:enough])
 
 
 @pytest.mark.usefixtures("always")
