@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from merge3.items import Item
 from merge3.memory import FEW, looked_at, rounded
 from merge3.store import Failure
 
+KEPT = 2**13  # trees, some 40 MB: every candidate of a search is asked the same items
 SHARED = 24  # tokens from which on a common beginning is worth a pass of its own
 
 
@@ -60,6 +62,7 @@ class Tree:
         return found
 
 
+@lru_cache(KEPT)
 def tokenize(item: Item, tokenizer: PreTrainedTokenizerBase) -> Tree | Failure:
     """The token tree of an item; a failure where two options are the same tokens, or one adds none to the prompt.
 

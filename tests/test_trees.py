@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -105,3 +106,13 @@ def test_an_option_whose_tokens_all_merge_into_the_prompt_is_a_failure(
 ) -> None:
     tree = tokenize(Item("m", "a", ("b", "c"), 0), merging_tokenizer)  # "ab" is one token, as many as "a" alone
     assert tree == Failure("option 'b' adds no token to the prompt")
+
+
+def test_an_item_is_made_tokens_once_for_each_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, merging_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    item = Item("a", "aa", ("b", "c"), 0)
+    one, other = tokenize(item, tokenizer), tokenize(item, merging_tokenizer)
+    assert one != other
+    assert tokenize(replace(item, answer=1), tokenizer) == one
+    assert tokenize(Item("a", "aa", ("b", "c"), 0), tokenizer) is one
