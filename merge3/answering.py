@@ -471,9 +471,9 @@ def _read(
         pairs += [(first + position - tree.prompt + 1, token) for path in tree.reads for position, token in path]
         first += tree.read_positions
     read, tokens = torch.tensor(pairs, device=logits.device).T
-    totals = _totals(logits).double()
-    values = (logits[read, tokens].double() - totals[read]).tolist()
-    likeliest = _likeliest(logits, read, tokens)
+    totals, tops = _normalised(logits)
+    values = (logits[read, tokens].double() - totals.double()[read]).tolist()
+    likeliest = _likeliest(logits, tops, read, tokens)
     options, start = [], 0
     for path in (path for tree in rows for path in tree.reads):
         end = start + len(path)
@@ -488,18 +488,30 @@ def _read(
     return found, greedy
 
 
-def _totals(logits: Float[torch.Tensor, "positions vocabulary"]) -> Float[torch.Tensor, " positions"]:
-    """What each position's logits are normalised by; never of one row, whose sum threads share, in another order."""
+def _normalised(
+    logits: Float[torch.Tensor, "positions vocabulary"],
+) -> tuple[Float[torch.Tensor, " positions"], Float[torch.Tensor, " positions"]]:
+    """What each position's logits are normalised by, and the highest of them.
+
+    Never of one row, whose sum threads share, in another order.
+    """
     rows = logits if len(logits) > 1 else logits.expand(2, -1)
-    parts = torch.tensor_split(rows, max(1, len(rows) // HEAD_ROWS))
-    return torch.cat([part.float().logsumexp(-1) for part in parts])[: len(logits)]
+    totals, tops = list[torch.Tensor](), list[torch.Tensor]()
+    for part in torch.tensor_split(rows, max(1, len(rows) // HEAD_ROWS)):
+        wide = part.float()
+        totals.append(wide.logsumexp(-1))
+        tops.append(wide.amax(-1))
+    return torch.cat(totals)[: len(logits)], torch.cat(tops)[: len(logits)]
 
 
 def _likeliest(
-    logits: Float[torch.Tensor, "positions vocabulary"], read: torch.Tensor, tokens: torch.Tensor
+    logits: Float[torch.Tensor, "positions vocabulary"],
+    tops: Float[torch.Tensor, " positions"],
+    read: torch.Tensor,
+    tokens: torch.Tensor,
 ) -> list[bool]:
-    """Whether each token is the first of the highest logits where it is read."""
-    top = logits.amax(-1)[read]
+    """Whether each token is the first of the highest logits, `tops`, where it is read."""
+    top = tops.to(logits.dtype)[read]
     found = logits[read, tokens] == top
     for place in torch.nonzero(found).flatten():
         found[place] = not (logits[read[place], : tokens[place]] == top[place]).any()

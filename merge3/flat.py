@@ -7,8 +7,8 @@ find out, on two kinds of processor:
 - where a product's row does not depend on the others, which a trial of the model shows (`answering.steady`);
 - where matrices are multiplied in tiles (AMX). There the order of a product's sums depends on how many rows it has: in
   bfloat16 an element of 100,000 comes out otherwise in a product of 48 rows than in one of 1,040, which moves
-  likelihoods by up to .5 nats. From so many rows on it mostly stays: all products are of `ROWS` rows, or of fewer that
-  give the same, which a trial shows for each shape (`enough`).
+  likelihoods by up to .5 nats. From so many rows on it mostly stays. So products are made of `ROWS` rows, or of as many
+  others as give the same, whichever is fastest: a trial of each shape shows (`paces`).
 
 Knows token rows and their masks; knows nothing of items.
 """
@@ -23,7 +23,10 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from itertools import groupby
+from time import perf_counter
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -34,14 +37,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from merge3.memory import rounded
+from merge3.memory import looked_at, rounded
 
 ROWS = 1536  # of a product in the layers, in tiles: each token takes a quarter less than in 512, 512 as long as 256
 HEAD_ROWS = 512  # of the head's, which sees few places
 STEP = 16  # tokens are filled up to a multiple of, where products may have any shape: fewer are computed in another way
-TILES_STEP = 64  # and in tiles, so that few shapes have to be tried
-RUNG = 256  # rows that a product is filled up to a multiple of, where fewer do not give what `ROWS` give
+TILES_STEP = 64  # and in tiles; numbers of rows that are tried are its multiples
 TRIED = 2**20  # numbers of which none may differ in a trial, at least
+TIMES = 3  # that a product is timed, of which the shortest counts
 LARGE = 2**28  # weights of a layer that is not tried: as many more would have to be held
 KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
 PRODUCTS = (nn.Linear, Conv1D)
@@ -51,18 +54,20 @@ KEPT, LARGEST = 2**29, 2**25  # bytes of freed memory that the C library keeps, 
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the tokens of one row stand in a batch of padded rows.
+class Block:
+    """Rows next to one another that are of like length: where their tokens stand when they are set apart.
 
     Args:
-        places: of each token, row times `columns` and column.
-        rows: of the batch.
+        tokens: theirs, of the batch as one row.
+        rows: theirs, of the batch.
+        places: of each token, row of the block times `columns` and column.
         columns: of each of its rows.
         keys: columns that attention looks at, the last of them masked.
     """
 
+    tokens: slice
+    rows: slice
     places: Tensor
-    rows: int
     columns: int
     keys: int
     _padded: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
@@ -70,26 +75,25 @@ class Layout:
     def apart(
         self, kind: str, flat: Float[Tensor, "1 heads tokens size"], columns: int
     ) -> Float[Tensor, "rows heads columns size"]:
-        """The tokens in padded rows of so many columns, which the next of this kind and shape takes."""
+        """The block's tokens in padded rows of so many columns, which the next of this kind and shape takes."""
         _, heads, _, size = flat.shape
         name = kind, heads, size, columns, flat.dtype
+        rows = self.rows.stop - self.rows.start
         if name not in self._padded:
             places = self.places // self.columns * columns + self.places % self.columns
-            self._padded[name] = flat.new_zeros(self.rows * columns, heads, size), places
+            self._padded[name] = flat.new_zeros(rows * columns, heads, size), places
         padded, places = self._padded[name]
-        padded.index_copy_(0, places, flat[0].transpose(0, 1)[: len(places)])
-        return padded.view(self.rows, columns, heads, size).transpose(1, 2)
+        padded.index_copy_(0, places, flat[0].transpose(0, 1)[self.tokens])
+        return padded.view(rows, columns, heads, size).transpose(1, 2)
 
     def together(
-        self, padded: Float[Tensor, "rows columns heads size"], tokens: int
-    ) -> Float[Tensor, "1 tokens heads size"]:
-        """The padded rows' tokens as one row, of so many with what fills it up."""
-        count, (*_, heads, size) = len(self.places), padded.shape
-        found = padded.new_empty(tokens, heads, size)
-        torch.index_select(padded.flatten(0, 1), 0, self.places, out=found[:count])
-        found[count:] = 0
-        return found[None]
+        self, padded: Float[Tensor, "rows columns heads size"], flat: Float[Tensor, "tokens heads size"]
+    ) -> None:
+        """Write the padded rows' tokens where they stand in the row of all."""
+        torch.index_select(padded.flatten(0, 1), 0, self.places, out=flat[self.tokens])
 
+
+Layout = tuple[Block, ...]  # of a batch, in the order of its rows
 
 _layout: ContextVar[Layout] = ContextVar("layout")  # of the pass that is under way
 
@@ -117,12 +121,24 @@ def room(model: PreTrainedModel, batch_tokens: int) -> int:
 def replaceable(model: PreTrainedModel) -> bool:
     """Whether attention is torch's own, by transformers' registry, and all other products are plain layers'."""
     chosen = model.config.get_text_config()._attn_implementation
-    plain = all(
-        weight.ndim < 2 or type(module) in (*PRODUCTS, nn.Embedding)
-        for module in model.modules()
-        for weight in module.parameters(recurse=False)
-    )
-    return bool(getattr(model, "_supports_attention_backend", False)) and chosen == "sdpa" and plain
+    registered = bool(getattr(model, "_supports_attention_backend", False))
+    return registered and chosen == "sdpa" and products(model) is not None
+
+
+def products(model: PreTrainedModel) -> list[nn.Linear | Conv1D] | None:
+    """The layers that multiply matrices, found once for a model; None where not all of them are plain."""
+    if model not in _products:
+        plain = all(
+            weight.ndim < 2 or type(module) in (*PRODUCTS, nn.Embedding)
+            for module in model.modules()
+            for weight in module.parameters(recurse=False)
+        )
+        found = [module for module in model.modules() if isinstance(module, PRODUCTS)]
+        _products[model] = found if plain else None
+    return _products[model]
+
+
+_products: WeakKeyDictionary[PreTrainedModel, list[nn.Linear | Conv1D] | None] = WeakKeyDictionary()
 
 
 def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> tuple[Layout, dict[str, Tensor]]:
@@ -131,13 +147,19 @@ def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> t
     `inputs` are `input_ids` and `position_ids`, rows x columns, and `attention_mask`, rows x 1 x columns x keys, which
     stays as it is. The row is filled up to a multiple of `step`.
     """
-    mask = inputs["attention_mask"]
-    count, _, width, keys = mask.shape
-    layout = Layout(torch.cat([torch.arange(n) + row * width for row, n in enumerate(lengths)]), count, width, keys)
-    fill = -len(layout.places) % step
+    *_, width, keys = inputs["attention_mask"].shape
+    layout, row, token = list[Block](), 0, 0
+    for seen, together in groupby(lengths, lambda length: min(rounded(looked_at(length), KEYS), keys)):
+        own = list(together)
+        columns = rounded(max(own))
+        places = torch.cat([torch.arange(length) + place * columns for place, length in enumerate(own)])
+        layout.append(Block(slice(token, token + len(places)), slice(row, row + len(own)), places, columns, seen))
+        row, token = row + len(own), token + len(places)
+    kept = torch.cat([torch.arange(length) + place * width for place, length in enumerate(lengths)])
+    fill = -len(kept) % step
     names = "input_ids", "position_ids"
-    given = {name: pad(inputs[name].flatten()[layout.places], (0, fill))[None] for name in names}
-    return layout, given | {"attention_mask": mask}
+    given = {name: pad(inputs[name].flatten()[kept], (0, fill))[None] for name in names}
+    return tuple(layout), given | {"attention_mask": inputs["attention_mask"]}
 
 
 @cache
@@ -167,46 +189,43 @@ def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
 @contextmanager
 def in_tiles(model: PreTrainedModel) -> Iterator[None]:
     """Meanwhile the model's matrix products give what they give of `ROWS` rows, its head's of `HEAD_ROWS`."""
-    products = [module for module in model.modules() if type(module) in PRODUCTS]
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    for module in products:
-        module.forward = partial(_in_parts, module, HEAD_ROWS if module is head else ROWS)  # type: ignore[arg-type]
+    head, changed = model.get_output_embeddings(), products(model) or []  # type: ignore[no-untyped-call]
+    for module in changed:
+        module.forward = partial(_in_parts, module, HEAD_ROWS if module is head else ROWS)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for module in products:
+        for module in changed:
             del module.forward
 
 
 def _in_parts(module: nn.Linear | Conv1D, most: int, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
-    """A layer's product, `most` rows at a time, the last by as many as are `enough`."""
+    """A layer's product, in parts of as many rows as are fastest."""
     flat = inputs.flatten(0, -2)
     weight = module.weight if isinstance(module, Conv1D) else module.weight.T
     size, width = weight.shape
     shape = Shape(size, width, isinstance(module, Conv1D), module.bias is not None, flat.dtype, torch.get_num_threads())
-    last = len(flat) % most
-    fill = enough(last, most, shape) - last if last else 0
-    padded = pad(flat, (0, 0, 0, fill)) if fill else flat
-    made = multiplied(padded, weight, module.bias, most)
+    part = pace(len(flat), most, shape)
+    filled = pad(flat, (0, 0, 0, part - len(flat))) if len(flat) < part else flat
+    made = multiplied(filled, weight, module.bias, part)
     return made[: len(flat)].view(*inputs.shape[:-1], -1)
 
 
 def multiplied(
-    inputs: Float[Tensor, "rows size"], weight: Float[Tensor, "size width"], bias: Tensor | None, most: int
+    inputs: Float[Tensor, "rows size"], weight: Float[Tensor, "size width"], bias: Tensor | None, part: int
 ) -> Float[Tensor, "rows width"]:
-    """The product, `most` rows at a time."""
+    """The product, `part` rows at a time, the last of which may have been multiplied before."""
     made = inputs.new_empty(len(inputs), weight.shape[1])
-    for start in range(0, len(inputs), most):
-        part = slice(start, start + most)
+    for start in range(0, len(inputs), part):
+        here = slice(min(start, len(inputs) - part), start + part)
         if bias is None:
-            torch.mm(inputs[part], weight, out=made[part])
+            torch.mm(inputs[here], weight, out=made[here])
         else:
-            torch.addmm(bias, inputs[part], weight, out=made[part])
+            torch.addmm(bias, inputs[here], weight, out=made[here])
     return made
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """All that a product's order of sums may depend on, beside its rows."""
 
     size: int
@@ -218,14 +237,23 @@ class Shape:
 
 
 @cache
-def enough(rows: int, most: int, shape: Shape) -> int:
-    """The fewest rows from `rows` on that have, to the bit, the numbers that they have among `most`: a trial.
+def pace(rows: int, most: int, shape: Shape) -> int:
+    """How many rows at a time so many are multiplied fastest, of those in `paces`; the fewest where there are less."""
+    known = paces(most, shape)
+    return min(
+        (part for part in known if part <= rows), key=lambda part: -(-rows // part) * known[part], default=min(known)
+    )
 
-    A processor multiplies matrices of one shape in one way, whatever the numbers, so random ones are multiplied, so
-    many rows at a time.
+
+@cache
+def paces(most: int, shape: Shape) -> dict[int, float]:
+    """The numbers of rows whose product gives, to the bit, what `most` rows give, and its seconds: a trial.
+
+    A processor multiplies matrices of one shape in one way, whatever the numbers, so random ones are multiplied. Which
+    are fastest depends on the moment, too; whichever are taken, the numbers are the same.
     """
     if shape.size * shape.width > LARGE:
-        return most
+        return {most: 1.0}
     noise = torch.randn(2**16 + 1, generator=torch.Generator().manual_seed(0)).to(shape.dtype)
 
     def random(*sizes: int) -> Tensor:
@@ -235,32 +263,42 @@ def enough(rows: int, most: int, shape: Shape) -> int:
 
     weight = random(shape.size, shape.width) if shape.by_size else random(shape.width, shape.size).T
     bias = random(shape.width) if shape.biased else None
-    inputs = random(TRIED // (most * shape.width) + 1, most, shape.size)
-    rungs: list[int] = [rows, *range(rounded(rows + 1, RUNG), most, RUNG)]
-    for few in rungs:
-        some = most // few * few  # the rest would be a product of other rows
+    tables = random(TRIED // (most * shape.width) + 1, most, shape.size)
+    whole = [multiplied(table, weight, bias, most) for table in tables]
+    found = dict[int, float]()
+    for part in range(most, 0, -TILES_STEP):
+        some = most // part * part  # the rest would be a product of other rows
         if all(
-            torch.equal(multiplied(x[:some], weight, bias, few), multiplied(x, weight, bias, most)[:some])
-            for x in inputs
+            torch.equal(multiplied(table[:some], weight, bias, part), expected[:some])
+            for table, expected in zip(tables, whole, strict=True)
         ):
-            return few
-    return most
+            found[part] = math.inf
+    for _ in range(TIMES):
+        for part in found:
+            begin = perf_counter()
+            multiplied(tables[0, :part], weight, bias, part)
+            found[part] = min(found[part], perf_counter() - begin)
+    return found
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **given: Any
 ) -> tuple[Tensor, None]:
-    """Attention within the padded rows of the layout."""
-    layout = _layout.get()
-    queries = layout.apart("query", query, layout.columns)
-    keys, values = (layout.apart(*part, layout.keys) for part in (("key", key), ("value", value)))
-    if given.get("softcap") is None and given.get("position_bias") is None:  # the same, without copying shared heads
-        found = scaled_dot_product_attention(
-            queries, keys, values, attention_mask, scale=given.get("scaling"), enable_gqa=True
-        ).transpose(1, 2)
-    else:
-        found, _ = sdpa_attention_forward(module, queries, keys, values, attention_mask, **given)
-    return layout.together(found, query.shape[2]), None
+    """Attention within the padded rows of the layout, block by block."""
+    _, heads, tokens, _ = query.shape
+    found = query.new_zeros(tokens, heads, value.shape[-1])
+    for block in _layout.get():
+        queries = block.apart("query", query, block.columns)
+        keys, values = (block.apart(*part, block.keys) for part in (("key", key), ("value", value)))
+        mask = attention_mask[block.rows, :, : block.columns, : block.keys]
+        if given.get("softcap") is None and given.get("position_bias") is None:  # the same, shared heads not copied
+            apart = scaled_dot_product_attention(
+                queries, keys, values, mask, scale=given.get("scaling"), enable_gqa=True
+            ).transpose(1, 2)
+        else:
+            apart, _ = sdpa_attention_forward(module, queries, keys, values, mask, **given)
+        block.together(apart, found)
+    return found[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)

@@ -104,7 +104,9 @@ def holds(part: str, tensor: str) -> bool:
 
     `~mlp` is the piece `mlp`, where the group of that name is not meant; any piece may be marked so.
     """
-    return part in (ANY, group_of(tensor)) or (part not in GROUPS and part.removeprefix(PIECE) in tensor)
+    if part == ANY or part == group_of(tensor):
+        return True
+    return part not in GROUPS and part.removeprefix(PIECE) in tensor
 
 
 @dataclass(frozen=True)
@@ -357,7 +359,10 @@ def interpolate(knots: Sequence[float], depth: float) -> float:
 
 
 def _value(parts: Parts, tensor: str, depth: float, default: float) -> float:
-    return next((interpolate(knots, depth) for part, knots in parts.items() if holds(part, tensor)), default)
+    for part, knots in parts.items():
+        if holds(part, tensor):
+            return interpolate(knots, depth) if len(knots) > 1 else knots[0]
+    return default
 
 
 def _parts(value: Any, where: str) -> dict[str, Knots]:

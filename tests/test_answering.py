@@ -87,12 +87,13 @@ def test_what_logits_are_normalised_by_does_not_depend_on_how_many_rows_there_ar
     logits, threads = torch.randn(50, 40_000, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        whole = answering._totals(logits)
+        whole, tops = answering._normalised(logits)
         for count in (1, 2, 16, 17, 33):
-            assert torch.equal(answering._totals(logits[:count]), whole[:count])
+            assert torch.equal(answering._normalised(logits[:count])[0], whole[:count])
     finally:
         torch.set_num_threads(threads)
     torch.testing.assert_close(whole, logits.logsumexp(-1))
+    assert torch.equal(tops, logits.amax(-1))
 
 
 def test_progress_is_told_every_item(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -379,4 +380,4 @@ def test_the_likeliest_token_is_the_first_of_the_highest(rows: list[list[int]], 
     read = torch.tensor(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8)))
     tokens = torch.tensor([data.draw(st.integers(0, 3)) for _ in read])
     expected = [rows[r].index(max(rows[r])) == t for r, t in zip(read.tolist(), tokens.tolist(), strict=True)]
-    assert answering._likeliest(logits, read, tokens) == expected
+    assert answering._likeliest(logits, answering._normalised(logits)[1], read, tokens) == expected

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from merge3 import answering, flat
 from merge3.answering import BrokenModel, loglikelihoods
-from merge3.flat import Layout
 from merge3.items import Item
+from merge3.memory import looked_at, rounded
 
 ITEMS = [  # shorter and longer than the 128 keys that attention sums in one part
     Item(str(n), f"{n}: " + "what of it? " * n + "\nAnswer:", (" yes", " no", f" maybe {n}", " yes it is"), 0)
@@ -38,18 +38,18 @@ def kind(request: pytest.FixtureRequest) -> str:
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in tiles, whatever the processor and the numbers; few rows, since the models are tiny."""
     monkeypatch.setattr(flat, "tiled", lambda model: True)
-    for name, value in {"ROWS": 192, "HEAD_ROWS": 96, "TILES_STEP": 16, "RUNG": 64, "TRIED": 2**12}.items():
+    for name, value in {"ROWS": 192, "HEAD_ROWS": 96, "TILES_STEP": 16, "TRIED": 2**12}.items():
         monkeypatch.setattr(flat, name, value)
-    monkeypatch.setattr(flat, "enough", cache(flat.enough.__wrapped__))
+    for trial in ("pace", "paces"):
+        monkeypatch.setattr(flat, trial, cache(getattr(flat, trial).__wrapped__))
 
 
 def moved_below(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that sums otherwise in products of fewer rows."""
     multiplied = flat.multiplied
 
-    def moved(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, most: int) -> torch.Tensor:
-        parts = [multiplied(part, weight, bias, most) for part in inputs.split(most)]
-        return torch.cat([part * (1 if len(part) >= rows else 1 + 2**-6) for part in parts])
+    def moved(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, part: int) -> torch.Tensor:
+        return multiplied(inputs, weight, bias, part) * (1 if part >= rows else 1 + 2**-6)
 
     monkeypatch.setattr(flat, "multiplied", moved)
 
@@ -83,41 +83,62 @@ def test_no_batch_moves_a_bit_where_few_rows_would(
 ) -> None:
     made = build(CONFIGS["llama"], seed=1)
     usual = loglikelihoods(made, tokenizer, ITEMS, 4096)[0]
-    flat.enough.cache_clear()
+    flat.pace.cache_clear()
+    flat.paces.cache_clear()
     moved_below(rows, monkeypatch)
     monkeypatch.setattr(flat, "HEAD_ROWS", 192)
     alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
     assert loglikelihoods(made, tokenizer, ITEMS, 4096)[0] == alone
     np.testing.assert_allclose(np.concatenate(alone), np.concatenate(usual), rtol=1e-5)
-    monkeypatch.setattr(flat, "enough", lambda rows, *_: rows)
+    monkeypatch.setattr(flat, "pace", lambda rows, *_: rows)
     assert loglikelihoods(made, tokenizer, ITEMS[:1], 1)[0][0] != alone[0]  # which would be seen
 
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("by_size", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
-def test_the_fewest_rows_that_give_the_same(by_size: bool, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_give_the_same_as_most(by_size: bool, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = flat.Shape(8, 24, by_size, biased, torch.float32, 1)
     moved_below(100, monkeypatch)
-    found = {rows: flat.enough(rows, 192, shape) for rows in (16, 64, 100, 112, 128, 176)}
-    assert found == {16: 128, 64: 128, 100: 100, 112: 112, 128: 128, 176: 176}
+    known = flat.paces(192, shape)
+    assert set(known) == {112, 128, 144, 160, 176, 192}
+    assert all(0 < seconds < 1 for seconds in known.values())
+    assert [flat.pace(rows, 192, shape) for rows in (16, 100, 112, 127)] == [112] * 4
+    monkeypatch.setattr(flat, "paces", lambda most, shape: {192: 5.0, 160: 4.0, 128: 1.5, 112: 3.0})
+    flat.pace.cache_clear()
+    assert [flat.pace(rows, 192, shape) for rows in (16, 112, 128, 160, 192, 300, 384)] == [
+        112,
+        112,
+        128,
+        128,
+        128,
+        128,
+        128,
+    ]
 
 
 @pytest.mark.usefixtures("always")
 def test_what_is_too_large_to_try_has_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat, "LARGE", 191)
-    assert flat.enough(112, 192, flat.Shape(8, 24, True, True, torch.float32, 1)) == 192
+    shape = flat.Shape(8, 24, True, True, torch.float32, 1)
+    assert [flat.pace(rows, 192, shape) for rows in (112, 192, 500)] == [192] * 3
+
+
+@given(rows=st.integers(1, 40), part=st.integers(1, 40), biased=st.booleans())
+def test_a_product_in_parts_is_the_product(rows: int, part: int, biased: bool) -> None:
+    inputs, weight, bias = torch.randn(rows, 5), torch.randn(5, 3), torch.randn(3) if biased else None
+    found = flat.multiplied(inputs, weight, bias, min(part, rows))
+    torch.testing.assert_close(found, inputs @ weight + (0 if bias is None else bias))
 
 
 @pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this processor has no tiles")
 @pytest.mark.parametrize(("size", "width"), [(576, 192), (576, 576), (1536, 576)])
-def test_rows_that_are_enough_are_those_of_a_whole_product(size: int, width: int) -> None:
+def test_in_tiles_rows_that_give_the_same_do(size: int, width: int) -> None:
     inputs, weight = torch.randn(flat.ROWS, size).bfloat16(), torch.randn(size, width).bfloat16()
     whole = flat.multiplied(inputs, weight, None, flat.ROWS)
     shape = flat.Shape(size, width, True, False, torch.bfloat16, torch.get_num_threads())
-    for rows in (64, 384, 1152):
-        enough = flat.enough(rows, flat.ROWS, shape)
-        assert torch.equal(flat.multiplied(inputs[:enough], weight, None, flat.ROWS), whole[:enough])
+    for part in flat.paces(flat.ROWS, shape):
+        assert torch.equal(flat.multiplied(inputs, weight, None, part), whole)
 
 
 @pytest.mark.usefixtures("always")
@@ -216,16 +237,26 @@ def test_what_a_layer_frees_is_kept_for_the_next() -> None:
     assert max(buffers() for _ in range(5)) < 2048  # of 16,384
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), extra=st.integers(0, 5))
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=6), extra=st.integers(0, 5))
 def test_apart_and_together_again(lengths: list[int], extra: int) -> None:
-    columns = max(lengths) + 1
-    places = torch.cat([torch.arange(n) + row * columns for row, n in enumerate(lengths)])
-    layout = Layout(places, len(lengths), columns, columns + extra)
-    tokens = torch.randn(1, 3, len(places) + extra, 2)
-    layout.apart("keys", tokens + 1, layout.keys)  # of the layer before
-    apart = layout.apart("keys", tokens, layout.keys)
-    assert apart.shape == (len(lengths), 3, layout.keys, 2)
-    assert apart[-1, :, lengths[-1] :].abs().sum() == 0
-    again = layout.together(layout.apart("keys", tokens, columns).transpose(1, 2), len(places) + extra)
-    torch.testing.assert_close(again[:, : len(places)], tokens.transpose(1, 2)[:, : len(places)])
-    assert again[:, len(places) :].abs().sum() == 0
+    columns, keys = rounded(max(lengths)), rounded(looked_at(max(lengths)), flat.KEYS)
+    given = {name: torch.arange(len(lengths) * columns).view(-1, columns) for name in ("input_ids", "position_ids")}
+    mask = torch.zeros(len(lengths), 1, columns, keys)
+    layout, laid = flat.laid_flat(given | {"attention_mask": mask}, lengths, sum(lengths) + extra)
+    assert laid["input_ids"][0, : sum(lengths)].tolist() == [
+        row * columns + column for row, length in enumerate(lengths) for column in range(length)
+    ]
+    tokens = torch.randn(1, 3, sum(lengths) + extra, 2)
+    found = torch.zeros(sum(lengths) + extra, 3, 2)
+    for block in layout:
+        own = lengths[block.rows]
+        assert block.columns >= max(own)
+        assert block.keys >= looked_at(max(own))
+        block.apart("key", tokens + 1, block.keys)  # of the layer before
+        apart = block.apart("key", tokens, block.keys)
+        assert apart.shape == (len(own), 3, block.keys, 2)
+        assert apart[-1, :, own[-1] :].abs().sum() == 0
+        block.together(block.apart("query", tokens, block.columns).transpose(1, 2), found)
+    assert [length for block in layout for length in lengths[block.rows]] == lengths
+    assert torch.equal(found[: sum(lengths)], tokens[0].transpose(0, 1)[: sum(lengths)])
+    assert found[sum(lengths) :].abs().sum() == 0
