@@ -207,6 +207,7 @@ def _pool(count: int) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # else the first operation would take the number that is set below
         alone.wait()
 
     pool = ThreadPoolExecutor(count, "merge", initializer=start)

@@ -305,6 +305,16 @@ def test_the_pool_leaves_torch_its_threads() -> None:
         in_threads(lambda value: 1 // value, [1, 0, 1])
 
 
+def test_each_thread_of_the_pool_uses_torch_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert in_threads(lambda _: torch.get_num_threads(), list(range(8))) == [1] * 8
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(wrong: float) -> None:
     base = build(CONFIGS["llama"], seed=1)
