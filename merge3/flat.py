@@ -7,8 +7,8 @@ find out, on two kinds of processor:
 - where a product's row does not depend on the others, which a trial of the model shows (`answering.steady`);
 - where matrices are multiplied in tiles (AMX). There the order of a product's sums depends on how many rows it has: in
   bfloat16 an element of 100,000 comes out otherwise in a product of 48 rows than in one of 1,040, which moves
-  likelihoods by up to .5 nats. From so many rows on it mostly stays. So products are made of `ROWS` rows, or of as many
-  others as give the same, whichever is fastest: a trial of each shape shows (`paces`).
+  likelihoods by up to .5 nats. From some hundred rows on the order is mostly the same. So products are made of `ROWS`
+  rows, or of as many others as give the same, whichever is fastest: a trial of each shape shows both (`paces`).
 
 Knows token rows and their masks; knows nothing of items.
 """
@@ -39,7 +39,7 @@ from transformers.pytorch_utils import Conv1D
 
 from merge3.memory import looked_at, rounded
 
-ROWS = 1536  # of a product in the layers, in tiles: each token takes a quarter less than in 512, 512 as long as 256
+ROWS = 1536  # of a product in the layers, in tiles: what fewer are held against, and a batch is filled up to
 HEAD_ROWS = 512  # of the head's, which sees few places
 STEP = 16  # tokens are filled up to a multiple of, where products may have any shape: fewer are computed in another way
 TILES_STEP = 64  # and in tiles; numbers of rows that are tried are its multiples
@@ -96,6 +96,7 @@ class Block:
 Layout = tuple[Block, ...]  # of a batch, in the order of its rows
 
 _layout: ContextVar[Layout] = ContextVar("layout")  # of the pass that is under way
+_products: WeakKeyDictionary[PreTrainedModel, list[nn.Linear | Conv1D] | None] = WeakKeyDictionary()  # of each model
 
 
 def suits(model: PreTrainedModel) -> bool:
@@ -136,9 +137,6 @@ def products(model: PreTrainedModel) -> list[nn.Linear | Conv1D] | None:
         found = [module for module in model.modules() if isinstance(module, PRODUCTS)]
         _products[model] = found if plain else None
     return _products[model]
-
-
-_products: WeakKeyDictionary[PreTrainedModel, list[nn.Linear | Conv1D] | None] = WeakKeyDictionary()
 
 
 def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> tuple[Layout, dict[str, Tensor]]:
@@ -238,7 +236,7 @@ class Shape(NamedTuple):
 
 @cache
 def pace(rows: int, most: int, shape: Shape) -> int:
-    """How many rows at a time so many are multiplied fastest, of those in `paces`; the fewest where there are less."""
+    """How many rows at a time multiply so many fastest, of those in `paces`; where all are more, the fewest."""
     known = paces(most, shape)
     return min(
         (part for part in known if part <= rows), key=lambda part: -(-rows // part) * known[part], default=min(known)
