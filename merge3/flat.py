@@ -150,14 +150,19 @@ def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> t
     for seen, together in groupby(lengths, lambda length: min(rounded(looked_at(length), KEYS), keys)):
         own = list(together)
         columns = rounded(max(own))
-        places = torch.cat([torch.arange(length) + place * columns for place, length in enumerate(own)])
+        places = _places(own, columns)
         layout.append(Block(slice(token, token + len(places)), slice(row, row + len(own)), places, columns, seen))
         row, token = row + len(own), token + len(places)
-    kept = torch.cat([torch.arange(length) + place * width for place, length in enumerate(lengths)])
+    kept = _places(lengths, width)
     fill = -len(kept) % step
     names = "input_ids", "position_ids"
     given = {name: pad(inputs[name].flatten()[kept], (0, fill))[None] for name in names}
     return tuple(layout), given | {"attention_mask": inputs["attention_mask"]}
+
+
+def _places(lengths: Sequence[int], columns: int) -> Tensor:
+    """Where the tokens of padded rows stand: row times `columns` and column."""
+    return torch.cat([torch.arange(length) + row * columns for row, length in enumerate(lengths)])
 
 
 @cache
