@@ -44,7 +44,8 @@ HEAD_ROWS = 512  # of the head's, which sees few places
 STEP = 16  # tokens are filled up to a multiple of, where products may have any shape: fewer are computed in another way
 TILES_STEP = 64  # and in tiles; numbers of rows that are tried are its multiples
 TRIED = 2**20  # numbers of which none may differ in a trial, at least
-TIMES = 3  # that a product is timed, of which the shortest counts
+SLACK = 1.25  # times the shortest, which parts that are fewer may take
+TIMES, SECONDS = 3, 0.1  # that products are timed, at least and in all; of each the shortest counts
 LARGE = 2**28  # weights of a layer that is not tried: as many more would have to be held
 KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
 PRODUCTS = (nn.Linear, Conv1D)
@@ -241,11 +242,18 @@ class Shape(NamedTuple):
 
 @cache
 def pace(rows: int, most: int, shape: Shape) -> int:
-    """How many rows at a time multiply so many fastest, of those in `paces`; where all are more, the fewest."""
+    """How many rows at a time multiply so many fastest, of those in `paces`; where all are more, the fewest.
+
+    Each part reads the weights anew, which a trial, where they stay in the processor's cache, does not show: fewer
+    parts are taken where they seem slower by less than `SLACK`.
+    """
     known = paces(most, shape)
-    return min(
-        (part for part in known if part <= rows), key=lambda part: -(-rows // part) * known[part], default=min(known)
-    )
+    parts = {part: -(-rows // part) for part in known if part <= rows}
+    if not parts:
+        return min(known)
+    seconds = {part: parts[part] * known[part] for part in parts}
+    fast = [part for part in parts if seconds[part] <= SLACK * min(seconds.values())]
+    return min(fast, key=lambda part: (parts[part], seconds[part]))
 
 
 @cache
@@ -276,7 +284,9 @@ def paces(most: int, shape: Shape) -> dict[int, float]:
             for table, expected in zip(tables, whole, strict=True)
         ):
             found[part] = math.inf
-    for _ in range(TIMES):
+    times, end = 0, perf_counter() + SECONDS
+    while times < TIMES or perf_counter() < end:
+        times += 1
         for part in found:
             begin = perf_counter()
             multiplied(tables[0, :part], weight, bias, part)

@@ -108,6 +108,9 @@ def test_rows_that_give_the_same_as_most(by_size: bool, biased: bool, monkeypatc
     flat.pace.cache_clear()
     assert [flat.pace(rows, 192, shape) for rows in (16, 112)] == [112] * 2
     assert [flat.pace(rows, 192, shape) for rows in (128, 160, 192, 300, 384)] == [128] * 5
+    monkeypatch.setattr(flat, "paces", lambda most, shape: {192: 2.4, 176: 2.3, 128: 1.5, 96: 1.0})
+    flat.pace.cache_clear()
+    assert [flat.pace(rows, 192, shape) for rows in (100, 176, 192, 270)] == [96, 176, 192, 96]
 
 
 @pytest.mark.usefixtures("always")
