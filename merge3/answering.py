@@ -473,11 +473,12 @@ def _read(
     read, tokens = torch.tensor(pairs, device=logits.device).T
     totals, tops = _normalised(logits)
     values = (logits[read, tokens].double() - totals.double()[read]).tolist()
-    likeliest = _likeliest(logits, tops, read, tokens)
+    highest = (logits[read, tokens] == tops.to(logits.dtype)[read]).tolist()
     options, start = [], 0
     for path in (path for tree in rows for path in tree.reads):
         end = start + len(path)
-        options.append((float(np.sum(values[start:end])), all(likeliest[start:end])))
+        greedy = all(highest[start:end]) and all(_first(logits[at], token) for at, token in pairs[start:end])
+        options.append((float(np.sum(values[start:end])), greedy))
         start = end
     found, greedy, start = list[tuple[float, ...]](), list[tuple[bool, ...]](), 0
     for tree in trees:
@@ -498,25 +499,16 @@ def _normalised(
     rows = logits if len(logits) > 1 else logits.expand(2, -1)
     totals, tops = list[torch.Tensor](), list[torch.Tensor]()
     for part in torch.tensor_split(rows, max(1, len(rows) // HEAD_ROWS)):
-        wide = part.float()
-        totals.append(wide.logsumexp(-1))
-        tops.append(wide.amax(-1))
+        wide = part.to(torch.float32, copy=True)
+        top = wide.amax(-1)
+        totals.append(wide.sub_(top[:, None]).exp_().sum(-1).log_().add_(top))  # logsumexp, in place
+        tops.append(top)
     return torch.cat(totals)[: len(logits)], torch.cat(tops)[: len(logits)]
 
 
-def _likeliest(
-    logits: Float[torch.Tensor, "positions vocabulary"],
-    tops: Float[torch.Tensor, " positions"],
-    read: torch.Tensor,
-    tokens: torch.Tensor,
-) -> list[bool]:
-    """Whether each token is the first of the highest logits, `tops`, where it is read."""
-    top = tops.to(logits.dtype)[read]
-    found = logits[read, tokens] == top
-    for place in torch.nonzero(found).flatten():
-        found[place] = not (logits[read[place], : tokens[place]] == top[place]).any()
-    answers: list[bool] = found.tolist()
-    return answers
+def _first(logits: Float[torch.Tensor, " vocabulary"], token: int) -> bool:
+    """Whether no token before this one, of the highest logits, has as high ones."""
+    return not (logits[:token] == logits[token]).any()
 
 
 def _work(rows: Sequence[Tree], shared: int) -> Work:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import groupby
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -61,14 +61,14 @@ class Block:
     Args:
         tokens: theirs, of the batch as one row.
         rows: theirs, of the batch.
-        places: of each token, row of the block times `columns` and column.
-        columns: of each of its rows.
+        lengths: of each of its rows, in tokens.
+        columns: of each of its rows, set apart.
         keys: columns that attention looks at, the last of them masked.
     """
 
     tokens: slice
     rows: slice
-    places: Tensor
+    lengths: tuple[int, ...]
     columns: int
     keys: int
     _padded: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
@@ -76,16 +76,20 @@ class Block:
     def apart(
         self, kind: str, flat: Float[Tensor, "1 heads tokens size"], columns: int
     ) -> Float[Tensor, "rows heads columns size"]:
-        """The block's tokens in padded rows of so many columns, which the next of this kind and shape takes."""
+        """The block's tokens in padded rows of so many columns, which the next of this kind and shape takes.
+
+        A row is filled up with its own last token, which nothing looks at there.
+        """
         _, heads, _, size = flat.shape
         name = kind, heads, size, columns, flat.dtype
-        rows = self.rows.stop - self.rows.start
         if name not in self._padded:
-            places = self.places // self.columns * columns + self.places % self.columns
-            self._padded[name] = flat.new_zeros(rows * columns, heads, size), places
-        padded, places = self._padded[name]
-        padded.index_copy_(0, places, flat[0].transpose(0, 1)[self.tokens])
-        return padded.view(rows, columns, heads, size).transpose(1, 2)
+            lengths = torch.tensor(self.lengths)[:, None]
+            firsts = self.tokens.start + lengths.cumsum(0) - lengths
+            sources = (firsts + torch.minimum(torch.arange(columns), lengths - 1)).flatten()
+            self._padded[name] = flat.new_empty(len(sources), heads, size), sources
+        padded, sources = self._padded[name]
+        torch.index_select(flat[0].transpose(0, 1), 0, sources, out=padded)
+        return padded.view(-1, columns, heads, size).transpose(1, 2)
 
     def together(
         self, padded: Float[Tensor, "rows columns heads size"], flat: Float[Tensor, "tokens heads size"]
@@ -93,10 +97,16 @@ class Block:
         """Write the padded rows' tokens where they stand in the row of all."""
         torch.index_select(padded.flatten(0, 1), 0, self.places, out=flat[self.tokens])
 
+    @cached_property
+    def places(self) -> Tensor:
+        """Of each token, its row times `columns` and its column."""
+        return _places(self.lengths, self.columns)
+
 
 Layout = tuple[Block, ...]  # of a batch, in the order of its rows
 
 _layout: ContextVar[Layout] = ContextVar("layout")  # of the pass that is under way
+_logits: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()  # where each head writes its product
 _products: WeakKeyDictionary[PreTrainedModel, list[nn.Linear | Conv1D] | None] = WeakKeyDictionary()  # of each model
 
 
@@ -149,11 +159,10 @@ def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> t
     *_, width, keys = inputs["attention_mask"].shape
     layout, row, token = list[Block](), 0, 0
     for seen, together in groupby(lengths, lambda length: min(rounded(looked_at(length), KEYS), keys)):
-        own = list(together)
-        columns = rounded(max(own))
-        places = _places(own, columns)
-        layout.append(Block(slice(token, token + len(places)), slice(row, row + len(own)), places, columns, seen))
-        row, token = row + len(own), token + len(places)
+        own = tuple(together)
+        tokens = slice(token, token + sum(own))
+        layout.append(Block(tokens, slice(row, row + len(own)), own, rounded(max(own)), seen))
+        row, token = row + len(own), tokens.stop
     kept = _places(lengths, width)
     fill = -len(kept) % step
     names = "input_ids", "position_ids"
@@ -195,7 +204,7 @@ def in_tiles(model: PreTrainedModel) -> Iterator[None]:
     """Meanwhile the model's matrix products give what they give of `ROWS` rows, its head's of `HEAD_ROWS`."""
     head, changed = model.get_output_embeddings(), products(model) or []  # type: ignore[no-untyped-call]
     for module in changed:
-        module.forward = partial(_in_parts, module, HEAD_ROWS if module is head else ROWS)  # type: ignore[method-assign]
+        module.forward = partial(_in_parts, module, module is head)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -203,23 +212,39 @@ def in_tiles(model: PreTrainedModel) -> Iterator[None]:
             del module.forward
 
 
-def _in_parts(module: nn.Linear | Conv1D, most: int, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
-    """A layer's product, in parts of as many rows as are fastest."""
+def _in_parts(module: nn.Linear | Conv1D, head: bool, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
+    """A layer's product, in parts of as many rows as are fastest.
+
+    The head's is written where that of the pass before stands: the C library keeps no buffer as large.
+    """
     flat = inputs.flatten(0, -2)
     weight = module.weight if isinstance(module, Conv1D) else module.weight.T
     size, width = weight.shape
     shape = Shape(size, width, isinstance(module, Conv1D), module.bias is not None, flat.dtype, torch.get_num_threads())
-    part = pace(len(flat), most, shape)
+    part = pace(len(flat), HEAD_ROWS if head else ROWS, shape)
     filled = pad(flat, (0, 0, 0, part - len(flat))) if len(flat) < part else flat
-    made = multiplied(filled, weight, module.bias, part)
+    made = multiplied(filled, weight, module.bias, part, _logits_of(module, filled) if head else None)
     return made[: len(flat)].view(*inputs.shape[:-1], -1)
 
 
+def _logits_of(head: nn.Linear | Conv1D, inputs: Float[Tensor, "rows size"]) -> Float[Tensor, "rows width"]:
+    """Where the head's product of these is written."""
+    held = _logits.get(head)
+    if held is None or len(held) < len(inputs):
+        width = head.weight.shape[isinstance(head, Conv1D)]
+        held = _logits[head] = inputs.new_empty(len(inputs), width)
+    return held[: len(inputs)]
+
+
 def multiplied(
-    inputs: Float[Tensor, "rows size"], weight: Float[Tensor, "size width"], bias: Tensor | None, part: int
+    inputs: Float[Tensor, "rows size"],
+    weight: Float[Tensor, "size width"],
+    bias: Tensor | None,
+    part: int,
+    out: Float[Tensor, "rows width"] | None = None,
 ) -> Float[Tensor, "rows width"]:
     """The product, `part` rows at a time, the last of which may have been multiplied before."""
-    made = inputs.new_empty(len(inputs), weight.shape[1])
+    made = inputs.new_empty(len(inputs), weight.shape[1]) if out is None else out
     for start in range(0, len(inputs), part):
         here = slice(min(start, len(inputs) - part), start + part)
         if bias is None:
@@ -299,8 +324,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attention within the padded rows of the layout, block by block."""
     _, heads, tokens, _ = query.shape
-    found = query.new_zeros(tokens, heads, value.shape[-1])
-    for block in _layout.get():
+    layout, found = _layout.get(), query.new_empty(tokens, heads, value.shape[-1])
+    for block in layout:
         queries = block.apart("query", query, block.columns)
         keys, values = (block.apart(*part, block.keys) for part in (("key", key), ("value", value)))
         mask = attention_mask[block.rows, :, : block.columns, : block.keys]
@@ -311,6 +336,7 @@ def _attend(
         else:
             apart, _ = sdpa_attention_forward(module, queries, keys, values, mask, **given)
         block.together(apart, found)
+    found[layout[-1].tokens.stop :] = 0  # what fills the row up
     return found[None], None
 
 

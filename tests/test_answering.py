@@ -27,7 +27,7 @@ from merge3 import answering, flat, grading
 from merge3.answering import BrokenModel, divisors, loglikelihoods
 from merge3.items import Item
 from merge3.store import Failure
-from merge3.trees import alike, tokenize
+from merge3.trees import alike, tokenize, tree_of
 
 ITEMS = [
     Item("a", "Question: 12 and 5?\nAnswer: ", ("12 + 5 = 17", "12 + 5 = 18", "12 - 5 = 7", "12 - 5 = 8"), 0),
@@ -374,10 +374,12 @@ def test_the_protocol_is_part_of_what_names_an_answer() -> None:
     assert set(answering.PROTOCOL) == {"scoring", "tokens", "version"}
 
 
-@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=6), st.data())
-def test_the_likeliest_token_is_the_first_of_the_highest(rows: list[list[int]], data: st.DataObject) -> None:
-    logits = torch.tensor(rows).bfloat16()
-    read = torch.tensor(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8)))
-    tokens = torch.tensor([data.draw(st.integers(0, 3)) for _ in read])
-    expected = [rows[r].index(max(rows[r])) == t for r, t in zip(read.tolist(), tokens.tolist(), strict=True)]
-    assert answering._likeliest(logits, answering._normalised(logits)[1], read, tokens) == expected
+@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=3, max_size=6))
+def test_a_greedy_option_has_the_first_of_the_highest_tokens_everywhere(rows: list[list[int]]) -> None:
+    trees = [tree_of([0], [[token] for token in range(4)])] * len(rows)
+    likeliest = [row.index(max(row)) for row in rows]
+    _, greedy = answering._read(torch.tensor(rows).bfloat16(), trees, trees)
+    assert greedy == [tuple(token == best for token in range(4)) for best in likeliest]
+    path = tree_of([0], [[*likeliest], [*likeliest[:-1], 4]])
+    wide = torch.tensor([[*row, 0] for row in rows]).bfloat16()
+    assert answering._read(wide, [path], [path])[1] == [(True, False)]
