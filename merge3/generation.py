@@ -146,9 +146,12 @@ def generate(
             rows.append(_Row(index, item, prompt))
     on_batch(len(items) - len(rows))
     work = Work()
-    for row, more in _written(model, tokenizer, rows, batch_tokens, on_batch, packed):
-        answers[row.index] = Reply(row.text, "length" if row.end == "length" else "stop", len(row.written))
-        work += more
+    try:
+        for row, more in _written(model, tokenizer, rows, batch_tokens, on_batch, packed):
+            answers[row.index] = Reply(row.text, "length" if row.end == "length" else "stop", len(row.written))
+            work += more
+    except BrokenModel as error:
+        raise BrokenModel(str(error), work + error.work) from None
     return [Failure("not asked") if answer is None else answer for answer in answers], work
 
 
@@ -200,7 +203,7 @@ def _written_alike(
         fresh = [replace(ordered[place], written=[]) for place in batch]
         again = replace(shortest, written=[], text="", end="", lead=float("inf"))
         try:
-            work += _write(model, tokenizer, [*fresh, again], padding, ends, memory, shared)
+            work += _write(model, tokenizer, [*fresh, again], padding, ends, memory, shared, again)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -242,7 +245,7 @@ def _write_by_transformers(
     for token in tokens:
         if not row.end:
             row.take(token, float("inf"), ends, tokenizer)
-    return Work(len(row.prompt) + len(tokens), len(tokens))
+    return Work(len(row.prompt) + len(tokens) - 1, len(tokens))  # the last is not read
 
 
 def _write(
@@ -253,13 +256,14 @@ def _write(
     ends: set[int],
     memory: Prefix | None,
     shared: int,
+    again: _Row | None = None,
 ) -> Work:
-    """Write the replies of one batch into its rows."""
+    """Write the replies of one batch into its rows; one of them may be a repetition, written `again`."""
     limits = [row.item.free.max_tokens for row in rows if row.item.free]
     room = max(len(row.prompt) + limit for row, limit in zip(rows, limits, strict=True))
     slots = Slots(model.config.get_text_config().num_hidden_layers, room, memory, len(rows))
     logits = _read(model, slots, [row.prompt for row in rows], padding, shared)
-    work = Work(sum(len(row.prompt) - shared for row in rows), len(rows))
+    work = _took(rows, [len(row.prompt) - shared for row in rows], again)
     kept = list(rows)  # rows that have columns in `slots`, ended or not
     while True:
         best = logits.float().topk(2, -1)
@@ -278,7 +282,13 @@ def _write(
             slots.keep(torch.tensor(live, device=model.device))
             kept = [kept[place] for place in live]
         logits = _step(model, slots, kept, padding)
-        work += Work(len(kept), len(kept))
+        work += _took([row for row in kept if not row.end], [1] * len(live), again)
+
+
+def _took(rows: Sequence[_Row], tokens: Sequence[int], again: _Row | None) -> Work:
+    """What so many tokens of each row take; those of the repetition are checks."""
+    own = [count for row, count in zip(rows, tokens, strict=True) if row is not again]
+    return Work(sum(own), len(own), checks=sum(tokens) - sum(own))
 
 
 def _read(

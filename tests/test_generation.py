@@ -69,7 +69,7 @@ def test_replies_are_those_of_greedy_generation_without_a_cache(
     asked = [replace(item, prompt=shared + item.prompt) for item in ITEMS]
     answers, work = generate(model, tokenizer, asked, batch_tokens)
     assert texts(answers) == [slow(model, tokenizer, item) for item in asked]
-    assert 0 < work.tokens <= planned(asked, tokenizer).tokens + len(SHARED) * len(asked)
+    assert 0 < work.tokens <= planned(asked, tokenizer).tokens
 
 
 def test_replies_are_those_of_transformers_own_generation(
@@ -168,6 +168,23 @@ def test_a_reply_ends_at_its_stop_or_is_cut_off(llama: PreTrainedModel, tokenize
     assert (np.isnan(score), reason) == (True, "truncated")
 
 
+@pytest.mark.parametrize("shared", ["", SHARED])
+def test_the_work_of_replies_is_that_of_the_questions_whatever_the_batches(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: str
+) -> None:
+    limits = [12, 3, 7, 1]
+    asked = [
+        replace(item, prompt=shared + item.prompt, free=replace(FREE, stop=("\0",), max_tokens=limit))
+        for item, limit in zip(ITEMS, limits, strict=True)
+    ]
+    read = len(shared) + sum(map(len, PROMPTS)) + sum(limits) - 4  # a token a byte; the last of a reply is not read
+    for batch_tokens in (1, 100, 4096):
+        work = generate(llama, tokenizer, asked, batch_tokens)[1]
+        assert (work.tokens, work.positions) == (read, sum(limits))
+    apart = generate(llama, tokenizer, asked, 4096, packed=False)[1]
+    assert (apart.tokens, apart.positions, apart.checks) == (read + 3 * len(shared), sum(limits), 0)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("around", [("", ""), ("", "\n"), ("\n", "")])
 def test_a_stop_text_may_be_a_special_token(
@@ -224,6 +241,18 @@ def test_a_model_of_nan_is_broken_after_one_short_prompt(tokenizer: PreTrainedTo
     with pytest.raises(BrokenModel, match="not finite") as caught:
         generate(made, tokenizer, ITEMS, 4096)
     assert caught.value.work.tokens == len("x")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_was_written_before_a_model_broke_is_counted(tokenizer: PreTrainedTokenizerBase, packed: bool) -> None:
+    made = build(CONFIGS["gpt2"], seed=1)
+    made.transformer.wpe.weight.data[20:] = float("nan")  # the shorter prompts go well
+    asked = [replace(item, free=replace(FREE, stop=("\0",), max_tokens=2)) for item in ITEMS[:3]]
+    with pytest.raises(BrokenModel, match="item 'i1' are not finite") as caught:
+        generate(made, tokenizer, asked, 1, packed=packed)
+    first, long, least = (len(item.prompt) for item in asked)
+    written = least + 1 + (0 if packed else first + 1)  # a batch is longest first; apart it is shortest first
+    assert caught.value.work.tokens == written + long
 
 
 def test_a_batch_that_does_not_fit_is_halved(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
