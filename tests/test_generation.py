@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from merge3.answering import TOLERANCE, BrokenModel, packable
+from merge3.answering import TOLERANCE, BrokenModel, Work, packable
 from merge3.generation import generate
 from merge3.grading import grade_reply
 from merge3.items import FreeText, Item
@@ -153,6 +154,19 @@ def test_how_a_model_would_write_does_not_change_its_likeliest_tokens(
     assert made.generation_config is own
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_tokenizer_and_generation_config_both_tell_what_ends_a_text(
+    packed: bool, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert tokenizer.eos_token_id is not None
+    model = writer([*tokenizer.encode("?abc"), tokenizer.eos_token_id], 259)
+    item = Item("i", "?", expected=("",), free=replace(FREE, stop=("\0",)))
+    for own, text in ((None, "abc"), (*tokenizer.encode("c"), "ab"), (tokenizer.encode("bx"), "a")):
+        model.generation_config.eos_token_id = own
+        (answer,), _ = generate(model, tokenizer, [item], 1, packed=packed)
+        assert answer == Reply(text, "stop", len(text))
+
+
 def test_a_reply_ends_at_its_stop_or_is_cut_off(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     (whole,) = texts(generate(llama, tokenizer, [replace(ITEMS[0], free=replace(FREE, stop=("\0",)))], 1)[0])
     middle = whole[3:5]
@@ -178,6 +192,7 @@ def test_the_work_of_replies_is_that_of_the_questions_whatever_the_batches(
         for item, limit in zip(ITEMS, limits, strict=True)
     ]
     read = len(shared) + sum(map(len, PROMPTS)) + sum(limits) - 4  # a token a byte; the last of a reply is not read
+    assert planned(asked, tokenizer) == Work(read + 4, sum(limits))
     for batch_tokens in (1, 100, 4096):
         work = generate(llama, tokenizer, asked, batch_tokens)[1]
         assert (work.tokens, work.positions) == (read, sum(limits))
@@ -187,18 +202,22 @@ def test_the_work_of_replies_is_that_of_the_questions_whatever_the_batches(
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("around", [("", ""), ("", "\n"), ("\n", "")])
+@pytest.mark.parametrize("text", ["abc", ""])
 def test_a_stop_text_may_be_a_special_token(
-    packed: bool, around: tuple[str, str], tokenizer: PreTrainedTokenizerBase
+    packed: bool, around: tuple[str, str], text: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     own = copy.deepcopy(tokenizer)
     own.add_tokens(["<|im_end|>"], special_tokens=True)
-    written = [*own.encode("abc" + around[0]), 259, *own.encode(around[1] + "more")]
+    written = [*own.encode(text + around[0]), 259, *own.encode(around[1] + "more")]
     model = writer([*own.encode("?"), *written], 260)
     free = replace(FREE, stop=(f"{around[0]}<|im_end|>{around[1]}",), max_tokens=20)
     (answer,), _ = generate(model, own, [Item("i", "?", expected=("abc",), free=free)], 1, packed=packed)
     assert isinstance(answer, Reply)
-    assert (answer.text, answer.end) == ("abc", "stop")
-    other = replace(free, stop=("\0",))
+    assert (answer.text, answer.end) == (text, "stop")
+    other = replace(free, stop=("\0",), max_tokens=len(written))
+    (answer,), _ = generate(model, own, [Item("i", "?", expected=("abc",), free=other)], 1, packed=packed)
+    assert isinstance(answer, Reply)
+    assert answer.text == text + "".join(around) + "more"  # where it is no stop text it is not written out
     assert (
         Item("i", "?", expected=("",), free=free).content_hash
         != Item("i", "?", expected=("",), free=other).content_hash
@@ -217,6 +236,46 @@ def writer(tokens: list[int], words: int) -> PreTrainedModel:
     return model
 
 
+def reply(text: str, tokenizer: PreTrainedTokenizerBase, packed: bool, **free: Any) -> Reply:
+    """The reply to "?" of a model that writes this text."""
+    asked = Item(
+        "i", "?", expected=("",), free=FreeText(**{"stop": ("\0",), "max_tokens": 20, "extract": "text"} | free)
+    )
+    (answer,), _ = generate(writer(tokenizer.encode("?" + text), 259), tokenizer, [asked], 1, packed=packed)
+    assert isinstance(answer, Reply)
+    return answer
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("stop", [("cd", "bcd"), ("bcd", "cd"), ("d", "bcd", "cd")])
+def test_of_several_stop_texts_the_one_that_begins_first_ends_a_reply(
+    packed: bool, stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert reply("abcdef", tokenizer, packed, stop=stop) == Reply("a", "stop", 4)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_reply_ends_where_more_could_not_change_the_number(packed: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert reply("a12bcd", tokenizer, packed, extract="first_number") == Reply("a12b", "stop", 4)
+
+
+def test_one_near_tie_is_enough_however_sure_the_tokens_after_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = writer(tokenizer.encode("?abc"), 259)
+    a, b, y, z = tokenizer.encode("abyz")
+    model.lm_head.weight[y, a] = 1.0 - 1e-6  # "b" leads "y" by little
+    model.lm_head.weight[z, y] = 1.0
+
+    def move(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        logits[..., b] -= 1e-4 * (len(logits) > 1)
+        return logits
+
+    model.get_output_embeddings().register_forward_hook(move)
+    free = replace(FREE, stop=("\0",), max_tokens=3)
+    asked = [Item(prompt, prompt, expected=("",), free=free) for prompt in ("?", "??")]
+    found, work = generate(model, tokenizer, asked, 4096)
+    assert (found, work.near_ties) == ([Reply("abc", "length", 3)] * 2, 1)
+
+
 @pytest.mark.parametrize("prompt", ["x" * 238, "x" * 240])
 def test_a_context_may_end_anywhere(prompt: str, tokenizer: PreTrainedTokenizerBase) -> None:
     config = GPT2Config(**CONFIGS["gpt2"].to_dict() | {"n_positions": 250})
@@ -230,9 +289,11 @@ def test_a_context_may_end_anywhere(prompt: str, tokenizer: PreTrainedTokenizerB
 
 def test_a_reply_that_does_not_fit_is_a_failure(tokenizer: PreTrainedTokenizerBase) -> None:
     made = build(CONFIGS["gpt2"], seed=1)
-    answers, _ = generate(made, tokenizer, [replace(ITEMS[0], prompt="x" * 250), ITEMS[1]], 4096)
-    assert answers[0] == Failure("262 tokens with the reply; the model's context holds 256")
+    told: list[int] = []
+    answers, _ = generate(made, tokenizer, [replace(ITEMS[0], prompt="x" * 245), ITEMS[1]], 4096, told.append)
+    assert answers[0] == Failure("257 tokens with the reply; the model's context holds 256")
     assert isinstance(answers[1], Reply)
+    assert sum(told) == 2
 
 
 def test_a_model_of_nan_is_broken_after_one_short_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
