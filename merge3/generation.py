@@ -231,7 +231,7 @@ def _write_by_transformers(
     """
     ids = torch.tensor([row.prompt], device=model.device)
     logits = logits_at(model, {"input_ids": ids}, [0], [len(row.prompt) - 1])
-    if not torch.isfinite(logits).all():
+    if not torch.isfinite(logits.amax(-1)).all():
         raise BrokenModel(f"logits after item {row.item.id!r} are not finite", Work(len(row.prompt), 1))
     limit = row.item.free.max_tokens if row.item.free else 0
     own = model.generation_config

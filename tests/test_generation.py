@@ -196,6 +196,7 @@ def test_the_work_of_replies_is_that_of_the_questions_whatever_the_batches(
     for batch_tokens in (1, 100, 4096):
         work = generate(llama, tokenizer, asked, batch_tokens)[1]
         assert (work.tokens, work.positions) == (read, sum(limits))
+    assert work.checks == len(shared) + 1 + limits[2] - 1  # in one batch, the shortest's repetition
     apart = generate(llama, tokenizer, asked, 4096, packed=False)[1]
     assert (apart.tokens, apart.positions, apart.checks) == (read + 3 * len(shared), sum(limits), 0)
 
@@ -266,14 +267,47 @@ def test_one_near_tie_is_enough_however_sure_the_tokens_after_it(tokenizer: PreT
     model.lm_head.weight[z, y] = 1.0
 
     def move(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        logits[..., b] -= 1e-4 * (len(logits) > 1)
+        if len(logits) > 1:
+            logits[:-1, ..., b] -= 1e-4
+            logits[-1, ..., b] -= 4e-6  # the repetition is moved, too, but writes the same
         return logits
 
     model.get_output_embeddings().register_forward_hook(move)
     free = replace(FREE, stop=("\0",), max_tokens=3)
     asked = [Item(prompt, prompt, expected=("",), free=free) for prompt in ("?", "??")]
     found, work = generate(model, tokenizer, asked, 4096)
-    assert (found, work.near_ties) == ([Reply("abc", "length", 3)] * 2, 1)
+    assert found == [Reply("abc", "length", 3)] * 2
+    assert (work.near_ties, work.checks) == (1, 1 + 2 + 2 + 2)  # of the repetition, and of what was written alone
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_of_equal_logits_the_lowest_token_is_written_and_one_that_cannot_be_breaks_nothing(
+    packed: bool, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = writer(tokenizer.encode("?a"), 259)
+    for token in tokenizer.encode("bcd"):
+        model.lm_head.weight[token, tokenizer.encode("?")] = 1.0
+
+    def never(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        logits[..., 7] = -torch.inf
+        return logits
+
+    model.get_output_embeddings().register_forward_hook(never)
+    item = Item("i", "?", expected=("",), free=replace(FREE, max_tokens=1))
+    assert generate(model, tokenizer, [item], 1, packed=packed)[0] == [Reply("a", "length", 1)]
+
+
+def test_who_has_written_nothing_waits_in_a_large_batch_and_harms_nobody(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert tokenizer.eos_token_id is not None
+    model = writer([*tokenizer.encode("?"), tokenizer.eos_token_id], 259)
+    for before, after in pairwise(tokenizer.encode("!abcd")):
+        model.lm_head.weight[after, before] = 1.0
+    free = replace(FREE, stop=("\0",), max_tokens=4)
+    asked = [Item(f"{n}", "x" * n + ("?" if n == 5 else "!"), expected=("",), free=free) for n in range(12)]
+    told: list[int] = []
+    found, _ = generate(model, tokenizer, asked, 4096, told.append)
+    assert found == [Reply("", "stop", 0) if n == 5 else Reply("abcd", "length", 4) for n in range(12)]
+    assert sum(told) == 12
 
 
 @pytest.mark.parametrize("prompt", ["x" * 238, "x" * 240])
@@ -332,10 +366,11 @@ def test_a_batch_that_does_not_fit_is_halved(llama: PreTrainedModel, tokenizer: 
 
 def test_both_kinds_of_items_are_answered_in_order(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     chosen = Item("c", "p ", ("x", "yz"), 0)
-    told: list[int] = []
-    answers, work = respond(llama, tokenizer, [ITEMS[0], chosen, ITEMS[1]], 4096, told.append)
-    assert [type(answer) for answer in answers] == [Reply, tuple, Reply]
-    assert sum(told) == 3
-    assert work.tokens > 0
+    for packed in (True, False):
+        told: list[int] = []
+        answers, work = respond(llama, tokenizer, [ITEMS[0], chosen, ITEMS[1]], 4096, told.append, packed)
+        assert [type(answer) for answer in answers] == [Reply, tuple, Reply]
+        assert sum(told) == 3
+        assert work.tokens > 0
     with pytest.raises(ValueError, match="extract must be one of"):
         respond(llama, tokenizer, [replace(ITEMS[0], free=replace(FREE, extract="("))], 4096)
