@@ -324,7 +324,7 @@ class Bipop(Cma):
     def _propose(self, seed: int) -> list[Any]:
         if self._narrow:
             generator = np.random.default_rng(self._seed(RESTART))
-            first = self._spent["large"] == 0 or self._largest == self.population
+            first = self._largest == self.population
             self._regime = "large" if first or self._spent["large"] <= self._spent["small"] else "small"
             size, sigma = self.population, self.sigma
             if self._regime == "large":
@@ -333,7 +333,7 @@ class Bipop(Cma):
                 share = generator.random() ** 2
                 size = int(self.population * (0.5 * self._largest / self.population) ** share)
                 sigma = self.sigma * 10 ** (-2 * generator.random())
-            self._cma = self._made(generator.random(self.genes.count), max(4, size), max(sigma, 2 * CONVERGED))
+            self._cma = self._made(generator.random(self.genes.count), size, max(sigma, 2 * CONVERGED))
         return super()._propose(seed)
 
     def _learn(self, asked: list[Any], losses: list[Any]) -> None:
