@@ -10,6 +10,7 @@ from cmaes import CMA, SepCMA, get_warm_start_mgd
 
 from merge3.evolve import ERROR, FRONTS, KERNELS, SEARCHES, Bipop, Cma, Genes, Grid, Search, begin_after
 from merge3.front import hypervolume, nondominated
+from merge3.surface import fit
 
 HAS_PYMOO = importlib.util.find_spec("pymoo") is not None
 SINGLE = ["cma", "bipop", "sep", "mixed", "pooled", "random", "grid", *["genetic"] * HAS_PYMOO]
@@ -75,11 +76,16 @@ def test_two_seeds_differ_and_one_does_not(name: str) -> None:
     assert not np.array_equal(make(name).ask(), make(name, seed=4).ask())
 
 
-@pytest.mark.parametrize(("name", "reference"), [("cma", CMA), ("sep", SepCMA)])
-def test_the_first_generation_is_cmaes_own(name: str, reference: type) -> None:
-    seed = int(np.random.SeedSequence(3, spawn_key=(0,)).generate_state(1)[0])
-    own = reference(np.full(5, 0.3), 0.2, bounds=np.tile([0.0, 1.0], (5, 1)), seed=seed, population_size=8)
-    np.testing.assert_array_equal(make(name).ask(), [own.ask() for _ in range(8)])
+@pytest.mark.parametrize(("name", "reference", "more"), [("cma", CMA, {"lr_adapt": True}), ("sep", SepCMA, {})])
+def test_every_generation_is_cmaes_own_by_its_own_seed(name: str, reference: type, more: dict[str, Any]) -> None:
+    own = reference(np.full(5, 0.3), 0.2, bounds=np.tile([0.0, 1.0], (5, 1)), population_size=8, **more)
+    search = make(name)
+    for generation in range(6):
+        own.reseed_rng(int(np.random.SeedSequence(3, spawn_key=(generation,)).generate_state(1)[0]))
+        asked = search.ask()
+        np.testing.assert_array_equal(asked, [own.ask() for _ in range(8)])
+        search.tell([sphere(x) for x in asked])
+        own.tell([(x, -sphere(x)) for x in asked])
 
 
 @pytest.mark.parametrize("name", SINGLE + DOUBLE)
@@ -130,13 +136,23 @@ def test_a_failed_candidate_is_ranked_last(name: str) -> None:
     values = [sphere(x) for x in failed.ask()]
     worst.ask()
     failed.tell([-np.inf, *values[1:]])
-    worst.tell([min(values) - 5.0, *values[1:]])
-    assert np.array_equal(failed.mean, worst.mean)
+    worst.tell([min(values[1:]) - 5.0, *values[1:]])
+    np.testing.assert_array_equal(failed.ask(), worst.ask())
+
+
+@pytest.mark.parametrize("name", ["cma", "sep", "mixed"])
+def test_one_failure_among_equals_teaches(name: str) -> None:
+    search = make(name)
+    search.ask()
+    search.tell([0.5] * 7 + [-np.inf])
+    assert not np.array_equal(search.mean, np.full(5, 0.3))
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_what_is_handed_out_is_a_copy(name: str) -> None:
-    first, second = make(name), make(name)
+def test_what_is_taken_and_handed_out_is_a_copy(name: str) -> None:
+    start = np.full(5, 0.3)
+    first, second = SEARCHES[name](Genes(5), start, 0.2, 8, 3), make(name)
+    start[:] = 0.9
     for x in first.ask():
         x[:] = 0.0
     second.ask()
@@ -165,6 +181,29 @@ def test_a_search_that_has_narrowed_says_so(name: str, genes: int) -> None:
     assert not search.converged
     run(search, 80)
     assert search.converged
+
+
+@pytest.mark.parametrize(("spread", "narrow"), [((1.0, 0.01), False), ((0.3, 0.3), False), ((0.2, 0.01), True)])
+def test_a_search_has_narrowed_once_the_widest_gene_has(spread: tuple[float, float], narrow: bool) -> None:
+    assert Cma(Genes(2), np.full(2, 0.5), 0.01, 8, 0, np.diag(spread)).converged == narrow
+
+
+def test_restarts_find_the_higher_hill() -> None:
+    def hills(x: np.ndarray) -> float:
+        low, high = (float(np.exp(-20 * ((x - at) ** 2).sum())) for at in (0.15, 0.85))
+        return 0.5 * low + high
+
+    found = []
+    for name in ("cma", "bipop"):
+        search = SEARCHES[name](Genes(2), np.full(2, 0.15), 0.1, 8, 0)
+        best = -np.inf
+        for _ in range(150):
+            values = [hills(x) for x in search.ask()]
+            search.tell(values)
+            best = max(best, *values)
+        found.append(best)
+    assert found[0] < 0.6
+    assert found[1] > 0.99
 
 
 def test_pooled_finds_the_top_under_noise() -> None:
@@ -201,6 +240,43 @@ def test_pooled_comes_back_from_where_everything_fails(genes: int) -> None:
     assert max(whole) > 0.4
 
 
+def test_pooled_draws_two_generations_around_the_start_and_then_from_the_surface() -> None:
+    search = make("pooled")
+    for generation in range(3):
+        seed = int(np.random.SeedSequence(3, spawn_key=(generation,)).generate_state(1)[0])
+        around = np.clip(0.3 + 0.2 * np.random.default_rng(seed).standard_normal((8, 5)), 0, 1)
+        asked = search.ask()
+        assert np.array_equal(asked, around) == (generation < 2)
+        search.tell([sphere(x) for x in asked])
+
+
+def test_settings_of_surfaces_are_chosen_anew_four_times_and_then_every_third() -> None:
+    search, asked, told, before = make("front of pooled", 2), [], [], [(0.0, 0.0, 0.0)] * 2
+    generator = np.random.default_rng(0)
+    for generation in range(8):
+        asked += search.ask()
+        told += [tuple(np.array(two(x)) + 0.1 * generator.standard_normal(2)) for x in asked[-8:]]
+        search.tell(told[-8:], [(0.02, 0.1)] * 8)
+        likely = [
+            fit(np.array(asked), scores, np.full(len(scores), error)).settings
+            for scores, error in zip(np.transpose(told), (0.02, 0.1), strict=True)
+        ]
+        before = before if generation in (4, 5, 7) else likely
+        assert [surface.settings for surface in search.surfaces] == before
+        assert [set(surface.errors) for surface in search.surfaces] == [{0.02}, {0.1}]
+    search.retell(np.array(asked), [(x[0], x[1] / 50) for x in asked], [(0.0, 0.0)] * 64)
+    likely = [fit(np.array(asked), scores, np.zeros(64)).settings for scores in np.transpose(asked) / [[1], [50]]]
+    assert [surface.settings for surface in search.surfaces] == likely != before  # of another world
+
+
+def test_a_candidate_that_failed_in_one_objective_failed() -> None:
+    search = FRONTS["pooled"](Genes(2), np.full(2, 0.3), 0.2, 4, 0, 2)
+    failed = search.ask()[1]
+    search.tell([(0.1, 0.8), (-np.inf, 0.9), (0.3, 0.6), (0.2, 0.7)])
+    at = (search.surfaces[0].genes == failed).all(axis=1)
+    assert [surface.scores[at].tolist() for surface in search.surfaces] == [[0.1], [0.6]]
+
+
 def test_a_failed_candidate_counts_as_the_worst_of_all_so_far() -> None:
     search = SEARCHES["pooled"](Genes(2), np.full(2, 0.3), 0.2, 4, 0)
     search.ask()
@@ -215,6 +291,7 @@ def test_what_is_known_of_merges_spares_pooled_the_blind_generations() -> None:
     known = np.random.default_rng(1).random((24, 3))
     blind, told = (SEARCHES["pooled"](Genes(3), np.full(3, 0.3), 0.1, 8, 0) for _ in range(2))
     told.know(known, [sphere(x) for x in known])
+    assert set(told.surfaces[0].errors) == {0.0}  # they answered everything
     assert sphere(told.mean) > max(sphere(x) for x in known)
     assert np.mean([sphere(x) for x in told.ask()]) > np.mean([sphere(x) for x in blind.ask()]) + 0.1
     told.tell([-np.inf] * 8)  # that all fail does not undo it
@@ -300,12 +377,13 @@ def test_told_again_cma_goes_on_as_it_was() -> None:
         one.retell(np.full((1, one.genes.count), 0.9), [1.0], [0.0])
 
 
-def test_pooled_is_steady_on_flat_fitness() -> None:
-    search = make("pooled")
+@pytest.mark.parametrize(("name", "value"), [("pooled", 0.5), ("front of pooled", (0.5, 0.5))])
+def test_pooled_is_steady_on_flat_fitness(name: str, value: Any) -> None:
+    search = make(name)
     for _ in range(5):
         asked = search.ask()
         assert len(asked) == 8
-        search.tell([0.5] * 8)
+        search.tell([value] * 8)
     assert np.isfinite(search.mean).all()
 
 
@@ -346,6 +424,12 @@ def test_the_category_and_the_whole_number_are_found(name: str) -> None:
             assert np.isclose(x[2] * 5 % 1, 0.5)
         search.tell([mixed_score(x) for x in asked])
     np.testing.assert_allclose(search.mean, [2.5 / 3, 0.7, 0.1], atol=0.05)
+
+
+def test_whole_numbers_start_where_they_are_told_to() -> None:
+    start = np.array([0.4, 0.3, 0.9, 0.6])
+    search = SEARCHES["mixed"](Genes(4, levels={1: 5, 2: 5}), start, 0.2, 8, 0)
+    np.testing.assert_allclose(search.mean, start)
 
 
 def test_categories_alone_can_be_searched() -> None:
@@ -420,7 +504,7 @@ def test_the_first_generation_of_a_front_asks_the_means_too() -> None:
 
 def test_a_warm_start_is_cmaes_own_below_its_limit() -> None:
     generator = np.random.default_rng(0)
-    x = generator.random((60, 6))
+    x = generator.random((65, 6))  # of which the best six
     values = np.array([sphere(one) for one in x])
     mean, sigma, cov = begin_after(x, values)
     reference = get_warm_start_mgd([(one, -value) for one, value in zip(x, values, strict=True)])
@@ -444,16 +528,27 @@ def test_a_warm_start_is_nearer_than_a_cold_one() -> None:
     assert np.mean([sphere(one) for one in warm.ask()]) > np.mean([sphere(one) for one in make().ask()])
 
 
+def test_a_warm_start_takes_one_candidate_at_least_and_all_at_most() -> None:
+    x = np.random.default_rng(0).random((4, 3))
+    mean, sigma, cov = begin_after(x, np.array([0.1, 0.4, 0.3, 0.2]))
+    np.testing.assert_array_equal(mean, x[1])
+    np.testing.assert_allclose(sigma**2 * cov, 0.01 * np.eye(3))
+    np.testing.assert_allclose(begin_after(x, np.zeros(4), 1.0)[0], x.mean(axis=0))
+
+
 @pytest.mark.parametrize(
-    ("x", "values", "share", "message"),
+    ("x", "values", "share", "alpha", "message"),
     [
-        (np.zeros((0, 2)), np.zeros(0), 0.1, "one or more genotypes"),
-        (np.zeros((3, 2)), np.zeros(3), 0.0, "share must be"),
+        (np.zeros((0, 2)), np.zeros(0), 0.1, 0.1, "one or more genotypes"),
+        (np.zeros((3, 2)), np.zeros(3), 0.0, 0.1, "share must be"),
+        (np.zeros((3, 2)), np.zeros(3), 0.1, 0.0, "alpha above 0"),
     ],
 )
-def test_a_warm_start_of_nothing_is_refused(x: np.ndarray, values: np.ndarray, share: float, message: str) -> None:
+def test_a_warm_start_of_nothing_is_refused(
+    x: np.ndarray, values: np.ndarray, share: float, alpha: float, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        begin_after(x, values, share)
+        begin_after(x, values, share, alpha)
 
 
 # --- misuse
@@ -493,6 +588,12 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str)
     settings = {"genes": Genes(2), "start": np.full(2, 0.5), "sigma": 0.2, "population": 6, "seed": 0}
     with pytest.raises(ValueError, match=message):
         Cma(**(settings | change))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_settings_at_the_ends_of_their_ranges_are_taken(name: str) -> None:
+    search = SEARCHES[name](Genes(2), np.array([0.0, 1.0]), 1.0, 4, 0)
+    assert len(search.ask()) == 4
 
 
 @pytest.mark.parametrize(
