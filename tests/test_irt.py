@@ -94,6 +94,8 @@ def test_an_item_all_got_right_is_easy_and_one_all_got_wrong_is_hard(engine):
     fitted = fit_items(responses, engine, 1, seed=0)
     assert fitted.difficulty[0] == fitted.difficulty.min() < fitted.difficulty.max() == fitted.difficulty[1]
     assert np.isfinite(fitted.discrimination).all()
+    if engine == "girth":  # it cannot tell how steep they are
+        assert fitted.discrimination[:2, 0] == pytest.approx([np.median(fitted.discrimination[2:])] * 2)
 
 
 def test_em_stands_where_the_marginal_posterior_is_highest():
@@ -113,6 +115,27 @@ def test_em_stands_where_the_marginal_posterior_is_highest():
     best = minimize(loss, np.zeros(8), method="BFGS").x
     np.testing.assert_allclose(np.log(found.discrimination[:, 0]), best[:4], atol=5e-3)
     np.testing.assert_allclose(-found.difficulty, best[4:], atol=5e-3)
+
+
+def test_mirt_stands_where_the_joint_posterior_is_highest():
+    _, _, responses = simulate(40, 12, 2, seed=3)
+    responses[::7, 1] = np.nan
+    found, theta = irt.fit_mirt(responses, 2, 0)
+    a, b = found.discrimination, found.difficulty
+    R = np.nan_to_num(responses - probability(found, theta))
+    np.testing.assert_allclose(R @ a - theta, 0, atol=5e-2)
+    np.testing.assert_allclose(R.T @ theta - (a - np.array([1.0, 0.0])), 0, atol=5e-2)
+    np.testing.assert_allclose(-R.sum(axis=0) - b / 9, 0, atol=5e-2)
+
+
+@pytest.mark.parametrize("steepness", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("right", [40, 100, 190])
+def test_a_difficulty_gives_a_standard_population_its_share_of_right_answers(steepness, right):
+    answers = np.append((np.arange(200) < right).astype(float), np.full(300, np.nan))[:, None]
+    (b,) = irt._difficulty(answers, np.array([steepness]))
+    theta = np.linspace(-6, 6, 2001)
+    share = np.average(expit(steepness * theta - b), weights=np.exp(-(theta**2) / 2))
+    assert share == pytest.approx(right / 200, abs=0.012)
 
 
 def test_em_takes_many_items_at_once():
@@ -156,6 +179,7 @@ def test_the_seed_decides_mirt_and_the_answers_are_left_as_they_were():
     before = responses.copy()
     one, two = fit_items(responses, "mirt", 2, 5), fit_items(responses, "mirt", 2, 5)
     np.testing.assert_array_equal(one.discrimination, two.discrimination)
+    assert not np.array_equal(one.discrimination, fit_items(responses, "mirt", 2, 6).discrimination)
     np.testing.assert_array_equal(responses, before)
 
 
@@ -398,6 +422,15 @@ def test_fit_statistics_by_hand():
         surprise = (y * np.log(p) + (1 - y) * np.log(1 - p) - p * np.log(p) - (1 - p) * np.log(1 - p)).sum()
         lz = surprise / np.sqrt((p * (1 - p) * np.log(p / (1 - p)) ** 2).sum())
         assert models_fit.discrimination[model] == pytest.approx(lz)
+
+
+def test_an_item_alone_or_with_equal_others_has_no_correlation_with_them():
+    items, _, responses = simulate(30, 3)
+    responses[:, 1:] = [1.0, 0.0]
+    for some in ([0], [0, 1, 2]):
+        found = irt.item_fit(items.take(np.array(some)), responses[:, some])
+        assert np.isnan(found.discrimination).all()
+        assert np.isfinite(found.infit).all()
 
 
 def test_a_model_that_answers_at_random_does_not_fit():
