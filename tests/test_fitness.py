@@ -187,6 +187,7 @@ def test_a_broken_model_is_remembered_and_never_graded(
     )
     evaluation = Fitness(asker(merger, tokenizer, tmp_path), ITEMS, ESTIMATORS["mean"], known)(recipe)
     assert (evaluation.estimate, evaluation.fitness, evaluation.cost) == (None, -np.inf, Cost())
+    assert evaluation.failed == 4
     assert asker(merger, tokenizer, tmp_path).ask(RECIPE, ITEMS).new == 8  # the live model is whole again
 
 
@@ -545,6 +546,37 @@ def test_answers_that_failed_are_left_out_and_never_wrong(
     assert evaluation.failed == 2
     assert evaluation.estimate.score == pytest.approx(scores[2:].mean())
     assert asker(merger, tokenizer, tmp_path).ask(RECIPE, asked).new == 0  # a failure is kept like an answer
+
+
+def test_what_is_estimated_of_a_candidate_that_left_questions_open(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    items = ItemParameters(np.ones((8, 1)), np.zeros(8))
+    known = Known(items, np.arange(8), np.full(8, 1 / 8), np.tile([[0.0], [1.0]], (1, 8)))
+    it, mean = asker(merger, tokenizer, tmp_path), ESTIMATORS["mean"]
+    correct = np.array([1.0, 0.0, 1.0, 1.0, *[np.nan] * 4])
+    margins = np.where(np.isnan(correct), np.nan, np.linspace(-0.5, 3.0, 8))
+    made = Fitness(it, ITEMS, mean, known).judge(correct, margins, Cost(tokens=5))
+    assert made.estimate is not None  # half of them suffice
+    assert (made.estimate.score, made.failed) == (0.75, 4)
+    assert made.margin == pytest.approx(np.tanh(margins[:4]).mean())
+    assert made.fitness == pytest.approx(0.75 + TIE * made.margin)
+    fewer = Fitness(it, ITEMS, mean, known).anew(made, np.arange(8) != 1)
+    assert (fewer.estimate, fewer.failed, fewer.cost) == (None, 5, made.cost)
+    np.testing.assert_array_equal(fewer.correct, [1.0, np.nan, 1.0, 1.0, *[np.nan] * 4])
+    silent = Fitness(it, ITEMS, mean, known, Objective("worst", mean, known, ["x"] * 4 + ["y"] * 4))
+    assert silent.judge(correct, margins).estimate is None  # of one group nothing is known
+
+
+def test_a_broken_model_is_the_worst_in_every_group_and_zero_is_a_value() -> None:
+    broken = Evaluation(None, Cost())
+    assert broken.front("xy") == (-np.inf, -np.inf)
+    assert np.isnan(broken.errors("xy")).tolist() == [True, True]
+    one, other = Estimate(0.4, 0.3, 0.5, 0.06), Estimate(0.6, 0.5, 0.7, 0.05)
+    made = Evaluation(Estimate(0.5, 0.4, 0.6, 0.05), Cost(), tie=0.01, objective=0.0, groups={"x": one, "y": other})
+    assert (made.value, made.fitness) == (0.0, 0.01)  # a gain may be nothing
+    assert made.front("yx") == pytest.approx((0.61, 0.41))
+    assert made.errors("yx") == (0.05, 0.06)
 
 
 def test_a_candidate_that_leaves_most_questions_open_has_no_estimate(
