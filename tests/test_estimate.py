@@ -125,9 +125,28 @@ def test_the_widening_is_a_factor_of_the_error_and_of_nothing_else(estimator):
     assert wide.standard_error == pytest.approx(2 * plain.standard_error)
 
 
+def test_of_questions_without_an_answer_the_others_keep_their_proportions():
+    known, _ = world(asked=4)
+    known = replace(known, weights=np.array([0.4, 0.2, 0.3, 0.1]))
+    scored = np.array([True, False, True, True])
+    part = known.answered(scored)
+    np.testing.assert_array_equal(part.subset, known.subset[[0, 2, 3]])
+    np.testing.assert_allclose(part.weights, [0.5, 0.375, 0.125])
+    assert known.answered(scored) is part  # what is found out of it serves the next
+    assert known.answered(np.ones(4, dtype=bool)) is known
+
+
+def test_what_is_expected_of_merges_of_these_parents_is_their_lineages():
+    known, _ = world()
+    shift, spread = descent.expected(known.parents)
+    assert estimate.expected(known.parents) == Calibration(centre_shift=(shift,), spread=spread)
+
+
 def test_before_a_candidate_is_asked_it_is_of_its_lineage_or_else_of_the_population():
     known, _ = world(dimensions=2)
     assert estimate.prior_of(known) is known.lineage
+    one = replace(known, parents=known.parents[:1])
+    assert estimate.prior_of(one) is one.lineage
     stranger = estimate.prior_of(replace(known, parents=np.empty((0, 200))))
     np.testing.assert_array_equal(stranger.centre, [0, 0])
     np.testing.assert_array_equal(stranger.precision, np.eye(2))
@@ -183,6 +202,13 @@ def test_ridge_is_the_closed_form_with_the_penalty_of_least_leave_one_out_error(
     result = ridge(answers, known)
     assert result.score == pytest.approx(intercept + weights @ answers)
     assert result.standard_error == pytest.approx(error)
+
+
+def test_ridge_tells_no_more_and_no_less_than_the_answers_leave_possible():
+    known, _ = world(count=24, asked=20)
+    good = (np.random.default_rng(0).random((3, 24)) < 0.8).astype(float)
+    assert ridge(np.ones(20), replace(known, population=1 - good)).score == pytest.approx(20 / 24)
+    assert ridge(np.zeros(20), replace(known, population=good)).score == pytest.approx(4 / 24)
 
 
 def test_estimators_that_need_parents_or_a_population_say_so():
@@ -493,8 +519,10 @@ def test_calibrated_intervals_cover_nine_in_ten_unseen_candidates(estimator):
 @all_estimators
 def test_calibration_reports_its_figures_as_json(estimator):
     known, merges = world()
-    whole = calibrate(estimator, merges, known).calibration
-    assert whole.models == 40
+    once = calibrate(estimator, merges, known)
+    whole = once.calibration
+    assert (whole.estimator, whole.models) == (estimator, 40)
+    assert calibrate(estimator, merges, once).calibration == whole  # what it was before is no part of it
     if estimator not in estimate.MIXED:
         made = [ESTIMATORS[estimator](row[known.subset], known) for row in merges]
         inside = [e.low - 1e-9 <= row.mean() <= e.high + 1e-9 for e, row in zip(made, merges, strict=True)]
@@ -533,7 +561,7 @@ def test_of_models_alike_the_next_ones_widened_interval_holds_nine_times_in_ten(
     assert widened(misses) == pytest.approx(promised, abs=0.025)
 
 
-@pytest.mark.parametrize(("count", "place"), [(9, 9), (10, 10), (19, 18), (29, 27)])
+@pytest.mark.parametrize(("count", "place"), [(9, 9), (10, 10), (15, 15), (19, 18), (29, 27)])
 def test_from_nine_models_on_the_widening_is_by_the_one_at_nine_tenths_of_all_and_the_next(count, place):
     _, widening = estimate.fit_mixture(1.0 + np.arange(count)[None], np.ones((1, count)), np.zeros(count))
     assert widening == pytest.approx(place / estimate.Z90)
@@ -581,6 +609,14 @@ def test_few_and_identical_models_calibrate_to_finite_figures(estimator, merges)
     figures = calibrate(estimator, np.ones((merges, 200)), known).calibration
     assert figures.spearman is None
     assert np.isfinite([figures.widening, figures.mixing, figures.deviation]).all()
+
+
+def test_models_of_one_score_have_no_rank():
+    known, _ = world()
+    alike = np.array([np.roll(np.arange(200) < 90, 30 * k) for k in range(6)], dtype=float)
+    figures = calibrate("mean", alike, known).calibration
+    assert figures.deviation > 0
+    assert figures.spearman is None
 
 
 @all_estimators

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, spearmanr
 
 from merge3 import extract
-from merge3.estimate import Known, calibrate, margin_irt
+from merge3.estimate import Calibration, Known, calibrate, margin_irt
 from merge3.irt import ItemParameters
 from merge3.margins import DRAWS, FEWEST, LEAST, NOISES, OPEN, SPREAD, WIDTHS, Factors, design, factors, fit
 
@@ -117,6 +118,10 @@ def test_the_score_of_some_items_heeds_the_answers_to_all() -> None:
     found = margin_irt(relatives[0, subset], part)
     assert found.score == pytest.approx(P[members].mean())
     assert found.standard_error == pytest.approx(np.sqrt(gradient @ covariance @ gradient + chance) / len(members))
+    wide = margin_irt(relatives[0, subset], replace(part, calibration=Calibration(widening=2.0)))
+    assert (wide.score, wide.standard_error) == pytest.approx((found.score, 2 * found.standard_error))
+    whole = margin_irt(relatives[0, subset], replace(part, counted=subset[:7]))  # all of these were asked
+    assert (whole.score, whole.standard_error) == ((relatives[0, subset[:7]] > 0).mean(), 0.0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -211,6 +216,8 @@ def test_too_few_relatives_or_a_missing_margin_is_refused(spoil) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     known = known_of(family(19, 6), drawn(0))
+    with pytest.raises(ValueError, match=f"expected {FEWEST + 1} relatives or more, as each is left out in turn"):
+        calibrate("margin_irt", np.ones((1, ITEMS)), known_of(family(19, FEWEST), drawn(0)))
     with pytest.raises((TypeError, ValueError)):
         Known(**{**vars(known), "relatives": np.ones((5, 7))})
     with pytest.raises(ValueError, match="margin_irt needs the margins of merges"):
