@@ -305,9 +305,10 @@ def test_who_has_written_nothing_waits_in_a_large_batch_and_harms_nobody(tokeniz
     free = replace(FREE, stop=("\0",), max_tokens=4)
     asked = [Item(f"{n}", "x" * n + ("?" if n == 5 else "!"), expected=("",), free=free) for n in range(12)]
     told: list[int] = []
-    found, _ = generate(model, tokenizer, asked, 4096, told.append)
+    found, work = generate(model, tokenizer, asked, 4096, told.append)
     assert found == [Reply("", "stop", 0) if n == 5 else Reply("abcd", "length", 4) for n in range(12)]
     assert sum(told) == 12
+    assert work.tokens == planned(asked, tokenizer).tokens - 12 * 4 + 11 * 3  # none while it waits
 
 
 @pytest.mark.parametrize("prompt", ["x" * 238, "x" * 240])
