@@ -331,6 +331,17 @@ def test_the_scores_of_a_predictor_are_answers_where_asked_and_expectations_else
     np.testing.assert_allclose(model.scores(responses), [responses.mean(axis=1), np.zeros(4)], atol=1e-12)
 
 
+def test_the_first_unknowns_of_a_predictor_are_its_own_with_the_others_at_their_centre():
+    rng = np.random.default_rng(0)
+    centre = np.array([0.1, 0.5, -2.0])
+    model = irt.Predictor(rng.normal(size=(6, 3)), rng.normal(size=6), centre, np.diag([1.0, 2.0, 3.0]), 4.0)
+    x, part = rng.normal(size=(4, 2)), model.first(2)
+    np.testing.assert_allclose(part.probability(x), model.probability(np.column_stack([x, np.full(4, -2.0)])))
+    np.testing.assert_array_equal(part.centre, [0.1, 0.5])
+    np.testing.assert_array_equal(part.precision, np.diag([1.0, 2.0]))
+    assert part.tail == 4.0
+
+
 def test_adapted_items_are_the_most_probable_given_population_and_family():
     items, _, responses = simulate(6, 12)
     responses[0, :3] = np.nan
