@@ -71,6 +71,16 @@ def test_told_again_after_any_interruption_it_goes_the_same_way(name: str) -> No
 
 
 @pytest.mark.parametrize("name", SINGLE + DOUBLE)
+def test_ties_are_broken_alike_each_time(name: str) -> None:
+    one, other = make(name), make(name)
+    for _ in range(4):
+        asked = one.ask()
+        np.testing.assert_array_equal(other.ask(), asked)
+        for search in (one, other):
+            search.tell([float(x[0] > 0.3) if search.objectives == 1 else (float(x[0] > 0.3), 0.5) for x in asked])
+
+
+@pytest.mark.parametrize("name", SINGLE + DOUBLE)
 def test_two_seeds_differ_and_one_does_not(name: str) -> None:
     np.testing.assert_array_equal(make(name).ask(), make(name).ask())
     assert not np.array_equal(make(name).ask(), make(name, seed=4).ask())
@@ -186,6 +196,17 @@ def test_a_search_that_has_narrowed_says_so(name: str, genes: int) -> None:
 @pytest.mark.parametrize(("spread", "narrow"), [((1.0, 0.01), False), ((0.3, 0.3), False), ((0.2, 0.01), True)])
 def test_a_search_has_narrowed_once_the_widest_gene_has(spread: tuple[float, float], narrow: bool) -> None:
     assert Cma(Genes(2), np.full(2, 0.5), 0.01, 8, 0, np.diag(spread)).converged == narrow
+
+
+def test_every_restart_begins_elsewhere() -> None:
+    search, sizes, starts = make("bipop", 2), [8], []
+    for _ in range(200):
+        asked = search.ask()
+        if len(asked) != sizes[-1]:
+            starts.append(tuple(search.mean))
+        sizes.append(len(asked))
+        search.tell([sphere(x) for x in asked])
+    assert len(set(starts)) == len(starts) > 3
 
 
 def test_restarts_find_the_higher_hill() -> None:
@@ -430,6 +451,18 @@ def test_whole_numbers_start_where_they_are_told_to() -> None:
     start = np.array([0.4, 0.3, 0.9, 0.6])
     search = SEARCHES["mixed"](Genes(4, levels={1: 5, 2: 5}), start, 0.2, 8, 0)
     np.testing.assert_allclose(search.mean, start)
+
+
+def test_whole_numbers_spread_as_far_as_numbers() -> None:
+    search = SEARCHES["mixed"](Genes(2, levels={1: 20}), np.full(2, 0.5), 0.15, 400, 0)
+    np.testing.assert_allclose(np.std(search.ask(), axis=0), 0.15, rtol=0.1)
+
+
+def test_every_option_of_a_category_is_tried_at_first_wherever_the_start_is() -> None:
+    search = SEARCHES["pooled"](Genes(2, categories={0: 4}), np.full(2, 0.9), 0.05, 40, 0)
+    asked = np.array(search.ask())
+    assert set(asked[:, 0]) == {0.125, 0.375, 0.625, 0.875}
+    assert np.abs(asked[:, 1] - 0.9).max() < 0.25
 
 
 def test_categories_alone_can_be_searched() -> None:
