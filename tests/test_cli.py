@@ -97,6 +97,17 @@ def test_a_plan_says_what_fits(file: Path, capsys: pytest.CaptureFixture[str]) -
     assert "give all three" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["0", "-5", "nan", "inf"])
+def test_a_plan_is_of_a_device_that_there_can_be(file: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    card = ["--memory", "24", "--bandwidth", "1000", "--tflops", "70", "--main-bandwidth", "50"]
+    for place in range(1, len(card), 2):
+        assert main(["plan", str(file), *card[:place], value, *card[place + 1 :]]) == 1
+        said = f"merge3 plan: {card[place - 1]} must be above 0 and finite, got {value}\n"
+        assert capsys.readouterr().err == said
+    assert main(["plan", str(file), "--device", "nowhere"]) == 1
+    assert "device 'nowhere' cannot be used here" in capsys.readouterr().err
+
+
 def test_a_plan_is_printed_as_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(file), "--memory", "24", "--bandwidth", "1000", "--tflops", "70", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -71,13 +72,18 @@ def plan(options: argparse.Namespace) -> None:
     """`merge3 plan`.
 
     Raises:
-        ValueError: a figure of a device is not above 0, or only some of its three are given.
+        ValueError: a figure of a device is not above 0 or not finite, only some of its three are given, or the device
+            that is to be measured is not there.
     """
     stated = [value for value in (options.memory, options.bandwidth, options.tflops) if value is not None]
-    if any(value <= 0 for value in stated):
-        raise ValueError("--memory, --bandwidth and --tflops must be above 0")
+    for name in ("memory", "bandwidth", "tflops", "main_bandwidth"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
     if stated and len(stated) < 3:
         raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
+    if not stated:
+        check_device(options.device)
     dtype = torch.bfloat16 if stated and options.dtype == "auto" else resolve_dtype(options.dtype, options.device)
     if stated:
         machine = costs.Machine(
