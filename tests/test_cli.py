@@ -360,6 +360,11 @@ def test_what_others_measured_is_imported(tmp_path: Path, capsys: pytest.Capture
         "path": str(tmp_path / "out.parquet"),
         **{"models": 1, "items": 2, "not_scored": 1},
     }
+    assert main(["import", str(tmp_path / "matrix.csv"), "--out", str(tmp_path / "new" / "out.parquet")]) == 0
+    assert responses.read(tmp_path / "new" / "out.parquet").shape == (1, 2)
+    capsys.readouterr()
+    assert main(["import", str(tmp_path / "matrix.csv"), "--out", str(tmp_path / "new")]) == 1
+    assert capsys.readouterr().err == f"merge3 import: {tmp_path / 'new'} is a folder: name a file\n"
 
 
 # --- from nothing to a model

@@ -51,11 +51,7 @@ def respond(options: argparse.Namespace) -> int:
     dtype = resolve_dtype(options.dtype, options.device)
     folders = dict(zip(names, map(weights_folder, options.model), strict=True))  # before anything is asked
     _parquet(options.out)
-    for place in (options.out, options.answers):
-        if place is not None:
-            if place.is_dir():
-                raise IsADirectoryError(f"{place} is a folder: name a file")
-            place.parent.mkdir(parents=True, exist_ok=True)
+    _writable(options.out, options.answers)
     if options.task is not None:
         respond_tasks(options, folders, dtype)
         return 0
@@ -138,6 +134,14 @@ def in_parts(
 def _parquet(path: Path) -> None:
     if path.suffix not in ("", ".parquet"):
         raise ValueError(f"--out is a Parquet file, its name would end in {path.suffix!r}: name it .parquet")
+
+
+def _writable(*places: Path | None) -> None:
+    for place in places:
+        if place is not None:
+            if place.is_dir():
+                raise IsADirectoryError(f"{place} is a folder: name a file")
+            place.parent.mkdir(parents=True, exist_ok=True)
 
 
 def summary(
@@ -279,6 +283,7 @@ def import_table(options: argparse.Namespace) -> None:
     source = options.source
     _parquet(options.out)
     table = imports.lm_eval(source, options.metric, options.filter) if source.is_dir() else imports.matrix(source)
+    _writable(options.out)
     tables.write(options.out, table)
     missing = int(table.isna().to_numpy().sum())
     if options.json:
