@@ -162,12 +162,13 @@ def run(
         FileExistsError: `out` holds something.
         FileNotFoundError: a model or the items are not there.
         OSError: nothing can be written to `out` or `store`.
-        ValueError: the parents do not fit together, there are too few items, or every candidate is broken.
+        ValueError: the parents do not fit together, there are too few items, every candidate is broken, or `out` has
+            no name.
         KeyboardInterrupt: the run was interrupted; says how far it is. The store has the best so far, `best.yaml`, and
             with it the run goes on where it was.
     """
     out = Path(out)
-    kept = Path(store) if store is not None else out.with_name(f"{out.name}.store")
+    kept = Path(store) if store is not None else out.parent / f"{out.name}.store"
     if budget < GENERATION:
         raise ValueError(f"budget must be {GENERATION} candidates (a generation) or more, got {budget}")
     if seed < 0:

@@ -334,6 +334,10 @@ def test_a_folder_that_holds_something_is_left_alone(saved: dict[str, Path], tmp
     merge = Merge(constant("linear", BLEND), str(saved["base"]), sources(saved))
     with pytest.raises(FileExistsError, match="is not empty"):
         export.export(merge, tmp_path)
+    with pytest.raises(FileExistsError, match="is a file: name another place"):
+        export.export(merge, tmp_path / "note")
+    with pytest.raises(ValueError, match=r"'\.' names none: give it a name"):
+        export.export(merge, Path())
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 

@@ -221,6 +221,7 @@ def test_the_result_is_plain_values(done: tuple) -> None:
         ({"base": "nowhere"}, "base: 'nowhere' is neither"),
         ({"items": "none.jsonl"}, "no benchmark at none.jsonl"),
         ({"store": __file__}, "test_run.py is a file: name another place"),
+        ({"out": "."}, r"'\.' names none: give it a name"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_asked(
