@@ -121,6 +121,11 @@ def test_errors_are_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("merge3 recipe: no merge file at")
     assert main(["merge", str(tmp_path), "out"]) == 1
     assert capsys.readouterr().err == f"merge3 merge: {tmp_path} is a folder, a merge file is YAML\n"
+    (tmp_path / "empty.csv").touch()
+    for scores in (tmp_path, tmp_path / "none.csv", tmp_path / "empty.csv"):
+        assert main(["merge", "m.yaml", "out", "--scores", str(scores)]) == 1
+        assert str(scores) in (said := capsys.readouterr().err)
+        assert "CSV file" in said
     with pytest.raises(FileNotFoundError):
         main(["--traceback", "recipe", str(tmp_path / "none.yaml")])
 

@@ -28,7 +28,7 @@ MERGE_FILES = (".yaml", ".yml")
 
 def merge(options: argparse.Namespace) -> None:
     """`merge3 merge`."""
-    scores = None if options.scores is None else pd.read_csv(options.scores)
+    scores = None if options.scores is None else scores_of(options.scores)
     quiet()
     found, begin = mergefile.read(options.file), perf_counter()
     made = export.export(found, options.out, options.device, scores, say=partial(print, file=sys.stderr))
@@ -39,6 +39,21 @@ def merge(options: argparse.Namespace) -> None:
         as_json(written | {"seconds": seconds, "bytes": size})
     else:
         print(f"{options.out}: {parameters:,} parameters, read back and found the same")
+
+
+def scores_of(path: Path) -> pd.DataFrame:
+    """The scores of a card, from their file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no scores at {path}: expected a CSV file with the columns model, accuracy, low, high")
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no CSV file of scores: {str(error).strip()}") from error
 
 
 def tokens(options: argparse.Namespace) -> None:
