@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from merge3 import mergekit
 from merge3.recipe import Layers, Merge, Recipe
@@ -27,14 +28,15 @@ def read(path: Path) -> Merge:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no YAML mapping, a field is missing or unknown, or the recipe cannot be merged.
+        ValueError: it is no YAML mapping, a key stands twice, a field is missing or unknown, or the recipe cannot be
+            merged.
     """
     if not path.exists():
         raise FileNotFoundError(f"no merge file at {path}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, a merge file is YAML")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _Once(path.read_text(encoding="utf-8")).get_single_data()
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, Mapping):
@@ -103,6 +105,19 @@ def _dump(values: Mapping[str, Any]) -> str:
         dict(values), Dumper=_Plain, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
     )
     return text
+
+
+class _Once(yaml.SafeLoader):
+    """A key stands once in a mapping: of two experts or weights of one name, YAML's reader would keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key.value, str)):
+            if key.value in seen:
+                raise ComposerError(problem=f"{key.value!r} stands twice in a mapping", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 class _Plain(yaml.SafeDumper):

@@ -288,6 +288,9 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, A
         ("base: b\nexperts: [a]\nmethod: ties", "experts must map names"),
         ("base: b\nexperts: {a: a}\nmethod: ties\nstack: [{expert: a, first: 0, last: 1}]", "by passthrough alone"),
         ("base: b\nexperts: {a: a}\nmethod: passthrough\nstack: [{expert: a}]", "a stack is a list of"),
+        ("base: b\nexperts: {a: x, a: y}\nmethod: ties", "'a' stands twice in a mapping"),
+        ("base: b\nexperts: {a: x}\nmethod: ties\nmethod: linear", "'method' stands twice in a mapping"),
+        ("? [base]\n: b", "is no YAML"),
         ("!!python/object/apply:os.system [true]", "is no YAML"),
     ],
 )
