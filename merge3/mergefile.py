@@ -61,6 +61,11 @@ def from_dict(values: Mapping[str, Any]) -> Merge:
         raise ValueError(f"{'missing' if unknown[0] in missing else 'unknown'} {unknown[0]!r}; fields are {expected}")
     if not isinstance(values["experts"], Mapping):
         raise ValueError(f"experts must map names to folders or hub ids, got {values['experts']!r}")
+    for name in OWN[:3]:
+        if not isinstance(values.get(name) or {}, Mapping):
+            raise ValueError(
+                f"{name} must map {'names' if name == 'options' else 'experts'} to numbers, got {values[name]!r}"
+            )
     plain = {name: values[name] for name in OWN if name in values}
     recipe = Recipe.from_dict({"method": values["method"], "experts": list(values["experts"]), **plain})
     stack = tuple(_layers(entry) for entry in values.get("stack") or ())

@@ -291,6 +291,8 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, A
         ("base: b\nexperts: {a: x, a: y}\nmethod: ties", "'a' stands twice in a mapping"),
         ("base: b\nexperts: {a: x}\nmethod: ties\nmethod: linear", "'method' stands twice in a mapping"),
         ("? [base]\n: b", "is no YAML"),
+        ("base: b\nexperts: {a: x}\nmethod: ties\nweights: 0.5", "weights must map experts to numbers, got 0.5"),
+        ("base: b\nexperts: {a: x}\nmethod: ties\noptions: 5", "options must map names to numbers, got 5"),
         ("!!python/object/apply:os.system [true]", "is no YAML"),
     ],
 )
@@ -314,9 +316,7 @@ def test_experts_need_sources() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"base": "b", "experts": {"a": "x"}, "method": "linear", "weights": 0.5},
         {"base": "b", "experts": {"a": "x"}, "method": ["ties"]},
-        {"base": "b", "experts": {"a": "x"}, "method": "ties", "options": 5},
         {"base": "b", "experts": {"a": "x"}, "method": "ties", "stack": 5},
         {"merge_method": "linear", "models": [{"model": "x"}], "parameters": 5},
         {"merge_method": "passthrough", "slices": 3},
