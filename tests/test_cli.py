@@ -422,6 +422,8 @@ def test_experts_are_named_by_their_last_part_or_as_told() -> None:
     assert searching.named(["a=org/x", "org/y", "./z/"]) == {"a": "org/x", "y": "org/y", "z": "./z/"}
     with pytest.raises(ValueError, match="called differently"):
         searching.named(["org/x", "me/x"])
+    with pytest.raises(ValueError, match=r"expert 'a' has no model: give NAME=MODEL"):
+        searching.named(["a=", "org/x"])
 
 
 # --- chat

@@ -78,12 +78,14 @@ def named(experts: Sequence[str]) -> dict[str, str]:
     """Experts by name: `name=source`, or a source, whose last part is its name.
 
     Raises:
-        ValueError: two are called alike.
+        ValueError: two are called alike, or one has no source.
     """
     pairs = []
     for expert in experts:
         name, equals, source = expert.partition("=")
         pairs.append((name, source) if equals else (expert.rstrip("/").split("/")[-1], expert))
+    if empty := [name for name, source in pairs if not source]:
+        raise ValueError(f"expert {empty[0]!r} has no model: give NAME=MODEL")
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"experts must be called differently, got {[name for name, _ in pairs]}: give NAME=MODEL")
     return dict(pairs)
