@@ -477,8 +477,8 @@ def _read(
     options, start = [], 0
     for path in (path for tree in rows for path in tree.reads):
         end = start + len(path)
-        greedy = all(highest[start:end]) and all(_first(logits[at], token) for at, token in pairs[start:end])
-        options.append((float(np.sum(values[start:end])), greedy))
+        likeliest = all(highest[start:end]) and all(_first(logits[at], token) for at, token in pairs[start:end])
+        options.append((float(np.sum(values[start:end])), likeliest))
         start = end
     found, greedy, start = list[tuple[float, ...]](), list[tuple[bool, ...]](), 0
     for tree in trees:

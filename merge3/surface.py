@@ -15,13 +15,16 @@ be right on average: taken whole, it would pass a real difference for noise, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import ThreadpoolController
 
 LENGTHS = (0.2, 0.35, 0.6, 1.0)  # in units of the cube's diagonal
 SIGNALS = (0.02, 0.04, 0.1, 0.25)  # of accuracy
@@ -29,6 +32,11 @@ SHARES = (0.125, 0.25, 0.5, 1.0)  # of a standard error, that are a candidate's 
 CLIMBERS, CLIMB, TRIES = 4, 24, 24  # of `best`: starts, steps, tries of a step
 FLOOR = 0.005  # least error of a candidate: what the genes cannot say of it
 UNSEEN = 0.02  # of a score, at least: what the few items asked favour in one candidate and not in its neighbours
+
+# numpy and scipy bring a linear algebra each, whose threads wait for one another's: one thread takes a twelfth of the
+# time, and what it gives does not depend on how many there are.
+F = TypeVar("F", bound=Callable[..., Any])
+_on_one_thread: Callable[[F], F] = ThreadpoolController().wrap(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ class Surface:
         distances = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
         return np.asarray(signal**2 * np.exp(-np.maximum(distances, 0.0) / (2 * scale**2)))
 
+    @_on_one_thread
     def predict(
         self, genes: Float[np.ndarray, "some genes"]
     ) -> tuple[Float[np.ndarray, " some"], Float[np.ndarray, " some"]]:
@@ -96,6 +105,7 @@ class Surface:
         variance = np.maximum(self.settings[1] ** 2 - explained, 1e-12)
         return self._mean + cross @ self._weights, np.sqrt(variance)
 
+    @_on_one_thread
     def sample(
         self, genes: Float[np.ndarray, "some genes"], count: int, generator: np.random.Generator
     ) -> Float[np.ndarray, "count some"]:
@@ -108,6 +118,7 @@ class Surface:
         return np.asarray(self._mean + cross @ self._weights + noise)
 
 
+@_on_one_thread
 def fit(
     genes: Float[np.ndarray, "candidates genes"],
     scores: Float[np.ndarray, " candidates"],

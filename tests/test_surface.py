@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal, spearmanr
+from threadpoolctl import threadpool_limits
 
 from merge3.surface import Surface, best, fit
 
@@ -48,6 +49,17 @@ def test_draws_have_the_posteriors_mean_and_deviation() -> None:
     mean, deviation = surface.predict(new)
     np.testing.assert_allclose(draws.mean(axis=0), mean, atol=0.008)
     np.testing.assert_allclose(draws.std(axis=0), deviation, rtol=0.06)
+
+
+def test_no_number_of_threads_moves_a_bit() -> None:
+    given, new = sampled(300, 0.05), np.random.default_rng(1).random((200, 3))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            surface = fit(*given)
+            found.append([*surface.predict(new), surface.sample(new, 5, np.random.default_rng(0))])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_an_error_that_all_share_moves_no_difference() -> None:
