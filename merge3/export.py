@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from merge3 import licences, mergefile, models
 from merge3.merging import LiveMerger
-from merge3.recipe import ANY, GROUPS, PIECE, Layers, Merge, Recipe, depth_of, holds, layer_of
+from merge3.recipe import ANY, COUNTED, GROUPS, PIECE, TRAITS, Layers, Merge, Recipe, depth_of, holds, layer_of
 
 SHARD = "5GB"
 PROBE = 16  # tokens on which the written model is held against the live one
@@ -59,6 +59,10 @@ def export(
         for name, source in merge.experts.items()
         if (other := models.of_another(models.weights_folder(source), merge.base))
     ]
+    recipe = merge.recipe
+    if TRAITS[recipe.method].weights and recipe.method not in (*COUNTED, "slerp"):
+        left = [name for name in recipe.experts if not recipe.weights.get(name)]
+        notes += [f"{name} has no weight: nothing of it is merged" for name in left]
     if models.config_of(folder).model_type != models.whole_config_of(folder).model_type:
         notes.append(f"{merge.base} is a model of more than text: the merge is of its text alone")
     for note in notes:

@@ -141,6 +141,22 @@ def test_tokens_that_an_expert_added_are_left_out_and_said_so(
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
 
 
+def test_experts_without_a_weight_are_said_to_be_left_out(saved: dict[str, Path], tmp_path: Path) -> None:
+    found = sources(saved)
+    for place, (method, weights, expected) in enumerate(
+        (
+            ("ties", {"b": 0.4}, ["a has no weight: nothing of it is merged"]),
+            ("ties", {"a": 0.0, "b": 0.4}, []),
+            ("slerp", {"b": 0.4}, []),  # whose first expert has none
+            ("karcher", {}, []),
+        )
+    ):
+        told: list[str] = []
+        recipe = Recipe(method, tuple(found), {name: {"*": (weight,)} for name, weight in weights.items()})
+        export.export(Merge(recipe, str(saved["base"]), found), tmp_path / str(place), say=told.append)
+        assert told == expected
+
+
 def test_a_passthrough_without_weights_is_refused(saved: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="passthrough without weights is a model of zeros"):
         Merge(Recipe("passthrough", ("a",), {}), str(saved["base"]), {"a": str(saved["first"])})
