@@ -196,7 +196,8 @@ def test_the_table_of_merging_is_the_benchmarks() -> None:
 
 
 def test_the_result_that_the_readme_shows_is_the_one_in_git() -> None:
-    kept = json.loads((ROOT / "data" / "evaluate" / "metrics.json").read_text())
+    command = ["git", "show", ":data/evaluate/metrics.json"]  # a run on another kind of processor replaces the file
+    kept = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
     winner = kept["winner"]
     low, high = (f"{100 * winner[name]:.1f}" for name in ("low", "high"))
     assert f"| **evolved merge** | **{100 * winner['accuracy']:.1f}** | {low}-{high} |" in README
