@@ -472,8 +472,9 @@ def _read(
         first += tree.read_positions
     read, tokens = torch.tensor(pairs, device=logits.device).T
     totals, tops = _normalised(logits)
-    values = (logits[read, tokens].double() - totals.double()[read]).tolist()
-    highest = (logits[read, tokens] == tops.to(logits.dtype)[read]).tolist()
+    chosen = logits[read, tokens]
+    values = (chosen.double() - totals.double()[read]).tolist()
+    highest = (chosen == tops.to(logits.dtype)[read]).tolist()
     options, start = [], 0
     for path in (path for tree in rows for path in tree.reads):
         end = start + len(path)
