@@ -123,6 +123,11 @@ def _factors(module: str, parts: Mapping[str, Tensor], settings: Mapping[str, An
     if embedding and "magnitude_vector" in parts:
         raise ValueError(f"{module!r} is an embedding with DoRA, which cannot be merged")
     a, b = (parts[name].float() for name in names)
+    if a.dim() != 2 or b.dim() != 2 or not 0 < len(a) == b.shape[1]:
+        raise ValueError(
+            f"{module!r}: expected lora_{names[0]} of shape (rank, inputs) and lora_{names[1]} of (outputs, rank), got "
+            f"{tuple(a.shape)} and {tuple(b.shape)}"
+        )
     patterns: dict[str, float] = settings.get("alpha_pattern") or {}
     alphas = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
     alpha = next(alphas, settings.get("lora_alpha", ALPHA))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -225,6 +226,22 @@ def test_files_that_are_not_of_the_base_are_refused(
     assert callable(edit)
     save_file(edit(load_file(weights)), weights)
     with pytest.raises(IncompatibleModels, match=message):
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [((3, 32), (32, 4)), ((4, 32), (32, 5)), ((32,), (32, 4)), ((4, 32), (32, 4, 1)), ((0, 32), (32, 0))],
+)
+def test_factors_that_are_of_no_one_rank_are_refused(
+    llama: PreTrainedModel, tmp_path: Path, down: tuple[int, ...], up: tuple[int, ...]
+) -> None:
+    adapter_of("llama", tmp_path)
+    weights = tmp_path / models.ADAPTER_WEIGHTS
+    given = {f"{QUERY}lora_A.weight": torch.ones(down), f"{QUERY}lora_B.weight": torch.ones(up)}
+    save_file(load_file(weights) | given, weights)
+    expected = f"expected lora_A of shape (rank, inputs) and lora_B of (outputs, rank), got {down} and {up}"
+    with pytest.raises(IncompatibleModels, match=rf"'.*\.0\.self_attn\.q_proj': {re.escape(expected)}"):
         models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
