@@ -10,7 +10,7 @@ Knows names, tensors and an adapter's settings; what of a model they are is know
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +57,16 @@ class Factors:
     across: bool
 
 
-def read(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Factors]]:
+def read(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], across: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, Factors]]:
     """The tensors that an adapter holds whole, by name, and its factors, by module. Rows of tokens are apart: `rows`.
 
     Args:
         settings: of its adapter_config.json.
         tensors: of its file.
+        across: the modules of the base whose outputs are the matrix's columns (GPT-2's). The settings'
+            `fan_in_fan_out` does not say which: PEFT leaves there what the last of the modules is.
 
     Raises:
         ValueError: it is of a kind that cannot be merged.
@@ -86,7 +90,9 @@ def read(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[di
             whole[name.replace(".base_layer.", ".")] = tensor
     if not parts and not any(key.endswith(ROWS) for key in tensors):
         raise ValueError(f"it holds no LoRA matrices, but {sorted(whole)[:1] or 'nothing'}")
-    return whole, {module: _factors(module, found, settings) for module, found in sorted(parts.items())}
+    return whole, {
+        module: _factors(module, found, settings, module in across) for module, found in sorted(parts.items())
+    }
 
 
 def rows(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
@@ -109,7 +115,7 @@ def rows(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     return found
 
 
-def _factors(module: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Factors:
+def _factors(module: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any], across: bool) -> Factors:
     """A module's factors, whose difference is alpha / rank * B A; rank-stabilised: alpha / sqrt(rank) * B A."""
     embedding = "embedding_A" in parts
     names = ["embedding_A", "embedding_B"] if embedding else ["A", "B"]
@@ -132,7 +138,7 @@ def _factors(module: str, parts: Mapping[str, Tensor], settings: Mapping[str, An
     alphas = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
     alpha = next(alphas, settings.get("lora_alpha", ALPHA))
     scale = alpha / (len(a) ** 0.5 if settings.get("use_rslora") else len(a))
-    across = embedding or bool(settings.get("fan_in_fan_out"))
+    across |= embedding
     low = LowRank(a.T.contiguous(), (scale * b).T.contiguous()) if across else LowRank(scale * b, a.contiguous())
     bias = parts.get("B.bias")
     magnitude = parts.get("magnitude_vector")

@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 from merge3 import adapters, flat
 from merge3.ingredients import Source
@@ -707,8 +708,10 @@ def _adapter(folder: Path, base: Mapping[str, Tensor], config: Any, added: Colle
     """`changes` of an adapter. A whole embedding or head has a row for each of the base's tokens, as a full model's."""
     settings, tensors = adapter(folder)
     try:
-        whole, factors = adapters.read(settings, tensors)
-        by_token = token_parameters(skeleton(config))
+        empty = skeleton(config)
+        across = {name for name, module in empty.named_modules() if isinstance(module, Conv1D)}
+        whole, factors = adapters.read(settings, tensors, across)
+        by_token = token_parameters(empty)
         shared = [name for name in by_token if name not in base]
         if shared:
             adapters.unite(by_token, shared, whole, factors, bool(settings.get("ensure_weight_tying")))

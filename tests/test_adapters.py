@@ -11,7 +11,7 @@ from conftest import CONFIGS, build
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 
 from merge3 import models
 from merge3.ingredients import LowRank
@@ -97,6 +97,20 @@ def test_an_adapted_model_answers_as_by_peft(kind: str, options: dict[str, objec
         base[name].copy_(ours)
     assert not torch.allclose(before, theirs, atol=0.1)
     torch.testing.assert_close(model(tokens).logits, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target module is `torch.nn.Linear`")
+def test_matrices_of_both_kinds_in_one_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2's outputs are columns, and square; its head's are rows, and last: PEFT then writes no fan_in_fan_out."""
+    monkeypatch.setitem(CONFIGS, "gpt2", GPT2Config(**CONFIGS["gpt2"].to_dict() | {"tie_word_embeddings": False}))
+    made = adapter_of("gpt2", tmp_path, target_modules=["attn.c_proj", "lm_head"])
+    model = build(CONFIGS["gpt2"], seed=1)
+    base = models.weights_of(model)
+    found = models.changes(tmp_path, base, model.config)
+    assert {name.split(".")[-2] for name in found} == {"c_proj", "lm_head"}
+    theirs = made.merge_and_unload()
+    for name, ours in merged(base, found).items():
+        torch.testing.assert_close(ours, theirs.get_parameter(name), rtol=1e-5, atol=2e-5)
 
 
 def test_what_has_low_rank_stays_so(tmp_path: Path, llama: PreTrainedModel) -> None:
