@@ -128,8 +128,24 @@ def adapted(folder: Path) -> str | None:
     """The model that an adapter is of, by its config; None for a model that is none, or where it does not say."""
     if not is_adapter(folder):
         return None
-    named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    named = _settings(folder).get("base_model_name_or_path")
     return None if named is None else str(named)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What an adapter's config says.
+
+    Raises:
+        IncompatibleModels: it is no JSON object.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IncompatibleModels(f"{path} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise IncompatibleModels(f"{path}: expected a JSON object with an adapter's settings, got {settings!r:.80}")
+    return settings
 
 
 def of_another(folder: Path, base: str) -> str | None:
@@ -732,8 +748,10 @@ def adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: it has no weights as safetensors.
-        IncompatibleModels: its weights are something else.
+        IncompatibleModels: its weights are something else, or its config is no JSON object.
     """
-    settings: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = _settings(folder)
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise FileNotFoundError(f"adapter {folder} has no weights: expected {ADAPTER_WEIGHTS} beside its config")
     with _opened(folder / ADAPTER_WEIGHTS) as file:
         return settings, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping

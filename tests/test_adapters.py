@@ -212,6 +212,24 @@ def test_what_cannot_be_merged_is_refused(llama: PreTrainedModel, tmp_path: Path
         models.changes(tmp_path, models.weights_of(llama), llama.config)
 
 
+@pytest.mark.parametrize("text", ["{", "", "[1]", "3"])
+def test_a_damaged_config_is_named(llama: PreTrainedModel, tmp_path: Path, text: str) -> None:
+    adapter_of("llama", tmp_path)
+    (tmp_path / models.ADAPTER_CONFIG).write_text(text)
+    with pytest.raises(IncompatibleModels, match=r"adapter_config\.json( is no JSON: |: expected a JSON object)"):
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
+    with pytest.raises(IncompatibleModels, match=r"adapter_config\.json"):
+        models.adapted(tmp_path)
+
+
+def test_an_adapter_without_weights_is_said_to_have_none(llama: PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / models.ADAPTER_CONFIG).write_text("{}")
+    with pytest.raises(
+        FileNotFoundError, match=r"has no weights: expected adapter_model\.safetensors beside its config"
+    ):
+        models.changes(tmp_path, models.weights_of(llama), llama.config)
+
+
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj."
 
 
