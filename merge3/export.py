@@ -84,12 +84,14 @@ def begun(out: Path) -> Path:
     """The empty folder beside `out` that becomes it, made: whether anything can be written there is known at once.
 
     Raises:
-        FileExistsError: `out` holds something, or is a file.
+        FileExistsError: `out` holds something, or is a file or a link.
         OSError: nothing can be written there.
         ValueError: `out` has no name, as `.` has none.
     """
     if not out.name:
         raise ValueError(f"the model is written to a new folder, and {str(out)!r} names none: give it a name")
+    if out.is_symlink():
+        raise FileExistsError(f"the model is written to a new folder, and {out} is a link: name another place")
     if out.is_file():
         raise FileExistsError(f"the model is written to a new folder, and {out} is a file: name another place")
     if out.exists() and any(out.iterdir()):

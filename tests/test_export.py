@@ -411,3 +411,9 @@ def test_what_cannot_be_written_is_said_before_anything_is_merged(saved: dict[st
     with pytest.raises(ValueError, match=r"scores must have the columns .*there is no 'high'"):
         export.export(merge, tmp_path / "out", scores=pd.DataFrame({"model": ["a"], "accuracy": [1.0], "low": [1.0]}))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for place in ("folder", "nowhere"):
+        if place == "folder":
+            (tmp_path / place).mkdir()
+        (tmp_path / f"link-{place}").symlink_to(tmp_path / place)
+        with pytest.raises(FileExistsError, match=f"link-{place} is a link: name another place"):
+            export.export(merge, tmp_path / f"link-{place}")
