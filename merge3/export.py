@@ -149,14 +149,7 @@ def _built(merge: Merge, folder: Path, device: str, added: Mapping[str, Mapping[
             f"the layers to merge must all cover the model: the base has {has}, asked for are {merge.depth}"
         )
     weights = models.weights_of(base)
-    for named in (merge.recipe.weights, merge.recipe.densities):
-        for expert, parts in named.items():
-            written = [part for part in parts if not part.startswith(PIECE)]
-            if unknown := [part for part in written if not any(holds(part, name) for name in weights)]:
-                raise ValueError(
-                    f"part {unknown[0]!r} of {expert!r} holds none of the model's parameters: a part is one of "
-                    f"{[*GROUPS, ANY]} or a piece of names as {next(reversed(weights))}"
-                )
+    _check_parts(merge.recipe, weights)
     changes = {
         name: models.changes(folders[name], weights, base.config, added.get(name, {}).values())
         for name in merge.recipe.experts
@@ -165,6 +158,22 @@ def _built(merge: Merge, folder: Path, device: str, added: Mapping[str, Mapping[
     live = models.load(folder, dtype, device)
     LiveMerger(live, changes, prints, weights).apply(merge.recipe)
     return live
+
+
+def _check_parts(recipe: Recipe, weights: Mapping[str, Tensor]) -> None:
+    """Refuse parts that hold nothing, but for those that are marked as pieces.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for named in (recipe.weights, recipe.densities):
+        for expert, parts in named.items():
+            written = [part for part in parts if not part.startswith(PIECE)]
+            if unknown := [part for part in written if not any(holds(part, name) for name in weights)]:
+                raise ValueError(
+                    f"part {unknown[0]!r} of {expert!r} holds none of the model's parameters: a part is one of "
+                    f"{[*GROUPS, ANY]} or a piece of names as {list(weights)[-1]}"
+                )
 
 
 def _added(merge: Merge, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, int]]:
@@ -188,8 +197,8 @@ def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, devic
     """Layers of experts put on one another (a frankenmerge): embeddings of the first, final norm and head of the last.
 
     Raises:
-        ValueError: an expert has not so many layers, or layers of more than text; or the experts are of different
-            sizes.
+        ValueError: an expert has not so many layers, or layers of more than text; the experts are of different
+            sizes; or a part of the recipe holds none of their parameters.
     """
     parts = {name: models.load_stored(folders[name]) for name in folders}
     first = parts[merge.stack[0].expert]
@@ -208,6 +217,7 @@ def stacked(merge: Merge, folders: Mapping[str, Path], dtype: torch.dtype, devic
     live.generation_config = copy.deepcopy(first.generation_config)
     weights = {name: models.weights_of(model) for name, model in parts.items()}
     lowest = weights[merge.stack[0].expert]
+    _check_parts(merge.recipe, lowest)
     for name, parameter in models.weights_of(live).items():
         part, there = _origin(name, merge.stack, lowest)
         found = weights[part.expert].get(there)

@@ -272,6 +272,8 @@ class Merge:
                 raise ValueError("passthrough without weights is a model of zeros: give its expert one, 1 as it is")
         elif self.recipe.method != "passthrough":
             raise ValueError(f"layers can be stacked by passthrough alone, got {self.recipe.method!r}")
+        else:
+            _check_values(self.recipe)
         for layers in self.stack:
             if layers.expert not in self.experts or not 0 <= layers.first < layers.last:
                 raise ValueError(f"a stack needs layers of known experts, first below last, got {layers}")
@@ -330,8 +332,14 @@ def check(recipe: Recipe) -> None:
         raise ValueError(f"{recipe.method} merges {span} experts, got {count}: {list(recipe.experts)}")
     if len(set(recipe.experts)) < count:
         raise ValueError(f"experts must be distinct, got {list(recipe.experts)}")
-    if unknown := sorted(set(recipe.options) - set(traits.options)):
-        raise ValueError(f"{recipe.method} has no option {unknown[0]!r}; it has {sorted(traits.options)}")
+    _check_values(recipe)
+
+
+def _check_values(recipe: Recipe) -> None:
+    """Refuse options and coefficients that a method has not, or of no use, whatever the number of its experts."""
+    options = TRAITS[recipe.method].options
+    if unknown := sorted(set(recipe.options) - set(options)):
+        raise ValueError(f"{recipe.method} has no option {unknown[0]!r}; it has {sorted(options)}")
     if not all(math.isfinite(value) for value in recipe.options.values()):
         raise ValueError(f"options must be finite, got {dict(recipe.options)}")
     for kind in ("weights", "densities"):

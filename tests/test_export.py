@@ -392,6 +392,13 @@ def test_a_part_that_holds_nothing_is_refused(saved: dict[str, Path], field: str
         export.build(merge)
 
 
+def test_a_part_of_a_stack_that_holds_nothing_is_refused(saved: dict[str, Path]) -> None:
+    recipe = Recipe("passthrough", ("a",), {"a": {"mpl": (2.0,)}})
+    merge = Merge(recipe, str(saved["base"]), {"a": str(saved["first"])}, stack=(Layers("a", 0, 2),))
+    with pytest.raises(ValueError, match="part 'mpl' of 'a' holds none of the model's parameters"):
+        export.build(merge)
+
+
 def test_a_filter_of_mergekits_may_hold_nothing(saved: dict[str, Path], tmp_path: Path) -> None:
     weight = [{"filter": "modelnorm", "value": 0.75}, {"value": 0.5}]
     entries = [{"model": str(saved["first"]), "parameters": {"weight": weight}}]

@@ -19,6 +19,7 @@ densities: {maths: 0.3}
 options: {lambda: 1.1}
 dtype: bfloat16
 """
+STACKED = "base: b\nexperts: {a: a}\nmethod: passthrough\n"
 THEIRS: dict[str, Any] = {
     "merge_method": "ties",
     "base_model": "org/base",
