@@ -68,6 +68,10 @@ TRAITS: Mapping[str, Traits] = {
     "sce": Traits({"select_topk": 1.0}, weights=False),
     "passthrough": Traits({}, most=1),
 }
+RANGES = {  # of options that are shares or counts
+    **dict.fromkeys(("gamma", "select_topk"), (0.0, 1.0)),
+    **dict.fromkeys(("max_iter", "tol"), (0.0, math.inf)),
+}
 
 
 @cache
@@ -322,7 +326,8 @@ def check(recipe: Recipe) -> None:
 
     Raises:
         ValueError: the method, an option or an expert of the coefficients is unknown, there are too few or too many
-            experts, a weight is not finite, slerp's t is outside [0, 1], or a density outside (0, 1].
+            experts, a weight is not finite, slerp's t is outside [0, 1], a density outside (0, 1], or an option
+            outside of its range.
     """
     if recipe.method not in TRAITS:
         raise ValueError(f"merge method must be one of {sorted(TRAITS)}, got {recipe.method!r}")
@@ -342,6 +347,11 @@ def _check_values(recipe: Recipe) -> None:
         raise ValueError(f"{recipe.method} has no option {unknown[0]!r}; it has {sorted(options)}")
     if not all(math.isfinite(value) for value in recipe.options.values()):
         raise ValueError(f"options must be finite, got {dict(recipe.options)}")
+    for name, value in recipe.options.items():
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not low <= value <= high:
+            span = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"{low:g} or more"
+            raise ValueError(f"option {name!r} must be {span}, got {value:g}")
     for kind in ("weights", "densities"):
         if strangers := sorted(set(getattr(recipe, kind)) - set(recipe.experts)):
             raise ValueError(f"{kind} are given for {strangers[0]!r}; the experts are {list(recipe.experts)}")
