@@ -20,6 +20,7 @@ VERSION = 3  # of the arithmetic in `kernels`; a change that alters weights rais
 
 GROUPS = ("attention", "mlp", "rest")
 ANY = "*"  # the part of a model that is all of it
+LEAST = 1e-6  # a sum of weights that is less, some method of those that take their mean does not divide by
 PIECE = "~"  # before a piece of a name that may be the name of a group, or hold nothing
 COUNTED = ("passthrough", "nuslerp", "multislerp")  # methods by which an expert without weight counts
 _ATTENTION = re.compile(r"\.(self_attn|attn|attention|self_attention|linear_attn)\.")
@@ -435,7 +436,7 @@ def _normalise(entries: list[dict[str, Any]]) -> None:
         members = [entry["weights"][group] for entry in entries if group in entry["weights"]]
         if all(len(weights) == 1 for weights in members):
             total = sum(abs(weights[0]) for weights in members)
-            if abs(sum(weights[0] for weights in members)) < 1e-8 * total:  # what no merge divides by
+            if abs(sum(weights[0] for weights in members)) < max(1e-8 * total, LEAST):  # what no merge divides by
                 continue
             for weights in members:
                 weights[0] = round(weights[0] / total, 9)

@@ -120,6 +120,8 @@ def test_equal_knots_are_one_constant_and_a_part_without_weight_counts_where_ano
 def test_weights_that_add_up_to_nothing_are_not_normalised() -> None:
     one, other = (constant("dare_linear", {"a": w, "b": -w}, options={"normalize": 1.0}) for w in (1.0, 2.0))
     assert not same(one, other)
+    for method, times in (("linear", 1e-9), ("nuslerp", 1e-7)):
+        assert not same(*(constant(method, {"a": scale * 0.3, "b": scale * 0.7}) for scale in (1.0, times)))
 
 
 def test_only_ratios_matter_where_weights_are_normalised() -> None:
