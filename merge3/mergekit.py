@@ -168,8 +168,7 @@ def _stacked(slices: Any) -> tuple[list[Model], list[Slice]]:
         name = _source(source["model"])
         if models.setdefault(name, own) != own:
             raise ValueError(f"{name!r} has other parameters in another slice: that is not supported")
-        first, last = map(int, source["layer_range"])
-        stack.append((name, first, last))
+        stack.append((name, *_range(source)))
     return list(models.items()), stack
 
 
@@ -182,12 +181,25 @@ def _side_by_side(slices: Any, method: str) -> tuple[list[Model], dict[str, Any]
     if len(slices) > 1:
         raise ValueError(f"slices of {method} are not supported but for one that covers the model; got {len(slices)}")
     (part,) = slices
-    ranges = {tuple(source["layer_range"]) for source in part["sources"]}
+    ranges = {_range(source) for source in part["sources"]}
     if len(ranges) != 1 or min(ranges)[0] != 0:
         raise ValueError(f"layer ranges of a {method} must all cover the model, got {sorted(ranges)}")
     models = [(_source(source["model"]), dict(source.get("parameters") or {})) for source in part["sources"]]
     ((_, depth),) = ranges
-    return models, dict(part.get("parameters") or {}), int(depth)
+    return models, dict(part.get("parameters") or {}), depth
+
+
+def _range(source: Mapping[str, Any]) -> tuple[int, int]:
+    """The layers of a source, from, to.
+
+    Raises:
+        ValueError: they are not two whole numbers that rise.
+    """
+    given = source.get("layer_range")
+    match given:
+        case [int(first), int(last)] if 0 <= first < last:
+            return first, last
+    raise ValueError(f"layer_range must be two whole numbers that rise, from 0 on, got {given!r}")
 
 
 def _merged(models: list[Model], base: str | None, method: str, *, sliced: bool) -> list[Model]:

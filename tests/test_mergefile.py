@@ -244,6 +244,15 @@ PART = {"sources": [{**MODEL, "layer_range": [0, 2]}]}
             changed(models=None, slices=[{"sources": [{"model": "x", "layer_range": [1, 3]}]}]),
             "must all cover the model",
         ),
+        *(
+            (
+                changed(models=None, slices=[{"sources": [MODEL | given]}], merge_method=method),
+                rf"layer_range must be two whole numbers that rise, from 0 on, got {re.escape(repr(wrong))}",
+            )
+            for method in ("ties", "passthrough")
+            for wrong in ([0, 2, 3], [0], [0, "x"], [0.0, 2.7], "02", [2, 2], [0, -1], None)
+            for given in [{} if wrong is None else {"layer_range": wrong}]
+        ),
         (
             changed(models=None, slices=[{"sources": [{"model": "x", "layer_range": [0, 1]}]}] * 2),
             "slices of ties are not supported but for one",
