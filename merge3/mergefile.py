@@ -18,7 +18,7 @@ import yaml
 from yaml.composer import ComposerError
 
 from merge3 import mergekit
-from merge3.recipe import Layers, Merge, Recipe
+from merge3.recipe import Layers, Merge, Recipe, whole
 
 OWN = ("weights", "densities", "options", "mask_seed")
 
@@ -37,7 +37,7 @@ def read(path: Path) -> Merge:
         raise ValueError(f"{path} is a folder, a merge file is YAML")
     try:
         values = _Once(path.read_text(encoding="utf-8")).get_single_data()
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:  # the former of bytes that are no text, and of days that are none
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path}: expected a mapping with `method` (ours) or `merge_method` (mergekit's)")
@@ -45,7 +45,7 @@ def read(path: Path) -> Merge:
         return mergekit.read(values) if "merge_method" in values else from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except (TypeError, KeyError, AttributeError) as error:  # a field holds another kind of value
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:  # a field holds another kind of value
         raise ValueError(f"{path}: a field has a value of another kind than a merge file's: {error}") from error
 
 
@@ -67,17 +67,35 @@ def from_dict(values: Mapping[str, Any]) -> Merge:
                 f"{name} must map {'names' if name == 'options' else 'experts'} to numbers, got {values[name]!r}"
             )
     plain = {name: values[name] for name in OWN if name in values}
-    recipe = Recipe.from_dict({"method": values["method"], "experts": list(values["experts"]), **plain})
+    plain |= {name: _named(values.get(name) or {}) for name in ("weights", "densities")}
+    experts = {name: _source(name, source) for name, source in _named(values["experts"]).items()}
+    recipe = Recipe.from_dict({"method": values["method"], "experts": list(experts), **plain})
     stack = tuple(_layers(entry) for entry in values.get("stack") or ())
-    depth = None if values.get("depth") is None else int(values["depth"])
-    return Merge(recipe, str(values["base"]), dict(values["experts"]), values.get("dtype"), stack, depth)
+    depth = None if values.get("depth") is None else whole("depth", values["depth"])
+    return Merge(recipe, _source("base", values["base"]), experts, values.get("dtype"), stack, depth)
+
+
+def _named(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Values by the names of experts as text, of which YAML reads some as numbers."""
+    return {str(name): value for name, value in values.items()}
+
+
+def _source(name: str, source: Any) -> str:
+    """The folder, GGUF file or hub id of the base or an expert.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not source or isinstance(source, Mapping | list):
+        raise ValueError(f"{name} must be a folder, a GGUF file or a hub id, got {source!r}")
+    return str(source)
 
 
 def _layers(entry: Any) -> Layers:
     fields = {"expert", "first", "last"}
     if not isinstance(entry, Mapping) or set(entry) != fields:
         raise ValueError(f"a stack is a list of {sorted(fields)}, got {entry!r}")
-    return Layers(str(entry["expert"]), int(entry["first"]), int(entry["last"]))
+    return Layers(str(entry["expert"]), whole("first", entry["first"]), whole("last", entry["last"]))
 
 
 def to_yaml(merge: Merge) -> str:

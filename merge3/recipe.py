@@ -221,7 +221,7 @@ class Recipe:
         """The recipe that `to_dict` wrote, or a person: a number stands for one knot, and for all parts.
 
         Raises:
-            ValueError: a field is missing or unknown, or a coefficient is no number.
+            ValueError: a field is missing or unknown, or a coefficient, an option or the seed is no number.
         """
         expected = ["method", "experts", "weights", "densities", "options", "mask_seed"]
         unknown, missing = set(values) - set(expected), {"method", "experts"} - set(values)
@@ -233,8 +233,8 @@ class Recipe:
             experts=experts,
             weights={e: _parts(parts, f"weights of {e}") for e, parts in (values.get("weights") or {}).items()},
             densities={e: _parts(parts, f"densities of {e}") for e, parts in (values.get("densities") or {}).items()},
-            options={name: float(value) for name, value in (values.get("options") or {}).items()},
-            mask_seed=values.get("mask_seed", 0),
+            options={name: _number(name, value) for name, value in (values.get("options") or {}).items()},
+            mask_seed=whole("mask_seed", values.get("mask_seed", 0)),
         )
 
 
@@ -394,6 +394,25 @@ def _parts(value: Any, where: str) -> dict[str, Knots]:
             raise ValueError(f"{where}: expected a number or a list of numbers, got {knots!r}")
         found[str(part)] = tuple(float(v) for v in listed)
     return found
+
+
+def _number(option: str, value: Any) -> float:
+    """An option's value, which may be yes or no."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"option {option!r} must be a number, got {value!r}") from error
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number as a person writes it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return value
 
 
 def _ordered(parts: Parts) -> dict[str, Knots]:

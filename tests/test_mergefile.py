@@ -50,6 +50,18 @@ def test_our_own_form(tmp_path: Path) -> None:
     assert mergefile.read(written(tmp_path, mergefile.to_yaml(merge))) == merge
 
 
+def test_names_that_yaml_reads_as_numbers_are_text(tmp_path: Path) -> None:
+    text = "base: b\nexperts: {1: x, 0.5: y}\nmethod: ties\nweights: {1: 0.6, 0.5: 1}\ndensities: {1: 0.3}\n"
+    merge = mergefile.read(written(tmp_path, text))
+    assert merge.experts == {"1": "x", "0.5": "y"}
+    assert merge.recipe == Recipe(
+        "ties", ("1", "0.5"), {"1": {"*": (0.6,)}, "0.5": {"*": (1.0,)}}, {"1": {"*": (0.3,)}}
+    )
+    assert mergefile.read(written(tmp_path, mergefile.to_yaml(merge))) == merge
+    stack = "base: b\nexperts: {1: x}\nmethod: passthrough\nstack: [{expert: 1, first: 0, last: 2}]\n"
+    assert mergefile.read(written(tmp_path, stack)).stack == (Layers("1", 0, 2),)
+
+
 def test_mergekits_form(tmp_path: Path) -> None:
     merge = mergefile.read(written(tmp_path, yaml.safe_dump(THEIRS)))
     assert dict(merge.experts) == {"maths": "org/maths", "maths-2": "other/maths"}
@@ -304,6 +316,21 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, A
         ("? [base]\n: b", "is no YAML"),
         ("base: b\nexperts: {a: x}\nmethod: ties\nweights: 0.5", "weights must map experts to numbers, got 0.5"),
         ("base: b\nexperts: {a: x}\nmethod: ties\noptions: 5", "options must map names to numbers, got 5"),
+        ("base: b\nexperts: {a: null}\nmethod: ties", "a must be a folder, a GGUF file or a hub id, got None"),
+        ("base: b\nexperts: {a: [x]}\nmethod: ties", r"a must be a folder, a GGUF file or a hub id, got \['x'\]"),
+        ("base:\nexperts: {a: x}\nmethod: ties", "base must be a folder, a GGUF file or a hub id, got None"),
+        (OWN.replace("{lambda: 1.1}", "{lambda: high}"), "option 'lambda' must be a number, got 'high'"),
+        (OWN.replace("{lambda: 1.1}", "{lambda: }"), "option 'lambda' must be a number, got None"),
+        (OWN + "mask_seed: high", "mask_seed must be a whole number, got 'high'"),
+        (OWN + "mask_seed: true", "mask_seed must be a whole number, got True"),
+        (OWN + "depth: 1.5", "depth must be a whole number, got 1.5"),
+        (STACKED + "stack: [{expert: a, first: 0, last: 2.9}]", "last must be a whole number, got 2.9"),
+        (STACKED + "stack: [{expert: a, first: x, last: 2}]", "first must be a whole number, got 'x'"),
+        (STACKED + "stack: [{expert: a, first: 0, last: 2}]\nweights: {A: 2}", "weights are given for 'A'"),
+        (STACKED + "stack: [{expert: a, first: 0, last: 2}]\nweights: {a: .nan}", "weights must be finite"),
+        (STACKED + "stack: [{expert: a, first: 0, last: 2}]\noptions: {gamma: 2}", "passthrough has no option 'gamma'"),
+        ("base: 2024-13-45\nexperts: {a: x}\nmethod: ties", "is no YAML: month must be in"),
+        (OWN.replace("maths: 0.3", "maths: 1" + 400 * "0"), "another kind than a merge file's: int too large"),
         ("!!python/object/apply:os.system [true]", "is no YAML"),
     ],
 )
