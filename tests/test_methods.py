@@ -359,6 +359,28 @@ def test_the_two_kernels_agree(method: str, dtype: torch.dtype, low_rank: bool) 
     assert (compiled != plain).float().mean() < differing
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
+def test_wide_differences_of_low_rank_are_merged_in_pieces(method: str) -> None:
+    """Rows of several strips, a rank that is no multiple of four, and more elements than are multiplied at a time."""
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = 2 + kernels.BLOCK // 2**14, 2**14 + 3
+    base = 0.02 * torch.randn(rows, columns, generator=generator)
+    sources: dict[str, Source] = {
+        name: LowRank(torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator))
+        for name, rank in (("a", 5), ("b", 3))
+    }
+    parameter = Ingredients("tensor", base, sources, {name: name.upper() for name in NAMES})
+    coefficients = Coefficients((0.4, -0.3), (0.5, 0.3), TRAITS[method].options)
+    instruction = METHODS[method](parameter, "ab", coefficients, 3)
+    compiled, plain = torch.full_like(base, torch.nan), torch.full_like(base, torch.nan)
+    kernels.apply([instruction], parameter, "ab", [compiled], 1, rows)
+    kernel = kernels.combine if isinstance(instruction, kernels.Combination) else kernels.vote
+    kernel(instruction, parameter, "ab", plain, 1, rows)  # type: ignore[arg-type]
+    assert compiled[0].isnan().all()
+    apart = (compiled[1:] - plain[1:]).abs() > 1e-5
+    assert apart.float().mean() < 1e-5  # sums differ in their last bit, and with them what a threshold keeps
+
+
 def test_float16_is_read_and_rounded_as_torch_does() -> None:
     every = torch.arange(2**16).to(torch.uint16).view(torch.float16)
     every = every[every.isfinite()].sort().values
