@@ -94,6 +94,7 @@ def test_density_counts_only_where_there_is_a_weight_and_a_mask_seed_only_where_
     sparse = Recipe("ties", ("a",), {"a": {"mlp": (0.5,)}}, {"a": {"mlp": (0.3,), "rest": (0.9,)}})
     assert same(sparse, dataclasses.replace(sparse, densities={"a": {"mlp": (0.3,)}}))
     assert not same(sparse, dataclasses.replace(sparse, densities={"a": {"mlp": (0.4,)}}))
+    assert same(constant("ties", {"a": 1.0}, density=1.0), Recipe("ties", ("a",), {"a": {"*": (1.0,)}}))  # all is kept
     assert same(constant("ties", {"a": 1.0}, mask_seed=1), constant("ties", {"a": 1.0}, mask_seed=2))
     assert not same(
         constant("dare_ties", {"a": 1.0}, density=0.5, mask_seed=1),
