@@ -164,6 +164,16 @@ def test_slerp_of_collinear_vectors_is_lerp() -> None:
     torch.testing.assert_close(merge("slerp", (0.0, 0.5), torch.zeros(4), [first, -3 * first]), -first)
 
 
+@pytest.mark.parametrize(
+    ("method", "cosine", "arc"), [("slerp", 0.999, True), ("slerp", 0.9997, False), ("nuslerp", 0.9999, True)]
+)
+def test_nearly_collinear_vectors_are_joined_by_a_line_in_slerp_alone(method: str, cosine: float, arc: bool) -> None:
+    """The middle of unit vectors lies on the sphere, or on the chord, at the cosine of half their angle."""
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([cosine, (1 - cosine**2) ** 0.5])
+    middle = merge(method, (0.5, 0.5), torch.zeros(2), [first, second])
+    assert float(middle.norm()) == pytest.approx(1.0 if arc else ((1 + cosine) / 2) ** 0.5, abs=1e-6)
+
+
 def test_the_riemannian_mean_of_two_is_the_middle_of_the_arc() -> None:
     _, experts = models(2)
     norms = [expert.norm() for expert in experts]
