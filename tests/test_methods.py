@@ -205,6 +205,17 @@ def test_model_stock_moves_by_the_mean_cosine() -> None:
     torch.testing.assert_close(merge("model_stock", (0.0,) * 3), t * sum(experts) / 3 + (1 - t) * base)
 
 
+def test_model_stock_of_opposite_experts_is_the_base() -> None:
+    """Their cosine is -1, for which the formula divides by zero."""
+    base, difference = torch.ones(SHAPE), torch.where(models(1)[0] > 0, 0.5, 0.25)
+    assert torch.equal(merge("model_stock", (0.0, 0.0), base, [base + difference, base - difference]), base)
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.0])
+def test_one_model_on_the_sphere_is_itself(weight: float) -> None:
+    assert torch.equal(merge("multislerp", (weight,), normalize=0.0), models(1)[1][0])
+
+
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_sce_selects_weighs_and_erases(share: float) -> None:
     base, experts = models(3)
