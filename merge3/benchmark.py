@@ -90,10 +90,12 @@ def rows(source: str, name: str | None = None, split: str | None = None) -> list
 
     Raises:
         FileNotFoundError: there is no such file, folder or dataset.
-        ValueError: the file has another ending or is not whole, or there is no such split, or no row.
+        ValueError: the file is a folder, has another ending or is not whole, or there is no such split, or no row.
     """
     path = Path(source)
     if path.suffix in FILES:
+        if path.is_dir():
+            raise ValueError(f"{source} is a folder: expected a {path.suffix} file")
         if not path.is_file():
             raise FileNotFoundError(f"no benchmark at {source}{'' if path.is_absolute() else f' in {Path.cwd()}'}")
         if name or split:
@@ -407,11 +409,13 @@ def settings_of(source: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such .yaml file.
-        ValueError: it holds no mapping.
+        ValueError: it is a folder, or holds no mapping.
     """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         return {"source": source}
+    if path.is_dir():
+        raise ValueError(f"{source} is a folder: expected a .yaml file with the keys of a benchmark")
     if not path.is_file():
         raise FileNotFoundError(f"no benchmark at {source}")
     try:

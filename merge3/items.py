@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyarrow import ArrowException
 
 from merge3 import parquet
 
@@ -250,13 +251,20 @@ def read(path: Path) -> list[Item]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the ending is neither .parquet nor .jsonl, a line is no JSON, or the table is not one of items.
+        ValueError: the ending is neither .parquet nor .jsonl, it is a folder or cannot be read, a line is no JSON, or
+            the table is not one of items.
     """
     if not path.exists():
         raise FileNotFoundError(f"no benchmark at {path}; write one with the columns {list(COLUMNS)}")
-    if path.suffix == ".parquet":
-        return from_frame(pd.read_parquet(path), str(path))
+    if path.suffix == ".parquet":  # or a folder of such files
+        try:
+            table = pd.read_parquet(path)
+        except (ValueError, ArrowException) as error:
+            raise ValueError(f"{path} cannot be read as .parquet: {error}") from error
+        return from_frame(table, str(path))
     if path.suffix == ".jsonl":
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: expected a file with a line an item")
         rows = [row | {"id": str(row["id"])} if isinstance(row.get("id"), int) else row for row in json_lines(path)]
         if not rows:
             raise ValueError(f"{path} has no line: write one an item, a JSON object with {list(COLUMNS)}")

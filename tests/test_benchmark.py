@@ -450,11 +450,17 @@ def test_a_path_that_is_not_there_is_said_with_where_it_was_looked_for(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"no benchmark at it.csv in {tmp_path}$"):
         items_of("deep/it.yaml")
+    (tmp_path / "it.csv").mkdir()
+    with pytest.raises(ValueError, match=r"it\.csv is a folder: expected a \.csv file"):
+        items_of("deep/it.yaml")
 
 
 def test_a_file_of_settings_that_is_none_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no benchmark at"):
         settings_of(str(tmp_path / "none.yaml"))
+    (tmp_path / "deep.yaml").mkdir()
+    with pytest.raises(ValueError, match=r"deep\.yaml is a folder: expected a \.yaml file"):
+        settings_of(str(tmp_path / "deep.yaml"))
     for text, message in (
         ("- a\n", "expected the keys of a benchmark"),
         ("a: [\nb: c", "cannot be read as YAML: line 2: "),

@@ -73,6 +73,12 @@ def test_missing_columns_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").touch()
     with pytest.raises(ValueError, match=r"\.parquet or \.jsonl file; a \.yaml file with the keys source"):
         items.read(tmp_path / "x.csv")
+    (tmp_path / "x.jsonl").mkdir()
+    with pytest.raises(ValueError, match=r"x\.jsonl is a folder: expected a file with a line an item"):
+        items.read(tmp_path / "x.jsonl")
+    (tmp_path / "x.parquet").write_text("id,prompt\n")
+    with pytest.raises(ValueError, match=r"x\.parquet cannot be read as \.parquet: "):
+        items.read(tmp_path / "x.parquet")
 
 
 def test_free_text_items_are_read_and_named(tmp_path: Path) -> None:
