@@ -432,7 +432,9 @@ class _Run:
         if not scored.all():
             left = f"{(~scored).sum()} of {len(scored)} search items are left out"
             self.notes.add(f"{left}: a parent's answer to them could not be scored")
-        self.search = [item for item, kept in zip(self.search, scored, strict=True) if kept]
+        asked, self.search = self.search, [item for item, kept in zip(self.search, scored, strict=True) if kept]
+        if gone := sorted({item.group or "none" for item in asked} - {item.group or "none" for item in self.search}):
+            self.notes.add(f"no search item is left of {', '.join(gone)}: the search is for the other groups alone")
         return table.loc[:, scored]
 
     def ask_population(self, groups: tuple[str, ...], seed: int) -> tuple[list[Recipe], pd.DataFrame]:

@@ -298,9 +298,12 @@ def test_what_is_held_out_is_what_the_call_says_or_the_benchmark_or_four_tenths(
 
 
 def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tmp_path: Path) -> None:
-    """A third of the questions is beyond the context: they are left out, and no count is of them."""
+    """A third of the questions, a group, is beyond the context: they are left out, and no count is of them."""
     asked = [
-        Item(f"q{n}", f"{'long ' * 600 * (n % 3 == 0)}Say {n}: ", (f"{n}a", f"{n + 1}b"), n % 2) for n in range(90)
+        Item(
+            f"q{n}", f"{'' if n % 3 else 'long ' * 600}Say {n}: ", (f"{n}a", f"{n + 1}b"), n % 2, "y" if n % 3 else "x"
+        )
+        for n in range(90)
     ]
     said: list[str] = []
     found = run.run(saved["base"], experts(saved), asked, tmp_path / "out", budget=13, dtype="float32", say=said.append)
@@ -312,6 +315,7 @@ def test_what_could_not_be_scored_is_said_and_counted(saved: dict[str, Path], tm
     assert any(line.startswith("budget 13: 12 candidates") for line in said)
     left = len(parts["search"]) - short["search"]
     assert any(line.startswith(f"{left} of {len(parts['search'])} search items are left out") for line in said)
+    assert "no search item is left of x: the search is for the other groups alone" in said
     assert any("search items:" in line and "the context is" in line for line in said)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"on {short['test']} items that the search did not see, in float32" in card
