@@ -315,6 +315,8 @@ def whole_config_of(source: str | Path) -> Any:
     """
     refuse_adapter(source)
     place, file = _located(source)
+    if not file and Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise FileNotFoundError(f"{source} is no model's folder: it has no config.json")
     return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
 
 

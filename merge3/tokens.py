@@ -47,8 +47,8 @@ def give(base: str, expert: str, out: Path) -> dict[str, int]:
     if not models.has_tokenizer(donor):
         raise FileNotFoundError(f"{expert!r} has no tokenizer")
     begun(out).rmdir()
-    added = models.added_tokens(donor, models.load_tokenizer(folder))
     models.check_config(donor, models.config_of(folder))
+    added = models.added_tokens(donor, models.load_tokenizer(folder))
     model, other = (models.load(source, models.stored_dtype(source)) for source in (folder, donor))
     written = models.written_dtype(folder)
     for tensor in models.tensors_of(model).values():  # loaded in the widest dtype of its files

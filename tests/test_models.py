@@ -287,6 +287,11 @@ def test_missing_models_are_said_so(tmp_path: Path, llama: PreTrainedModel) -> N
     ):
         with pytest.raises(FileNotFoundError, match="no model at"):
             look()
+    missing.mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"no model at .* \(.*none is no model's folder: it has no config\.json\)"
+    ):
+        models.load(missing, torch.float32)
 
 
 @pytest.mark.parametrize("config", [T5Config, BartConfig])

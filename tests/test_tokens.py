@@ -143,6 +143,9 @@ def test_what_cannot_give_its_tokens_is_refused(
     other = saved_as(build(CONFIGS["qwen2"], 2), tokenizer, tmp_path / "other")
     with pytest.raises(models.IncompatibleModels, match="model_type is 'qwen2'"):
         give(base, other, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty is no model's folder: it has no config\.json"):
+        give(str(tmp_path / "empty"), base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileExistsError, match="is not empty"):
         give(base, str(saved["first"]), saved["second"])
