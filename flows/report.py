@@ -222,7 +222,8 @@ def plain(results: Results) -> str:
 
 def draw(results: Results, console: Console) -> None:
     """The table of models, the result in a sentence, and what it cost."""
-    for part in ("", table(results), "", summary(results), cost(results)):
+    uneven = Text(f"{results.uneven[0].upper()}{results.uneven[1:]}.") if results.uneven else ""
+    for part in ("", table(results), uneven, summary(results), cost(results)):
         console.print(part)
 
 
@@ -243,7 +244,7 @@ def summary(results: Results) -> Text:
     """The result in a sentence and its evidence."""
     rival = results.best_expert
     text = Text(f"{headline(results)}:\n", style=f"bold {COLOURS[outcome(rival)]}")
-    return text.append(f"{evidence(rival, results.tested)}.", style="not bold default")
+    return text.append(f"{evidence(rival, results.both(rival['model']))}.", style="not bold default")
 
 
 def cost(results: Results) -> Text:

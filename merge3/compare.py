@@ -94,6 +94,15 @@ def comparable(table: pd.DataFrame, needed: Sequence[str]) -> tuple[pd.DataFrame
     return table.drop(index=list(left)), left
 
 
+def uneven(table: pd.DataFrame) -> str:
+    """Of how many items each model's accuracy is, where that is not the same for all; else nothing."""
+    counts = table.notna().sum(axis=1)
+    if counts.nunique() == 1:
+        return ""
+    each = ", ".join(f"{model} {count}" for model, count in counts.items())
+    return f"accuracies are of the items that a model has a scored answer to ({each}), leads of those that both have"
+
+
 def scores(table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int) -> pd.DataFrame:
     """A row a model: accuracy with its 95 % interval, by group and form, and the winner's lead over it.
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from merge3.compare import uneven
 from merge3.grading import divisors, margin
 from merge3.irt import ItemParameters, probability
 from merge3.items import Item
@@ -127,6 +128,15 @@ class Results:
     def tested(self) -> int:
         """How many test items the winner's accuracy is of."""
         return int(self.responses.loc[self.champion["model"]].notna().sum())
+
+    def both(self, model: str) -> int:
+        """How many test items the winner's lead over a model is of."""
+        return int(self.responses.loc[[self.champion["model"], model]].notna().all().sum())
+
+    @property
+    def uneven(self) -> str:
+        """Of how many test items each model's accuracy is, see `compare.uneven`."""
+        return uneven(self.responses)
 
     @property
     def best_expert(self) -> dict[str, Any]:

@@ -192,6 +192,9 @@ def run(
         if not changes:
             looked.append(checks.Finding(checks.RISK, f"expert {name}", "its weights are the base's: it adds nothing"))
     notes = _Notes(say, [f"{finding.what}: {finding.text}" for finding in looked if finding.level == checks.RISK])
+    done = kept / "result.json"
+    if done.exists() and json.dumps(str(out)) not in done.read_text(encoding="utf-8"):
+        notes.add(f"{kept} holds another run's winner and report, which this one's will replace: name another store")
     if budget % GENERATION:
         notes.add(f"budget {budget}: {budget - budget % GENERATION} candidates, in whole generations of {GENERATION}")
     whence = absolute(base), {name: absolute(source) for name, source in sources.items()}
@@ -553,6 +556,8 @@ class _Run:
         for name, said in self.left.items():
             self.notes.add(f"{name} is not compared: {said}")
         self.tested = int(table.notna().sum(axis=1)[self.name])
+        if said := compare.uneven(table):
+            self.notes.add(said)
         scored = compare.scores(table, self.test, self.name, seed)
         kinds = {"base": "base"} | dict.fromkeys(self.names, EXPERT) | {self.name: WINNER}
         scored.insert(1, "kind", [kinds.get(name, "standard merge") for name in scored["model"]])

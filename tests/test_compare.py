@@ -155,6 +155,13 @@ def test_what_one_model_leaves_unfinished_moves_no_other_models_figures() -> Non
     assert np.isnan(found.loc["rambling", "form v"])
 
 
+def test_of_how_many_items_accuracies_are_is_said_where_it_is_not_the_same() -> None:
+    table = pd.DataFrame(np.ones((2, 10)), index=["ours", "rambling"])
+    assert compare.uneven(table) == ""
+    table.loc["rambling", 7:] = np.nan
+    assert "(ours 10, rambling 7)" in compare.uneven(table)
+
+
 def test_who_left_half_of_the_items_is_not_compared() -> None:
     table = pd.DataFrame(np.ones((3, 10)), index=["ours", "half", "more"])
     table.loc["half", 5:] = np.nan

@@ -149,6 +149,19 @@ def test_every_figure_of_the_scores_is_on_the_page(results, html):
             assert p_value(row["holm_p"]) in text
 
 
+def test_of_how_many_items_figures_are_is_said_where_some_were_not_scored(results, html):
+    assert "scored answer to" not in html
+    responses = results.responses.astype(float)
+    rival, other = results.best_expert["model"], results.rivals[-1]["model"]
+    responses.loc[rival, responses.columns[:9]] = np.nan
+    uneven = replace(results, responses=responses)
+    every, of = responses.shape[1], f"on {responses.shape[1] - 9:,} held-out items; exact McNemar"
+    for text in (page(uneven), " ".join(stage.plain(uneven).split())):
+        assert f"{rival} {every - 9}" in text
+        assert f"{other} {every}" in text
+    assert of in " ".join(stage.plain(uneven).split())
+
+
 def test_the_search_the_sample_and_the_estimators_are_on_the_page(results, html):
     text = Reader(html).text
     for figure in ("2.3 points", "0.86", "0.4 points", "parent_aware", "−3.4", "20 of 960 search items"):

@@ -157,6 +157,8 @@ def test_a_run_again_asks_nothing_and_finds_the_same(
         tell=told.append,
     )
     assert all(event.kept == event.done for event in told)
+    replaced = "kept holds another run's winner and report, which this one's will replace"
+    assert [replaced in line for line in again.notes] == [False] * len(first.notes) + [True]
     assert again.tokens == {**first.tokens, "this_run": 0}
     pd.testing.assert_frame_equal(again.scores, first.scores)
     pd.testing.assert_frame_equal(again.history, first.history)
