@@ -97,7 +97,7 @@ def comparable(table: pd.DataFrame, needed: Sequence[str]) -> tuple[pd.DataFrame
 def uneven(table: pd.DataFrame) -> str:
     """Of how many items each model's accuracy is, where that is not the same for all; else nothing."""
     counts = table.notna().sum(axis=1)
-    if counts.nunique() == 1:
+    if counts.min() == counts.max():
         return ""
     each = ", ".join(f"{model} {count}" for model, count in counts.items())
     return f"accuracies are of the items that a model has a scored answer to ({each}), leads of those that both have"
