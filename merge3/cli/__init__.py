@@ -382,7 +382,7 @@ def add_parents(made: argparse.ArgumentParser, required: bool) -> None:
         action="append",
         required=required,
         metavar="NAME=M",
-        help="a fine-tune or LoRA adapter of the base: folder, GGUF file or hub id; give two or more",
+        help="a fine-tune or LoRA adapter of the base: folder, GGUF file or hub id; once for each",
     )
 
 
