@@ -438,13 +438,14 @@ def _score_flat(
     step = flat.step(parts)
     queue = flat_batches(trees, flat.room(batch_tokens, parts), shared)
     memory = Prefix(model.config.get_text_config().num_hidden_layers, 0) if shared and len(queue) > 1 else None
-    beginning = _inputs([Tree(shared, trees[0].tokens[:shared], (), ())], padding, model.dtype, 0, width)
+    begun = Tree(shared, trees[0].tokens[:shared], (), ())
     for number, batch in enumerate(queue):
         rows = [trees[index] for index in batch]
         first = shared > 0 and number == 0
         lengths = [len(row.tokens) - shared for row in rows]
         padded = _inputs(rows, padding, model.dtype, shared, width)
-        layout, inputs = flat.laid_flat(padded, lengths, step, shared, beginning if first else None)
+        beginning = _inputs([begun], padding, model.dtype, 0, width) if first else None
+        layout, inputs = flat.laid_flat(padded, lengths, step, shared, beginning)
         ends = np.cumsum(lengths) + (shared if first else 0)
         columns = [
             column for row, end in zip(rows, ends, strict=True) for column in range(end - row.read_positions, end)

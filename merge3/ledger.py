@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from merge3.answering import Work
 from merge3.models import routed_past
+
+_weights: WeakKeyDictionary[PreTrainedModel, tuple[int, int]] = WeakKeyDictionary()  # a token's, and those of its head
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ def flops(model: PreTrainedModel, work: Work) -> int:
     The head counts only where logits are read; input embeddings are looked up, not multiplied; of a mixture's experts
     those count that a token is routed to. Attention scores, a few per cent at these lengths, are not counted.
     """
-    head: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    tables = {table.data_ptr(): table.numel() for table in (head, embedding)}  # one where they are tied
-    body: int = model.num_parameters() - sum(tables.values()) - routed_past(model)
-    return 2 * (body * work.tokens + head.numel() * work.positions)
+    if model not in _weights:
+        head: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+        embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+        tables = {table.data_ptr(): table.numel() for table in (head, embedding)}  # one where they are tied
+        body: int = model.num_parameters() - sum(tables.values()) - routed_past(model)
+        _weights[model] = body, head.numel()
+    own, read = _weights[model]
+    return 2 * (own * work.tokens + read * work.positions)
