@@ -48,6 +48,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from merge3.reading import from_yaml
+
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
 DATA = Path("data")
@@ -151,14 +153,11 @@ def read_params() -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no YAML of sections, or a section belongs to no stage.
+        ValueError: it is no YAML of sections, a key stands twice, or a section belongs to no stage.
     """
     if not PARAMS.exists():
         raise FileNotFoundError(f"there is no params.yaml in {Path.cwd()}: run this in a clone of the repository")
-    try:
-        params: dict[str, Any] = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"params.yaml cannot be read: {' '.join(str(error).split())}") from error
+    params: dict[str, Any] = from_yaml(PARAMS)
     known = {*SHARED, *STAGES}
     if not isinstance(params, dict):
         raise ValueError(f"params.yaml must have sections, among {sorted(known)}")

@@ -9,7 +9,6 @@ template they are turns of the conversation. A template is applied here, once, t
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +16,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-import yaml
 from jinja2 import StrictUndefined, TemplateError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 from pyarrow import ArrowException
 from pyarrow import parquet as arrow
 
-from merge3 import items
+from merge3 import items, reading
 from merge3.items import Item, free_text
 from merge3.models import load_tokenizer, weights_folder
 
@@ -133,7 +131,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
-    found = json.loads(path.read_text(encoding="utf-8-sig"))
+    found = reading.from_json(path.read_text(encoding="utf-8-sig"))
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise ValueError("expected a list of objects, a row each")
     return found
@@ -409,7 +407,7 @@ def settings_of(source: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such .yaml file.
-        ValueError: it is a folder, or holds no mapping.
+        ValueError: it is a folder or no YAML, a key stands twice in it, or it holds no mapping.
     """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -418,12 +416,7 @@ def settings_of(source: str) -> dict[str, Any]:
         raise ValueError(f"{source} is a folder: expected a .yaml file with the keys of a benchmark")
     if not path.is_file():
         raise FileNotFoundError(f"no benchmark at {source}")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        said = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]  # type: ignore[union-attr]
-        raise ValueError(f"{source} cannot be read as YAML: {said}") from error
+    found = reading.from_yaml(path)
     if not isinstance(found, dict):
         raise ValueError(
             f"{source}: expected the keys of a benchmark (source, prompt, options, answer, ...), got {found!r}"

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowException
 
-from merge3 import parquet
+from merge3 import parquet, reading
 
 COLUMNS = ("id", "prompt", "options", "answer", "group", "form")
 FREE = ("expected", "free")  # columns of a table that has free-text items, which have no options
@@ -279,7 +279,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines.
 
     Raises:
-        ValueError: it is not UTF-8, or a line is no JSON object; it is named.
+        ValueError: it is not UTF-8, or a line is no JSON object or has a key twice; it is named.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -290,9 +290,11 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = reading.from_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is no JSON: {error.msg} at column {error.colno}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]}")
         rows.append(row)

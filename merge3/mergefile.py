@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.composer import ComposerError
 
-from merge3 import mergekit
+from merge3 import mergekit, reading
 from merge3.recipe import Layers, Merge, Recipe, whole
 
 OWN = ("weights", "densities", "options", "mask_seed")
@@ -35,10 +34,7 @@ def read(path: Path) -> Merge:
         raise FileNotFoundError(f"no merge file at {path}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, a merge file is YAML")
-    try:
-        values = _Once(path.read_text(encoding="utf-8")).get_single_data()
-    except (ValueError, yaml.YAMLError) as error:  # the former of bytes that are no text, and of days that are none
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    values = reading.from_yaml(path)
     if not isinstance(values, Mapping):
         raise ValueError(f"{path}: expected a mapping with `method` (ours) or `merge_method` (mergekit's)")
     try:
@@ -128,19 +124,6 @@ def _dump(values: Mapping[str, Any]) -> str:
         dict(values), Dumper=_Plain, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
     )
     return text
-
-
-class _Once(yaml.SafeLoader):
-    """A key stands once in a mapping: of two experts or weights of one name, YAML's reader would keep the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set[str]()
-        for key in (key for key, _ in node.value if isinstance(key.value, str)):
-            if key.value in seen:
-                raise ComposerError(problem=f"{key.value!r} stands twice in a mapping", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
 
 
 class _Plain(yaml.SafeDumper):

@@ -256,6 +256,7 @@ def test_files_that_are_not_there_or_not_whole_are_said_so(tmp_path: Path) -> No
             rows(missing)
     for name, text, message in (
         ("half.jsonl", '{"q": ', "line 1 is no JSON"),
+        ("twice.json", '[{"q": 1, "a": 2, "q": 3}]', "cannot be read as .json: 'q' stands twice in an object"),
         ("one.json", '{"q": 1}', "expected a list of objects"),
         ("short.csv", "q,a\n1\n", "row 0 has 1 cells, the first line 2"),
         ("twice.csv", "q,q\n1,2\n", "two columns are called 'q'"),
@@ -463,7 +464,10 @@ def test_a_file_of_settings_that_is_none_is_said_so(tmp_path: Path, monkeypatch:
         settings_of(str(tmp_path / "deep.yaml"))
     for text, message in (
         ("- a\n", "expected the keys of a benchmark"),
-        ("a: [\nb: c", "cannot be read as YAML: line 2: "),
+        ("a: [\nb: c", "it.yaml cannot be read as YAML: line 2, column 5: "),
+        ("source: a\nsource: b", "it.yaml cannot be read as YAML: line 2, column 1: 'source' stands twice"),
+        ("a: " + 9999 * "[", "it.yaml cannot be read as YAML: its brackets are nested too deep"),
+        ("a: \a", "it.yaml cannot be read as YAML: unacceptable character"),
     ):
         (tmp_path / "it.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -156,6 +156,8 @@ def test_items_of_no_kind_are_refused(values: dict[str, object], message: str) -
             "line 3 is no JSON",
         ),
         ("[1, 2]\n", r"line 1: expected a JSON object, got \[1, 2\]"),
+        ('\n{"id": 7, "prompt": "p", "prompt": "q", "expected": "x"}\n', "line 2: 'prompt' stands twice in an object"),
+        (9999 * "[", "line 1: its brackets are nested too deep"),
         ("\n", "has no line: write one an item"),
         (
             '{"id": 7, "prompt": "p", "expected": "x"}\n{"id": "7", "prompt": "q", "expected": "y"}\n',

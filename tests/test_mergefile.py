@@ -302,7 +302,7 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, A
     ("text", "message"),
     [
         ("[1, 2]", "expected a mapping"),
-        ("a: [", "is no YAML"),
+        ("a: [", "cannot be read as YAML: line 1, column "),
         (OWN + "\nlambda: 2", "unknown 'lambda'; fields are"),
         (OWN.replace("base: org/base", ""), "missing 'base'"),
         (OWN.replace("method: ties", "method: tise"), "merge method must be one of"),
@@ -313,7 +313,7 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, A
         ("base: b\nexperts: {a: a}\nmethod: passthrough\nstack: [{expert: a}]", "a stack is a list of"),
         ("base: b\nexperts: {a: x, a: y}\nmethod: ties", "'a' stands twice in a mapping"),
         ("base: b\nexperts: {a: x}\nmethod: ties\nmethod: linear", "'method' stands twice in a mapping"),
-        ("? [base]\n: b", "is no YAML"),
+        ("? [base]\n: b", "cannot be read as YAML: line 1, column "),
         ("base: b\nexperts: {a: x}\nmethod: ties\nweights: 0.5", "weights must map experts to numbers, got 0.5"),
         ("base: b\nexperts: {a: x}\nmethod: ties\noptions: 5", "options must map names to numbers, got 5"),
         ("base: b\nexperts: {a: null}\nmethod: ties", "a must be a folder, a GGUF file or a hub id, got None"),
@@ -329,9 +329,9 @@ def test_what_is_not_done_is_refused_by_name(tmp_path: Path, values: dict[str, A
         (STACKED + "stack: [{expert: a, first: 0, last: 2}]\nweights: {A: 2}", "weights are given for 'A'"),
         (STACKED + "stack: [{expert: a, first: 0, last: 2}]\nweights: {a: .nan}", "weights must be finite"),
         (STACKED + "stack: [{expert: a, first: 0, last: 2}]\noptions: {gamma: 2}", "passthrough has no option 'gamma'"),
-        ("base: 2024-13-45\nexperts: {a: x}\nmethod: ties", "is no YAML: month must be in"),
+        ("base: 2024-13-45\nexperts: {a: x}\nmethod: ties", "cannot be read as YAML: month must be in"),
         (OWN.replace("maths: 0.3", "maths: 1" + 400 * "0"), "another kind than a merge file's: int too large"),
-        ("!!python/object/apply:os.system [true]", "is no YAML"),
+        ("!!python/object/apply:os.system [true]", "cannot be read as YAML: line 1, column "),
     ],
 )
 def test_files_that_say_no_merge_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -379,5 +379,5 @@ def test_values_that_are_the_same_are_written_each_time() -> None:
 
 def test_a_file_of_bytes_is_named(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(b"\xbc\x00")
-    with pytest.raises(ValueError, match=f"{tmp_path / 'model'} is no YAML: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=f"{tmp_path / 'model'} cannot be read as YAML: 'utf-8' codec"):
         mergefile.read(tmp_path / "model")

@@ -113,8 +113,9 @@ def test_a_parameter_out_of_its_range_is_named(changes: dict[str, object], messa
         (b"1: {}\nextratc: {}\n", "unknown section 1"),
         (b"", "must have sections, among"),
         (b"- seed", "must have sections, among"),
-        (b"seed: [", "cannot be read: .* line 1, column 8"),
-        (b"seed: \xff", "cannot be read: 'utf-8' codec"),
+        (b"seed: [", "cannot be read as YAML: line 1, column 8: "),
+        (b"seed: 0\nevolve: {sigma: 1,\n  sigma: 2}", "cannot be read as YAML: line 3, column 3: 'sigma' stands twice"),
+        (b"seed: \xff", "cannot be read as YAML: 'utf-8' codec"),
     ],
 )
 def test_a_file_that_is_no_parameters_is_refused(
