@@ -64,8 +64,11 @@ def cells(path: Path) -> pd.DataFrame:
     """The cells of a CSV file as text, its first line the columns' names; none is missing, as a model may be called NA.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it is empty, no UTF-8, or a line has more cells than the first (which pandas would shift by one).
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}: expected a CSV file with the columns' names first")
     try:
         text = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
     except ValueError as error:

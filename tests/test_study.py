@@ -366,9 +366,12 @@ def test_a_list_that_is_no_table_is_named_and_no_row_of_it_is_shifted(
     tmp_path: Path, capsys: pytest.CaptureFixture, option: str, text: str, message: str
 ) -> None:
     responses.write(tmp_path / "table.parquet", world())
-    (tmp_path / "list.csv").write_text(text)
     case = ["study", str(tmp_path / "table.parquet"), option, str(tmp_path / "list.csv"), "--draws", "1"]
-    assert cli.main([*case, *(["--parents", "a", "b"] if option == "--weights" else [])]) == 1
+    case += ["--parents", "a", "b"] if option == "--weights" else []
+    assert cli.main(case) == 1
+    assert f"no file at {tmp_path / 'list.csv'}: expected a CSV file" in capsys.readouterr().err
+    (tmp_path / "list.csv").write_text(text)
+    assert cli.main(case) == 1
     assert message in capsys.readouterr().err
 
 
