@@ -17,7 +17,7 @@ from importlib import import_module
 import numpy as np
 from jaxtyping import Float
 
-from merge3.items import Item
+from merge3.items import FreeText, Item
 from merge3.store import Answer, Failure, Reply
 
 TRUNCATED = "truncated"
@@ -101,23 +101,30 @@ def check(item: Item) -> None:
     """Refuse a free-text item whose settings cannot grade, before anything is asked.
 
     Raises:
-        ValueError: no such extractor or match, no detector of that language, or what is expected is no number.
+        ValueError: no such extractor or match, no detector of that language, or what is expected is no number; the
+            item is named.
     """
-    free = item.free
-    if free is None:
+    if item.free is None:
         return
+    try:
+        _check(item.free, item.expected)
+    except ValueError as error:
+        raise ValueError(f"item {item.id!r}: {error}") from error
+
+
+def _check(free: FreeText, expected: Sequence[str]) -> None:
     if free.extract not in EXTRACTORS:
         _expression(free.extract)
         if WORD.fullmatch(free.extract) and (meant := get_close_matches(free.extract.replace("-", "_"), EXTRACTORS)):
             raise ValueError(
-                f"item {item.id!r}: extract {free.extract!r} is no extractor; is {meant[0]!r} meant? As a regular "
-                f"expression it would be written ({free.extract})"
+                f"extract {free.extract!r} is no extractor; is {meant[0]!r} meant? As a regular expression it would "
+                f"be written ({free.extract})"
             )
     _match(free.match)
-    if free.match == "numeric" and all(_number(text) is None for text in item.expected):
+    if free.match == "numeric" and all(_number(text) is None for text in expected):
         raise ValueError(
-            f"item {item.id!r}: match is numeric, and {item.expected[0][-60:]!r} is no number: no reply could be "
-            "right; give the number alone, or another match"
+            f"match is numeric, and {expected[0][-60:]!r} is no number: no reply could be right; give the number "
+            "alone, or another match"
         )
     if free.language:
         language_of(" ", free.language)
@@ -174,7 +181,11 @@ def _identifier():  # type: ignore[no-untyped-def]
 
 
 def grade_reply(item: Item, reply: Reply) -> tuple[float, str]:
-    """1 or 0, or NaN where the reply was cut off before its answer was certain; and why it is not 1."""
+    """1 or 0, or NaN where the reply was cut off before its answer was certain; and why it is not 1.
+
+    Raises:
+        ValueError: the item has options, or its own match fails.
+    """
     free = item.free
     if free is None:
         raise ValueError(f"item {item.id!r} has options; a reply cannot be graded")
@@ -183,7 +194,12 @@ def grade_reply(item: Item, reply: Reply) -> tuple[float, str]:
     answer = extract(reply.text, free.extract)
     if answer is None:
         return 0.0, f"no {free.extract} in the reply"
-    if not any(_match(free.match)(answer, expected) for expected in item.expected):
+    match = _match(free.match)
+    try:
+        right = any(match(answer, expected) for expected in item.expected)
+    except Exception as error:  # of a function that is not ours
+        raise ValueError(f"item {item.id!r}: match {free.match!r} fails on {answer[:60]!r}: {error!r}") from error
+    if not right:
         return 0.0, "another answer"
     if free.language:
         found = language_of(reply.text, free.language)

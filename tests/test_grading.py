@@ -22,6 +22,11 @@ def no_vowel(answer: str, expected: str) -> bool:
     return not set(answer) & set("aeiou")
 
 
+def strict(answer: str, expected: str) -> bool:
+    """A match of the user's own that takes whole numbers alone."""
+    return int(answer) == int(expected)
+
+
 @pytest.mark.parametrize(
     ("how", "text", "found"),
     [
@@ -144,6 +149,14 @@ def test_items_run_no_code_that_was_not_allowed(monkeypatch: pytest.MonkeyPatch,
         grading.check(item(match="os.path:exists"))
 
 
+def test_a_match_that_fails_is_said_with_its_item_and_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(grading.OWN, "test_grading")
+    asked = item(match="test_grading:strict")
+    assert grade(asked, Reply("17", "stop", 1), ()) == (1.0, "")
+    with pytest.raises(ValueError, match=r"^item 'i': match 'test_grading:strict' fails on 'seventeen': ValueError"):
+        grade(asked, Reply("seventeen", "stop", 1), ())
+
+
 def test_a_decimal_comma_is_of_the_number() -> None:
     assert extract("Das sind 3,5 Liter", "last_number") == "3,5"
     assert extract("1,234.5 and 7", "first_number") == "1,234.5"
@@ -152,7 +165,7 @@ def test_a_decimal_comma_is_of_the_number() -> None:
 @pytest.mark.parametrize(("how", "value"), [("extract", "("), ("match", "nearly"), ("match", "no.such:thing")])
 def test_settings_that_cannot_grade_are_refused(how: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(grading.OWN, "no")
-    with pytest.raises(ValueError, match=f"{how} must be one of"):
+    with pytest.raises(ValueError, match=rf"^item 'i': {how} must be one of"):
         grading.check(item(**{how: value}))
 
 
@@ -182,7 +195,7 @@ def test_right_counts_in_the_language_alone() -> None:
     assert grade(asked, Reply(french, "stop", 9), ()) == (1.0, "")
     assert grade(asked, Reply(english, "stop", 9), ()) == (0.0, "right, but in language en")
     assert grade(asked, Reply("17 = 12 + 5 = 5 + 12 = 5 + 5 + 7", "stop", 1), ()) == (1.0, "")  # numbers are of none
-    with pytest.raises(ValueError, match="language must be an ISO 639-1 code"):
+    with pytest.raises(ValueError, match=r"^item 'i': language must be an ISO 639-1 code"):
         grading.check(item(language="klingon"))
 
 
