@@ -206,6 +206,9 @@ def benchmark(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, context
     found = [Finding(OK if len(items) >= FEW else RISK, "items", text)]
     if twice := len(items) - len({item.content_hash for item in items}):
         found.append(Finding(RISK, "items", f"{twice} questions are there more than once"))
+    if alike := [item.id for item in items if len(set(item.options)) < len(item.options)]:
+        text = f"{len(alike)} items have an option twice (the first: {alike[0]!r}): not scored, give each option once"
+        found.append(Finding(RISK, "items", text))
     longest = sorted(items, key=lambda item: len(item.prompt), reverse=True)[:LONGEST]
     tokens = [len(tokenizer(item.prompt)["input_ids"]) for item in longest]
     if beyond := sum(count >= context for count in tokens):

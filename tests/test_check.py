@@ -346,6 +346,8 @@ def test_items_that_tell_little_are_a_risk(tokenizer: PreTrainedTokenizerBase) -
     assert (long.level, "prompts of up to 6 tokens" in long.text) == (RISK, True)
     (_, twice) = checks.benchmark([*items(99), Item("again", "Say 1", ("a", "b"), 0)], tokenizer, 256.0)
     assert twice.text == "1 questions are there more than once"
+    (_, alike) = checks.benchmark([*items(99), Item("x", "Say x", ("a", "b", "a"), 0)], tokenizer, 256.0)
+    assert (alike.level, "1 items have an option twice (the first: 'x'): not scored" in alike.text) == (RISK, True)
 
 
 def test_damaged_answers_are_found_and_left_as_they_are(tmp_path: Path) -> None:
