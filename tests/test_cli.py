@@ -345,6 +345,14 @@ def test_either_items_or_tasks_are_answered(
 ) -> None:
     assert main(["respond", "--model", str(saved["base"]), "--out", str(tmp_path / "t.parquet")]) == 1
     assert "give either --items or --task" in capsys.readouterr().err
+    for given, option, why in (
+        (["--items", "i.jsonl", "--metric", "acc"], "--metric", "it is of lm-eval's tasks, --task"),
+        (["--items", "i.jsonl", "--include-path", "more"], "--include-path", "it is of lm-eval's tasks, --task"),
+        (["--task", "arc_easy", "--store", "kept"], "--store", "of --task lm-eval keeps and grades the answers"),
+        (["--task", "arc_easy", "--scoring", "sum"], "--scoring", "of --task lm-eval keeps and grades the answers"),
+    ):
+        assert main(["respond", "--model", str(saved["base"]), *given, "--out", str(tmp_path / "t.parquet")]) == 1
+        assert f"merge3 respond: {option} has no effect here: {why}" in capsys.readouterr().err
     if find_spec("lm_eval") is None:
         task = ["--task", "arc_easy", "--out", str(tmp_path / "t.parquet")]
         assert main(["respond", "--model", str(saved["base"]), *task]) == 1
@@ -368,6 +376,10 @@ def test_what_others_measured_is_imported(tmp_path: Path, capsys: pytest.Capture
     assert main(["import", str(tmp_path / "matrix.csv"), "--out", str(tmp_path / "new" / "out.parquet")]) == 0
     assert responses.read(tmp_path / "new" / "out.parquet").shape == (1, 2)
     capsys.readouterr()
+    for option in ("--metric", "--filter"):
+        wrong = ["import", str(tmp_path / "matrix.csv"), "--out", str(tmp_path / "out.parquet"), option, "acc"]
+        assert main(wrong) == 1
+        assert f"{option} has no effect here: it is of a folder that lm-eval wrote" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "matrix.csv"), "--out", str(tmp_path / "new")]) == 1
     assert capsys.readouterr().err == f"merge3 import: {tmp_path / 'new'} is a folder: name a file\n"
 
@@ -513,6 +525,11 @@ def test_an_option_that_is_unknown_is_said_with_those_of_the_command(capsys: pyt
         ),
         ("chat m --max-tokens -1", "--max-tokens: expected a whole number of 1 or more, got '-1'"),
         ("run --base b --expert e --items i.jsonl --out o --seed -1", "--seed: expected a whole number of 0 or more"),
+        (
+            "run --base b --expert e --items i.jsonl --out o --budget 5.5",
+            "--budget: expected a whole number of 1 or more, got '5.5'",
+        ),
+        ("study t.csv --draws two", "--draws: expected a whole number of 0 or more, got 'two'"),
     ],
 )
 def test_a_number_out_of_its_range_is_said(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -289,6 +289,7 @@ def test_verify_checks_lineage_by_the_family_of_the_candidates(
         (["verify", "--parents", "a", "b"], "--groups speak of a response table: name it"),
         (["verify", "--triplets", "x.csv"], "--groups speak of a response table: name it"),
         (["verify", "--groups", "-"], "--groups speak of a response table: name it"),
+        (["verify", "--count", "5"], "--count, --parents, --triplets, --merges, --relatives and --groups speak of"),
         (["verify", "TABLE", "--relatives", "3"], "--relatives speak of merges of --parents: name them"),
         (["verify", "TABLE", "--merges", "m1*"], "--merges speak of merges of --parents: name them"),
         (

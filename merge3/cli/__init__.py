@@ -93,8 +93,8 @@ def commands_of(made: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
     return dict(next(action for action in made._actions if action.dest == "command").choices or {})
 
 
-def seed(text: str) -> int:
-    """A seed, from its text.
+def whole(text: str) -> int:
+    """A whole number of 0 or more, such as a seed, from its text.
 
     Raises:
         ArgumentTypeError: it is none.
@@ -137,12 +137,12 @@ Interrupted, or again with a larger --budget, a new --out and the same
     add_parents(run, required=True)
     run.add_argument("--items", required=True, help=ITEMS)
     run.add_argument("--out", type=Path, required=True, help="a new folder for the model")
-    run.add_argument("--budget", type=int, default=240, help="candidates to try, in generations of 12 (default: 240)")
+    run.add_argument("--budget", type=count, default=240, help="candidates to try, in generations of 12 (default: 240)")
     run.add_argument(
         "--method", default="task_arithmetic", help="merge method: ties, dare_ties... (default: task_arithmetic)"
     )
     run.add_argument("--test-share", type=float, help=SHARE)
-    run.add_argument("--seed", type=seed, default=0, help="seed of all draws (default: 0)")
+    run.add_argument("--seed", type=whole, default=0, help="seed of all draws (default: 0)")
     run.add_argument("--store", type=Path, help="folder of every answer and the history (default: OUT.store)")
     add_device(run)
 
@@ -286,7 +286,7 @@ merge3 respond --model org/a --task arc_easy --out table.parquet""",
     respond.add_argument("--answers", type=Path, help="every raw answer as well, as JSON lines")
     respond.add_argument("--store", type=Path, help="a folder that keeps raw answers: what is in it is not asked again")
     respond.add_argument("--batch-tokens", type=count, default=4096, help="tokens answered at once (default: 4096)")
-    respond.add_argument("--scoring", choices=SCORINGS, default="sum", help=SCORING)
+    respond.add_argument("--scoring", choices=SCORINGS, help=SCORING)
     add_device(respond)
 
 
@@ -338,9 +338,9 @@ merge3 study leaderboard.csv --counts 20 --json""",
     )
     add_case(study)
     study.add_argument(
-        "--counts", type=int, nargs="+", help="items asked (default: 10 20 50, as far as there are so many)"
+        "--counts", type=whole, nargs="+", help="items asked (default: 10 20 50, as far as there are so many)"
     )
-    study.add_argument("--draws", type=int, default=20, help="repetitions (default: 20)")
+    study.add_argument("--draws", type=whole, default=20, help="repetitions (default: 20)")
     study.add_argument("--weights", type=Path, help="with --parents: a CSV file of the merges' names and coefficients")
     study.add_argument("--plot", type=Path, help="the figures as a picture (default: TABLE.study.png)")
 
@@ -355,7 +355,7 @@ def add_verify(commands: Any) -> None:
 merge3 verify table.parquet --parents org/a org/b --merges 'mine/*'""",
     )
     add_case(verify, "?")
-    verify.add_argument("--count", type=int, default=20, help="items asked (default: 20)")
+    verify.add_argument("--count", type=whole, help="items asked, of a table (default: 20)")
 
 
 def command(
@@ -403,8 +403,8 @@ def add_case(made: argparse.ArgumentParser, number: str | None = None) -> None:
     made.add_argument(
         "--merges", default="*", help="with --parents: names of the merges, a pattern; others are strangers"
     )
-    made.add_argument("--relatives", type=int, default=0, help="with --parents: merges answered in full (default: 0)")
+    made.add_argument("--relatives", type=whole, default=0, help="with --parents: merges answered in full (default: 0)")
     made.add_argument(
         "--groups", metavar="SEPARATOR", help="an item's group is what its id has before the last SEPARATOR"
     )
-    made.add_argument("--seed", type=seed, default=0, help="seed of all draws (default: 0)")
+    made.add_argument("--seed", type=whole, default=0, help="seed of all draws (default: 0)")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from merge3 import answering, generation, grading, imports, items
 from merge3 import responses as tables
 from merge3.benchmark import items_of
-from merge3.cli.show import as_json, as_line, progress, quiet
+from merge3.cli.show import as_json, as_line, progress, quiet, refuse
 from merge3.models import (
     adapted,
     check_device,
@@ -39,10 +39,14 @@ def respond(options: argparse.Namespace) -> int:
     """`merge3 respond`; status 1 where every model is broken.
 
     Raises:
-        ValueError: two models are called alike, or there are neither items nor tasks, or both.
+        ValueError: two models are called alike, there are neither items nor tasks, or both, or an option has no effect.
     """
     if (options.items is None) == (options.task is None):
         raise ValueError("give either --items or --task")
+    if options.task is None:
+        refuse(options, ("metric", "filter", "include_path"), "it is of lm-eval's tasks, --task")
+    else:
+        refuse(options, ("answers", "store", "scoring"), "of --task lm-eval keeps and grades the answers; see --metric")
     names = [source.rstrip("/").split("/")[-1] for source in options.model]
     if len(set(names)) < len(names):
         raise ValueError(f"models are named by the last part of their paths, which must differ: got {names}")
@@ -78,7 +82,7 @@ def respond(options: argparse.Namespace) -> int:
             broken += 1
         seconds = perf_counter() - begin
         answers = [kept[item.content_hash] for item in asked]
-        scores, reasons = grading.grades(asked, answers, answering.divisors(asked, tokenizer, options.scoring))
+        scores, reasons = grading.grades(asked, answers, answering.divisors(asked, tokenizer, options.scoring or "sum"))
         rows.append(scores)
         lines += [
             {"model": name, **shown(item, answer, score, reason)}
@@ -279,8 +283,14 @@ def prose(line: Mapping[str, Any]) -> str:
 
 
 def import_table(options: argparse.Namespace) -> None:
-    """`merge3 import`."""
+    """`merge3 import`.
+
+    Raises:
+        ValueError: an option has no effect.
+    """
     source = options.source
+    if not source.is_dir():
+        refuse(options, ("metric", "filter"), f"it is of a folder that lm-eval wrote, and {source} is none")
     _parquet(options.out)
     table = imports.lm_eval(source, options.metric, options.filter) if source.is_dir() else imports.matrix(source)
     _writable(options.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -20,6 +21,16 @@ COLOURS = {"ok": "green", "risk": "yellow", "wrong": "bold red"}
 WIDE = 200  # of a table where there is no terminal
 NAMED = 18  # letters of a name that stay on one line in the narrowest terminal
 GAP = 2  # between two columns
+
+
+def refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that are without effect here, if any of them was given.
+
+    Raises:
+        ValueError: the first of them, and why.
+    """
+    if given := [name for name in names if getattr(options, name) is not None]:
+        raise ValueError(f"--{given[0].replace('_', '-')} has no effect here: {why}")
 
 
 def as_json(value: Any) -> None:

@@ -15,6 +15,8 @@ from merge3 import verify as guarantees
 from merge3.cli.show import as_json, progress
 from merge3.estimate import Known
 
+COUNT = 20  # items that `verify` asks
+
 
 def study(options: argparse.Namespace) -> None:
     """`merge3 study`."""
@@ -55,12 +57,15 @@ def verify(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a guarantee did not hold, an option needs a table, or --count is not among its items.
     """
-    if options.responses is None and (options.parents or options.triplets or options.groups or _of_merges(options)):
-        raise ValueError("--parents, --triplets, --merges, --relatives and --groups speak of a response table: name it")
+    given = options.parents, options.triplets, options.groups, options.count, *_of_merges(options)
+    if options.responses is None and any(one is not None for one in given):
+        raise ValueError(
+            "--count, --parents, --triplets, --merges, --relatives and --groups speak of a response table: name it"
+        )
     checks = list[guarantees.Check]()
     if options.responses is not None:
         draw, groups = read_case(options)
-        count, items = options.count, len(groups)
+        count, items = COUNT if options.count is None else options.count, len(groups)
         if not 1 <= count <= items:
             raise ValueError(f"--count must be between 1 and the {items} items, got {count}")
         drawn = draw(options.seed)
