@@ -84,7 +84,10 @@ def test_a_file_goes_to_mergekits_form_and_back(file: Path, tmp_path: Path, caps
 def test_a_plan_says_what_fits(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = ["--memory", "24", "--bandwidth", "1000", "--tflops", "70"]
     assert main(["plan", str(file), *card]) == 0
-    assert "device              24.00 GB: resident" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "device              24.00 GB: resident" in said
+    assert re.search(r"\nlive model +0\.\d[1-9] MB\n", said)
+    assert re.search(r"^parameters +0\.0[1-9] M\n", said)
     shared = [*card, "--candidates", "120", "--population", "12", "--workers"]
     assert main(["plan", str(file), *shared, "8"]) == 0
     said = capsys.readouterr().out
@@ -93,8 +96,14 @@ def test_a_plan_says_what_fits(file: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="2"):
         main(["plan", str(file), *shared, "0"])
     assert main(["plan", str(file), "--dtype", "float32"]) == 0
-    assert main(["plan", str(file), "--memory", "24"]) == 1
-    assert "give all three" in capsys.readouterr().err
+    capsys.readouterr()
+    for wrong, message in (
+        (["--memory", "24"], "give all three"),
+        ([*shared, "121"], "--workers must be no more than the 120 --candidates, which they share, got 121"),
+        ([*card, "--device", "cpu"], "--device has no effect here: the device that is planned for is that of --memory"),
+    ):
+        assert main(["plan", str(file), *wrong]) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "nan", "inf"])

@@ -256,7 +256,7 @@ The second plans for a card that is not here, the last for eight.""",
     plan.add_argument("--population", type=count, default=12, help="candidates of a generation (default: 12)")
     plan.add_argument("--workers", type=count, default=1, help="devices that search together (default: 1)")
     plan.add_argument("--batch-tokens", type=count, default=4096, help="tokens answered at once (default: 4096)")
-    plan.add_argument("--device", default="cpu", help="measure this device (default: cpu)")
+    plan.add_argument("--device", help="measure this device (default: cpu)")
     plan.add_argument("--dtype", default="auto", help="dtype of the live model (default: auto)")
     plan.add_argument("--memory", type=float, help="instead: GB of a device that is not here")
     plan.add_argument("--bandwidth", type=float, help="with --memory: its memory's bandwidth, GB/s")

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from merge3 import export, mergefile, scaling
 from merge3 import plan as costs
-from merge3.cli.show import as_json, as_line, ask, quiet
+from merge3.cli.show import as_json, as_line, ask, quiet, refuse
 from merge3.models import check_device, fingerprint, load, load_tokenizer, resolve_dtype, weights_folder
 from merge3.recipe import Merge
 from merge3.tokens import give
@@ -87,8 +87,8 @@ def plan(options: argparse.Namespace) -> None:
     """`merge3 plan`.
 
     Raises:
-        ValueError: a figure of a device is not above 0 or not finite, only some of its three are given, or the device
-            that is to be measured is not there.
+        ValueError: a figure of a device is not above 0 or not finite, only some of its three are given, the device that
+            is to be measured is not there or has no effect, or there are more workers than candidates.
     """
     stated = [value for value in (options.memory, options.bandwidth, options.tflops) if value is not None]
     for name in ("memory", "bandwidth", "tflops", "main_bandwidth"):
@@ -97,15 +97,23 @@ def plan(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0 and finite, got {value:g}")
     if stated and len(stated) < 3:
         raise ValueError("--memory, --bandwidth and --tflops describe a device together: give all three")
-    if not stated:
-        check_device(options.device)
-    dtype = torch.bfloat16 if stated and options.dtype == "auto" else resolve_dtype(options.dtype, options.device)
+    if options.workers > options.candidates:
+        raise ValueError(
+            f"--workers must be no more than the {options.candidates} --candidates, which they share, "
+            f"got {options.workers}"
+        )
+    device = options.device or "cpu"
+    if stated:
+        refuse(options, ("device",), "the device that is planned for is that of --memory, --bandwidth and --tflops")
+    else:
+        check_device(device)
+    dtype = torch.bfloat16 if stated and options.dtype == "auto" else resolve_dtype(options.dtype, device)
     if stated:
         machine = costs.Machine(
             options.memory * costs.GIGABYTE, options.bandwidth * costs.GIGABYTE, options.tflops * 1e12
         )
     else:
-        machine = costs.measure(options.device, dtype)
+        machine = costs.measure(device, dtype)
     asked = mergefile.read(options.file)
     found = costs.plan(
         asked.base,
@@ -128,20 +136,27 @@ def plan(options: argparse.Namespace) -> None:
         print(told(found, options.candidates, search))
 
 
+def sized(size: int | float) -> str:
+    """Bytes in the unit that shows three figures of them or more; of a small model in MB."""
+    if 0 < size < costs.GIGABYTE:
+        return f"{size / 1e6:8.2f} MB"
+    return f"{size / costs.GIGABYTE:8.2f} GB"
+
+
 def told(found: costs.Plan, candidates: int, search: list[scaling.Scaled]) -> str:
     """A plan in lines."""
-    size = {name: f"{value / costs.GIGABYTE:8.2f} GB" for name, value in asdict(found).items()}
+    size = {name: sized(value) for name, value in asdict(found).items()}
     first = search[0]
     candidate = first.merging + first.answering
     return "\n".join(
         (
-            f"parameters       {found.parameters / 1e6:8,.0f} M",
+            f"parameters       {found.parameters / 1e6:8,.{0 if found.parameters >= 1e7 else 2}f} M",
             f"live model       {size['model']}",
             f"base and experts {size['ingredients']}",
             f"masks            {size['masks']}",
             f"answering        {size['answering']}",
-            f"resident         {found.resident / costs.GIGABYTE:8.2f} GB on the device",
-            f"streamed         {found.streamed / costs.GIGABYTE:8.2f} GB on the device, the rest in main memory",
+            f"resident         {sized(found.resident)} on the device",
+            f"streamed         {sized(found.streamed)} on the device, the rest in main memory",
             f"device           {size['memory']}: {found.mode}",
             f"a candidate      {candidate:8.3f} s, {first.merging / candidate:.0%} of it merging",
             f"the search       {first.own:8.3f} s of its own for {candidates} candidates, which devices do not share",
