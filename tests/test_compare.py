@@ -162,6 +162,18 @@ def test_of_how_many_items_accuracies_are_is_said_where_it_is_not_the_same() -> 
     assert "(ours 10, rambling 7)" in compare.uneven(table)
 
 
+def test_what_the_winner_leaves_unfinished_counts_for_no_lead() -> None:
+    answers = np.random.default_rng(4).integers(0, 2, (3, 60)).astype(float)
+    tests = [Item(str(n), f"{n}?", ("a", "b"), 0, group="xy"[n // 20 > 0]) for n in range(60)]
+    table = pd.DataFrame(answers, index=["ours", "one", "other"])
+    table.loc["ours", 50:] = np.nan
+    leads = ["lead", "lead_low", "lead_high", "mcnemar_p", "holm_p"]
+    found = compare.scores(table, tests, "ours", 0)
+    alone = compare.scores(table.iloc[:, :50], tests[:50], "ours", 0)
+    pd.testing.assert_frame_equal(found[leads], alone[leads])
+    assert found["accuracy"].tolist() == [answers[0, :50].mean(), *answers[1:].mean(axis=1)]
+
+
 def test_who_left_half_of_the_items_is_not_compared() -> None:
     table = pd.DataFrame(np.ones((3, 10)), index=["ours", "half", "more"])
     table.loc["half", 5:] = np.nan

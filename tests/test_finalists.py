@@ -6,8 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from merge3.estimate import Calibration, Known
-from merge3.finalists import combined, finals, fresh, halves, paired, told_apart, whole
+from merge3 import surface
+from merge3.estimate import Z90, Calibration, Known
+from merge3.evolve import SEARCHES, Genes
+from merge3.finalists import (
+    combined,
+    combined_by_group,
+    contenders,
+    finals,
+    fresh,
+    halves,
+    paired,
+    told_apart,
+    whole,
+)
 from merge3.genome import Genome
 from merge3.history import average, joins
 from merge3.irt import ItemParameters
@@ -45,6 +57,7 @@ def test_answers_that_one_lacks_are_left_out() -> None:
     broken[1, :10] = np.nan
     assert paired(broken, 1000) == paired(answers[:, 10:], 1000)
     assert paired(answers[:1], 1000) == 0.25  # one alone: an answer's own variance at most
+    assert paired(answers[:, :1], 1000) == 0.25  # as of one answer each
 
 
 def test_exact_fresh_items_decide_alone_and_useless_ones_leave_it_to_the_surface() -> None:
@@ -77,6 +90,44 @@ def test_a_leader_that_the_surface_does_not_know_stands_by_its_fresh_items() -> 
     alone = combined(means[[0, 2]], deviations[[0, 2]], found[[0, 2]], 0.002)
     np.testing.assert_allclose(scores, [alone[0], found[1], alone[1]])
     np.testing.assert_allclose(combined(means[[1]], deviations[[1]], found[[1]], 0.002), found[[1]])
+
+
+def test_a_groups_score_is_a_share_that_certain_fresh_items_tell_alone() -> None:
+    means, found = np.array([[0.9, 0.2], [1.0, 0.1]]), np.array([[1.0, 0.3], [0.95, 0.0]])
+    deviations = np.full((2, 2), 0.05)
+    scores, half = combined_by_group(means, deviations, found, np.zeros((2, 2)))
+    np.testing.assert_allclose(scores, found)
+    np.testing.assert_array_equal(half, 0.0)
+    scores, half = combined_by_group(means, deviations, found, np.full((2, 2), 0.2))
+    share = 0.05**2 / (0.05**2 + 0.2**2)
+    level = (found - means).mean(axis=0)
+    expected = (1 - share) * (means + level) + share * found
+    assert expected.max() > 1  # on the level of the fresh items the surface's best would be beyond it
+    np.testing.assert_allclose(scores, np.minimum(expected, 1.0))
+    np.testing.assert_allclose(half, Z90 * np.sqrt(share * 0.2**2 + 0.2**2 / 2))
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_where_fewer_items_are_left_than_finalists_might_be_asked_all_of_them_are_fresh(others: int) -> None:
+    count, asked = 6, 6 - others
+    items = ItemParameters(np.ones((count, 1)), np.zeros(count))
+    known = Known(items, np.arange(asked), np.full(asked, 1 / asked), np.zeros((2, count)))
+    found = fresh(known, ["x"] * count, 300, 0)
+    assert found.subset.tolist() == list(range(asked, count))
+    assert found.weights == pytest.approx(np.full(others, 1 / others))
+    everything = replace(known, subset=np.arange(count), weights=np.full(count, 1 / count))
+    assert fresh(everything, ["x"] * count, 300, 0) is everything
+
+
+def test_where_no_candidate_is_whole_the_contenders_are_of_the_surface_and_the_search() -> None:
+    genes = np.array([[0.2, 0.2], [0.8, 0.4], [0.5, 0.9], [0.1, 0.7]])
+    pooled = surface.fit(genes, np.array([0.3, 0.6, 0.5, 0.4]), np.zeros(4))
+    search = SEARCHES["pooled"](Genes(2), np.full(2, 0.5), 0.2, 4, 0)
+    found = contenders(pooled, search, np.empty((0, 2)))
+    np.testing.assert_array_equal(found, [surface.best(pooled, search.seed), search.mean, search.start])
+    more = contenders(pooled, search, genes)
+    np.testing.assert_array_equal(more[[0, 2, 3]], found)
+    assert pooled.predict(more[[1, 4, 5, 6]])[0].tolist() == sorted(pooled.predict(genes)[0], reverse=True)
 
 
 def test_every_part_of_the_fresh_items_has_all_groups_and_lies_within_the_next() -> None:
