@@ -156,9 +156,9 @@ def over_best_standard(
 ) -> dict[str, Any] | None:
     """The best standard merge beside the winner, and the winner's `leads` over it; None where there is none.
 
-    `scored` is what `scores` gives of `table`, with the `kind` of each model.
+    `scored` is what `scores` gives of `table`, with the `kind` of each model; that of the winner is its own.
     """
-    others = scored[(scored["kind"] == "standard merge") & (scored["model"] != winner)].set_index("model")["accuracy"]
+    others = scored[scored["kind"] == "standard merge"].set_index("model")["accuracy"]
     if others.empty:
         return None
     best = str(others.idxmax())
