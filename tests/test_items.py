@@ -133,6 +133,7 @@ def test_texts_that_look_like_numbers_or_dates_stay_as_they_are(tmp_path: Path) 
             {"expected": ("x",), "free": FreeText(), "options": ("x", "y")},
             "has texts that are expected, and no options",
         ),
+        ({"expected": ("x",), "free": FreeText(), "answer": 0}, "has texts that are expected, and no options"),
         ({}, "two options or more"),
         ({"options": ("x", "y")}, "answer must be the index of an option, 0 to 1, got -1"),
     ],
