@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma3nTextConfig, LlamaConfig, MixtralConfig
+from transformers import Gemma3nTextConfig, GPT2Config, LlamaConfig, MixtralConfig
 
 from merge3 import models
 from merge3.plan import (
@@ -60,6 +61,7 @@ def test_automatic_batches_take_half_of_what_the_device_has_left() -> None:
             same = resolve_batch_tokens("auto", config, torch.bfloat16, "meta", int(room - fits), 0)
             parts = int(room - left), int(beside)
             assert resolve_batch_tokens("auto", config, torch.bfloat16, "meta", *parts) == same
+    assert resolve_batch_tokens("auto", config, torch.bfloat16, "meta", int(2 * room), 0) == 1  # what does not fit
     assert resolve_batch_tokens("auto", config, torch.bfloat16, "cpu", 0, 0) == CPU_TOKENS
     assert resolve_batch_tokens(77, config, torch.bfloat16, "cpu", 0, 0) == 77
 
@@ -107,6 +109,29 @@ def test_masks_are_a_byte_an_element_and_ranks_another(seven_billion: Path) -> N
 @pytest.mark.parametrize(("memory", "mode"), [(80e9, "resident"), (24e9, "streamed"), (12e9, "too large")])
 def test_the_mode_is_what_fits(seven_billion: Path, memory: float, mode: str) -> None:
     assert plan(seven_billion, [seven_billion], "ties", Machine(memory, 1.0, 1.0), tokens=1).mode == mode
+
+
+def test_a_tenth_of_a_device_is_left_for_its_own_needs(seven_billion: Path) -> None:
+    found = plan(seven_billion, [seven_billion], "ties", CARD, tokens=1)
+    modes = {"resident": found.resident, "streamed": found.streamed}
+    for mode, size in modes.items():
+        assert replace(found, memory=1.001 * size / 0.9).mode == mode
+        assert replace(found, memory=0.999 * size / 0.9).mode != mode
+
+
+def test_a_config_without_an_inner_width_has_four_hidden_ones() -> None:
+    config = GPT2Config(n_embd=32, vocab_size=259)
+    assert config.n_inner is None
+    assert token_bytes(config, torch.float32) == (12 * 32 + 3 * 4 * 32) * 4 + 259
+
+
+def test_an_adapter_of_directions_weighs_whole_matrices(saved: dict[str, Path], tmp_path: Path) -> None:
+    base = models.load(saved["base"], torch.float32)
+    whole = sum(p.numel() for name, p in base.named_parameters() if "q_proj" in name)
+    made = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    made.save_pretrained(tmp_path)
+    factors = sum(p.numel() for name, p in made.named_parameters() if "lora_" in name)
+    assert adapter_parameters(tmp_path, models.load(saved["base"], torch.float32)) == factors + whole
 
 
 def test_an_adapter_weighs_its_factors(saved: dict[str, Path], tmp_path: Path) -> None:
