@@ -199,6 +199,14 @@ def test_right_counts_in_the_language_alone() -> None:
         grading.check(item(language="klingon"))
 
 
+def test_a_language_is_told_from_twenty_letters_on() -> None:
+    pytest.importorskip("py3langid")
+    text = "The answer, because twelve"
+    letters = [place for place, letter in enumerate(text, 1) if letter.isalpha()]
+    assert grading.language_of(text[: letters[grading.WRITTEN - 2]], "en") is None
+    assert grading.language_of(text[: letters[grading.WRITTEN - 1]], "en") == "en"
+
+
 def test_failures_that_differ_in_their_numbers_are_counted_together() -> None:
     reasons = ["2,055 tokens of at most 2048", "3000 tokens of at most 2048", "truncated", "truncated", "", "wrong"]
     found = grading.failures(np.array([np.nan] * 4 + [1.0, 0.0]), reasons)

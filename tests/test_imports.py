@@ -88,6 +88,30 @@ def test_another_version_of_a_task_is_noticed(tmp_path: Path) -> None:
         imports.lm_eval(tmp_path)
 
 
+def test_without_a_hash_the_document_itself_tells_another_version(tmp_path: Path) -> None:
+    for model, question in (("one", "1 + 1"), ("two", "1 + 2")):
+        write(tmp_path, model, "t", [{"doc_id": 0, "doc": {"question": question}, "acc": 1.0}])
+    with pytest.raises(ValueError, match="item 't:0' is another text"):
+        imports.lm_eval(tmp_path)
+
+
+def test_a_filter_is_of_the_tasks_that_have_several(tmp_path: Path) -> None:
+    lines = [sample(0, exact_match=0.0, filter="strict-match"), sample(0, exact_match=1.0, filter="flexible-extract")]
+    write(tmp_path, "m", "gsm8k", lines)
+    write(tmp_path, "m", "arc_easy", [sample(0, acc=1.0)])
+    assert imports.lm_eval(tmp_path, filtering="strict-match").loc["m"].to_dict() == {"gsm8k:0": 0, "arc_easy:0": 1}
+
+
+def test_a_sample_without_a_score_is_not_scored_and_ends_at_its_line(tmp_path: Path) -> None:
+    dated = tmp_path / "2026-01-01T00-00-00.0"  # as the folder of a run: it is the one that was named
+    path = dated / "samples_t_2026-01-01T00-00-00.0.jsonl"
+    dated.mkdir()
+    lines = [sample(0, acc=None, text="one\u2028line"), sample(1, acc=0.0)]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    table = imports.lm_eval(dated)
+    assert table.fillna(-1).to_dict("index") == {dated.name: {"t:0": -1, "t:1": 0}}
+
+
 def test_a_folder_without_samples_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run lm_eval with --log_samples"):
         imports.lm_eval(tmp_path)
@@ -110,6 +134,9 @@ def test_matrices(tmp_path: Path, ending: str) -> None:
 
 def test_matrices_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no response table at"):
+        imports.matrix(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text("name,i,j\n")
+    with pytest.raises(ValueError, match=r"m\.csv: expected at least one model and one item"):
         imports.matrix(tmp_path / "m.csv")
     (tmp_path / "m.txt").write_text("")
     with pytest.raises(ValueError, match=r"expected a \.csv or"):
@@ -160,6 +187,10 @@ def test_the_first_leaderboards_details_are_read(tmp_path: Path, form: str) -> N
     assert (list(table.index), list(table.columns)) == (["details_org__one", "details_org__two"], ids)
     assert table.to_numpy().tolist() == [[1, 0], [0, 0]]
     assert imports.lm_eval(tmp_path, "acc").to_numpy().tolist() == [[0, 1], [1, 1]]
+    changed = [row | {"example": "another", "hashes": {"hash_example": "another"}} for row in rows]
+    pd.DataFrame([{name: row[name] for name in rows[0]} for row in changed]).to_parquet(path)
+    with pytest.raises(ValueError, match="0' is another text than for the models before"):
+        imports.lm_eval(tmp_path)
 
 
 def test_the_second_leaderboards_details_are_lm_evals_samples(tmp_path: Path) -> None:
