@@ -166,6 +166,16 @@ def test_a_prior_counts_as_four_models_when_it_learns_from_others():
     assert (shift, scale) == (0.0, 2.0)
 
 
+def test_scores_share_an_error_where_neither_relatives_nor_many_strangers_tell():
+    rng = np.random.default_rng(7)
+    items = drawn(30, rng)
+    parents, relatives = population(2, items, rng), population(4, items, rng)
+    strangers = population(lineage.MANY + 20, items, rng)
+    for count, alone in ((20, lineage.SHARED_ERROR), (len(strangers), 0.0)):
+        families = lineage.fit_each(strangers[:count], [(parents, NONE), (parents, relatives)])
+        assert [family.shared_error for family in families] == [alone, 0.0]
+
+
 def test_one_number_shifts_ability_along_what_the_items_ask():
     items = ItemParameters(np.array([[3.0, 0.0], [3.0, 8.0]]), np.zeros(2))
     np.testing.assert_allclose(lineage.raised(items, (10.0,)), [6.0, 8.0])
