@@ -207,6 +207,8 @@ def test_the_ledger_adds_up(html):
         (0.012, -0.008, 0.031, 0.31, "undecided", "is not shown to be better than the best expert"),
         (0.030, 0.001, 0.060, 0.051, "undecided", "is not shown to be better than the best expert"),
         (0.0, 0.0, 0.0, 1.0, "undecided", "is not shown to be better than the best expert"),
+        (0.030, 0.0, 0.060, 0.01, "undecided", "is not shown to be better than the best expert"),
+        (-0.030, -0.060, 0.0, 0.01, "undecided", "is not shown to be better than the best expert"),
         (-0.010, -0.030, 0.010, 0.4, "undecided", "is not shown to be better than the best expert"),
         (-0.040, -0.060, -0.020, 0.001, "worse", "is worse than the best expert, english_arithmetic, by 4.0 points"),
         (0.081, 0.05, 0.113, np.nan, "better", "beats the best expert"),
