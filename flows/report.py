@@ -222,7 +222,7 @@ def plain(results: Results) -> str:
 
 def draw(results: Results, console: Console) -> None:
     """The table of models, the result in a sentence, and what it cost."""
-    uneven = Text(f"{results.uneven[0].upper()}{results.uneven[1:]}.") if results.uneven else ""
+    uneven = Text(f"{results.uneven}.") if results.uneven else ""
     for part in ("", table(results), uneven, summary(results), cost(results)):
         console.print(part)
 

@@ -48,10 +48,8 @@ PROTOCOL = {
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 SCORINGS = ("sum", "characters", "tokens")  # what log-likelihoods of options are compared by, see `divisors`
 PROBE = (8, 3, 3)  # tokens of the prompt and of the two options by which `packable` sees how a model attends
-TRIAL, COPIES = (
-    (5, 33, 100, 250),
-    3,
-)  # lengths of the rows by which `steady` sees whether a batch moves them; of each in one
+TRIAL = (5, 33, 100, 250)  # lengths of the rows by which `steady` sees whether a batch moves them
+COPIES = 3  # of each in one
 TOLD = 5  # tokens of each whose likelihoods are compared: rounding hides what moved from one in five
 HEAD_ROWS = 16  # rows of logits normalised at once, so that they stay in the processor's cache
 
@@ -161,7 +159,7 @@ def logits_at(
 def remember(model: PreTrainedModel, tokens: Sequence[int], padding: int, width: int) -> Prefix:
     """The keys and values of a beginning that several rows share, for attention that looks at `width` columns."""
     memory = Prefix(model.config.get_text_config().num_hidden_layers, width)
-    tree = Tree(len(tokens), tuple(tokens), (), ())
+    tree = tree_of(tokens, [])
     with memory.keeping(len(tokens)):
         logits_at(model, _inputs([tree], padding, model.dtype, 0, width), [0], [0], memory)
     return memory
@@ -438,7 +436,7 @@ def _score_flat(
     step = flat.step(parts)
     queue = flat_batches(trees, flat.room(batch_tokens, parts), shared)
     memory = Prefix(model.config.get_text_config().num_hidden_layers, 0) if shared and len(queue) > 1 else None
-    begun = Tree(shared, trees[0].tokens[:shared], (), ())
+    begun = tree_of(trees[0].tokens[:shared], [])
     for number, batch in enumerate(queue):
         rows = [trees[index] for index in batch]
         first = shared > 0 and number == 0

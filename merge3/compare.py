@@ -100,7 +100,7 @@ def uneven(table: pd.DataFrame) -> str:
     if counts.min() == counts.max():
         return ""
     each = ", ".join(f"{model} {count}" for model, count in counts.items())
-    return f"accuracies are of the items that a model has a scored answer to ({each}), leads of those that both have"
+    return f"Accuracies are of the items that a model has a scored answer to ({each}), leads of those that both have"
 
 
 def scores(table: pd.DataFrame, tests: Sequence[Item], winner: str, seed: int) -> pd.DataFrame:
