@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
@@ -137,6 +138,8 @@ class Asker:
             self._packed = answering.packable(merger.model, self.tokenizer)
         begin, before = perf_counter(), (merger.bytes_read, merger.bytes_written)
         self._become(recipe)
+        if (device := merger.model.device).type != "cpu":
+            torch.accelerator.synchronize(device)  # or what is left of merging would count as answering
         merged = perf_counter()
         try:
             found, work = respond.respond(

@@ -198,7 +198,7 @@ def measure(device: str, dtype: torch.dtype) -> Machine:
             begin = perf_counter()
             work()
             if device != "cpu":
-                torch.cuda.synchronize(device)
+                torch.accelerator.synchronize(device)
             seconds.append(perf_counter() - begin)
         return min(seconds)
 
