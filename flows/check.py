@@ -6,6 +6,7 @@ The stages refuse the same when they come to it; here all of it is said at once,
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from importlib import import_module
@@ -21,7 +22,6 @@ from merge3.benchmark import read
 from merge3.checks import OK, RISK, WRONG, Finding
 from merge3.estimate import SAMPLED
 from merge3.extract import MARGINS, METHODS
-from merge3.items import Item
 from merge3.models import read_manifest
 from merge3.recipe import GROUPS
 
@@ -176,27 +176,32 @@ def models_and_machine(params: Mapping[str, Any], sound: bool) -> Iterator[Findi
 
 
 def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
-    """The items, split as the stage prepare does, where they are in a file; held against what it made of them."""
-    asked = params["prepare"]["benchmark"]
-    if asked is None:
-        yield Finding(OK, "items", "the demonstration's problems will be made")
-        return
-    if not isinstance(asked, Mapping) or not Path(str(asked.get("source"))).exists():
+    """The items, split as the stage prepare does, where they are in a file; held against what it made of them.
+
+    Of the demonstration's problems, which are not made here, whether they are of the study's groups, and enough.
+    """
+    asked, problems = params["prepare"]["benchmark"], params["prepare"]["problems"]
+    if asked is not None and not (isinstance(asked, Mapping) and Path(str(asked.get("source"))).exists()):
         yield Finding(RISK, "items", f"{asked}: not in a file here, so not looked at; the stage prepare will fetch it")
         return
     try:
-        parts = read(asked, params["seed"], "prepare.benchmark")
         _, groups = study_of(params["study"], params["studies"])
-        named = {item.group for item in parts["search"]}
-        if missing := [group for group in groups if group not in named]:
-            raise ValueError(f"no search item has group {missing[0]!r} of the study; groups are {sorted(named)}")
-        mine: dict[str, list[Item]] = {
-            part: [item for item in of if item.group in groups] for part, of in parts.items()
-        }
-        if params["extract"]["items"] > len(mine["search"]):
-            raise ValueError(f"extract.items is {params['extract']['items']} of {len(mine['search'])} search items")
+        parts = {} if asked is None else read(asked, params["seed"], "prepare.benchmark")
+        sizes: dict[str, dict[str, int]] = {part: Counter(item.group for item in of) for part, of in parts.items()}
+        if asked is None:
+            from demo.problems import LANGUAGES
+
+            sizes = {part: dict.fromkeys(LANGUAGES, problems[part]) for part in ("search", "test")}
+        for part, of_group in sizes.items():
+            if missing := [group for group in groups if group not in of_group]:
+                raise ValueError(f"no {part} item has group {missing[0]!r} of the study; groups are {sorted(of_group)}")
+        if params["extract"]["items"] > (there := sum(sizes["search"][group] for group in groups)):
+            raise ValueError(f"extract.items is {params['extract']['items']} of {there} search items")
     except MISTAKES as error:
         yield Finding(WRONG, "items", _line(error))
+        return
+    if asked is None:
+        yield Finding(OK, "items", "the demonstration's problems will be made")
         return
     for part, of in parts.items():
         prepared = DATA / "prepare" / f"{part}.parquet"
@@ -207,8 +212,8 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
         tokenizer, context = models.load_tokenizer(folder), checks.context(folder)
     except MISTAKES:  # of the base, and said there
         return
-    for part, of in mine.items():
-        for finding in checks.benchmark(of, tokenizer, context):
+    for part, of in parts.items():
+        for finding in checks.benchmark([item for item in of if item.group in groups], tokenizer, context):
             if finding.what == checks.CONTEXT:
                 text = f"{finding.text}, which the stage respond refuses: leave them out"
                 yield Finding(WRONG, f"{part} items", text)

@@ -18,6 +18,7 @@ import torch
 import world
 import yaml
 from conftest import CONFIGS, build, with_tokens
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
@@ -135,6 +136,7 @@ def test_the_repositorys_own_parameters_pass(monkeypatch: pytest.MonkeyPatch) ->
             "prepare.problems.test must be 1 or more, got 0",
         ),
         ("studies", {"tiny": {"experts": ["first", "second"], "groups": ["z"]}}, "no search item has group 'z'"),
+        ("prepare", {"benchmark": None, "problems": {"search": 8, "test": 8}}, "no search item has group 'x'"),
         ("prepare", {"benchmark": {"source": "items.jsonl", "test_share": 1.5}}, "test_share must be inside (0, 1)"),
     ],
 )
@@ -146,6 +148,33 @@ def test_what_is_wrong_is_said(
     (here / "params.yaml").write_text(yaml.safe_dump(values))
     assert message in " ".join(said(checking.check(), WRONG))
     assert main(["check"]) == 1
+
+
+def test_a_group_that_the_test_lacks_is_wrong_before_the_search(here: Path, saved: dict[str, Path]) -> None:
+    rows = {
+        split: Dataset.from_list([{"q": f"{split} {n}: ", "g": groups[n % 2]} for n in range(60)])
+        for split, groups in (("train", "xy"), ("test", "xz"))
+    }
+    DatasetDict(rows).save_to_disk(here / "set")
+    values = copy.deepcopy(world.params(saved))
+    form = {"prompt": "{{q}}", "options": ["a", "b"], "answer": "0", "group": "g"}
+    values["prepare"]["benchmark"] = {"source": "set", "split": "train", "test_split": "test", **form}
+    for groups, wrong in ((["x"], []), (["x", "y"], ["y"]), (["y"], ["y"])):
+        values["studies"]["tiny"]["groups"] = groups
+        (here / "params.yaml").write_text(yaml.safe_dump(values))
+        assert said(checking.check(), WRONG) == [
+            f"items: no test item has group {group!r} of the study; groups are ['x', 'z']" for group in wrong
+        ]
+
+
+def test_more_items_than_the_problems_of_the_study_are_wrong(here: Path, saved: dict[str, Path]) -> None:
+    values = copy.deepcopy(world.params(saved))
+    values["prepare"] = {"benchmark": None, "problems": {"search": 9, "test": 3}}
+    values["studies"]["tiny"]["groups"] = ["en", "it"]
+    for count, wrong in ((18, []), (19, ["items: extract.items is 19 of 18 search items"])):
+        values["extract"]["items"] = count
+        (here / "params.yaml").write_text(yaml.safe_dump(values))
+        assert said(checking.check(), WRONG) == wrong
 
 
 def test_a_section_that_lacks_a_key_is_wrong(here: Path, saved: dict[str, Path]) -> None:
