@@ -106,8 +106,17 @@ def test_fisher_matches_its_formula_item_by_item(parents, points):
     for theta in points:
         p = 1 / (1 + np.exp(items.difficulty - items.discrimination[:, 0] * theta))
         information += items.discrimination[:, 0] ** 2 * p * (1 - p)
-    chosen, _ = fisher(items, np.reshape(parents, (-1, 1)), 6, ["x"] * 30, 0)
-    assert set(chosen.tolist()) == set(np.argsort(information)[-6:].tolist())
+    for count in range(1, 30):
+        chosen, _ = fisher(items, np.reshape(parents, (-1, 1)), count, ["x"] * 30, 0)
+        assert set(chosen.tolist()) == set(np.argsort(information)[-count:].tolist())
+
+
+@pytest.mark.parametrize("method", ["fisher", "ascent", "disagreement"])
+def test_the_seed_alone_decides_between_items_that_tell_as_much(method):
+    alike = ItemParameters(np.ones((30, 1)), np.zeros(30))
+    draws = [METHODS[method](alike, PARENTS, 5, ["x"] * 30, seed, model_of(alike))[0].tolist() for seed in (1, 1, 2, 3)]
+    assert draws[0] == draws[1]
+    assert len(set(map(tuple, draws))) == 3
 
 
 def test_fisher_without_ties_depends_neither_on_the_seed_nor_on_the_order_of_the_parents():
@@ -129,24 +138,29 @@ def test_ascent_asks_all_the_way_up_where_fisher_asks_one_step():
     assert of["fisher"].max() <= 1.0
 
 
-def test_ascent_is_greedy_in_the_mean_log_information():
-    flat, parents = items_of(20, 10), PARENTS - 1  # less able than the candidate that is expected
-    items = ItemParameters(3 * flat.discrimination, 3 * flat.difficulty)
-    way = np.linspace(parents.mean(), 0.7 + CLIMB * 0.4, STEPS)
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_ascent_is_greedy_in_the_mean_log_information(dimensions):
+    rng = np.random.default_rng(10)
+    items = ItemParameters(3 * rng.lognormal(0, 0.5, (20, dimensions)), 3 * rng.normal(0, 1.5, 20))
+    parents = np.array([[-0.5, 0.2], [0.0, -0.3]])[:, :dimensions]  # less able than the candidate that is expected
+    covariance = np.array([[0.16, 0.14], [0.14, 0.25]])[:dimensions, :dimensions]
+    expected = np.array([0.7, 0.4])[:dimensions]
+    model = Predictor(items.discrimination, -items.difficulty, expected, np.linalg.inv(covariance))
+    way = np.linspace(parents.mean(axis=0), expected + CLIMB * np.sqrt(np.diag(covariance)), STEPS)
 
     def value(chosen):
         total = np.ones(STEPS)
         for i in chosen:
-            a, b = items.discrimination[i, 0], items.difficulty[i]
-            p = 1 / (1 + np.exp(b - a * way))
-            total += a * a * p * (1 - p)
+            a, b = items.discrimination[i], items.difficulty[i]
+            p = 1 / (1 + np.exp(b - way @ a))
+            total += a @ a * p * (1 - p)
         return np.log(total).mean()
 
     greedy: list[int] = []
-    for _ in range(5):
+    for count in range(1, 7):
         greedy.append(max(set(range(20)) - set(greedy), key=lambda i: value([*greedy, i])))
-    chosen, _ = ascent(items, parents, 5, ["x"] * 20, 0, model_of(items))
-    np.testing.assert_array_equal(chosen, sorted(greedy))
+        chosen, _ = ascent(items, parents, count, ["x"] * 20, 0, model)
+        np.testing.assert_array_equal(chosen, sorted(greedy))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,11 +176,12 @@ def test_groups_must_match_the_items(method):
         METHODS[method](items_of(5), PARENTS, 2, ["x"] * 4, 0, model_of(items_of(5)))
 
 
-def test_stratified_takes_one_of_each_stratum_and_its_weighted_mean_has_no_bias():
+@pytest.mark.parametrize(("parents", "ability"), [(PARENTS, PARENTS.mean()), (PARENTS[:0], 0.0)])
+def test_stratified_takes_one_of_each_stratum_and_its_weighted_mean_has_no_bias(parents, ability):
     a = np.tile([1.0, 30.0], 6)
-    items = ItemParameters(a[:, None], a * PARENTS.mean() - np.arange(12.0))  # the log-odds at the parents' ability
+    items = ItemParameters(a[:, None], a * ability - np.arange(12.0))  # the log-odds at the parents' ability
     truth = np.arange(12.0) ** 2
-    draws = [stratified(items, PARENTS, 4, ["x"] * 12, seed) for seed in range(2000)]
+    draws = [stratified(items, parents, 4, ["x"] * 12, seed) for seed in range(2000)]
     assert all((chosen // 3 == np.arange(4)).all() for chosen, _ in draws)
     assert np.mean([weights @ truth[chosen] for chosen, weights in draws]) == pytest.approx(truth.mean(), abs=0.8)
 
@@ -178,11 +193,32 @@ def test_anchors_are_one_item_of_each_cluster_and_weigh_as_it_does():
     np.testing.assert_allclose(weights, [0.6, 0.3, 0.1])
 
 
+def test_anchors_tell_steep_items_from_flat_ones():
+    a = np.repeat([[0.5], [4.0]], 5, axis=0)
+    chosen, weights = METHODS["anchors"](ItemParameters(a, np.tile([-0.1, 0.1], 5)), PARENTS, 2, ["x"] * 10, 0)
+    assert a[chosen, 0].tolist() == [0.5, 4.0]
+    np.testing.assert_allclose(weights, 0.5)
+
+
 def test_the_centres_of_clusters_are_the_means_of_what_is_nearest():
     points = np.random.default_rng(0).normal(size=(60, 2))
     centres = _kmeans(points, 5, np.random.default_rng(1))
     nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
     np.testing.assert_allclose(centres, [points[nearest == c].mean(axis=0) for c in range(5)])
+
+
+def test_the_best_of_several_starts_finds_clusters_that_one_start_misses():
+    places = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    points = np.repeat(places, 8, axis=0) + 0.05 * np.random.default_rng(0).normal(size=(32, 2))
+    for seed in range(20):
+        centres = _kmeans(points, 4, np.random.default_rng(seed))
+        np.testing.assert_allclose(sorted(centres.round().tolist()), sorted(places.tolist()))
+
+
+def test_a_centre_without_items_stays_where_one_was():
+    places = np.array([[1.0, 1.0], [1.0, -1.0]])
+    centres = _kmeans(places[[0, 0, 0, 0, 1, 1]], 3, np.random.default_rng(0))
+    assert {tuple(centre) for centre in centres} == {tuple(place) for place in places}
 
 
 def test_anchors_of_the_same_parameters_share_their_clusters_weight():
@@ -199,6 +235,9 @@ def test_the_candidates_that_a_design_is_for_lie_evenly_about_the_prior():
     x = _draws(prior)
     np.testing.assert_allclose(x.mean(axis=0), prior.centre, atol=1e-12)
     np.testing.assert_allclose(x.std(axis=0), 0.4, rtol=0.03)
+    covariance = np.array([[4.0, 1.5, 0.0], [1.5, 1.0, 0.2], [0.0, 0.2, 0.5]])
+    x = _draws(Predictor(np.ones((4, 3)), np.zeros(4), prior.centre, np.linalg.inv(covariance)))
+    np.testing.assert_allclose(np.cov(x.T), covariance, atol=0.15)
 
 
 def slow_variance(model, x, asked):
@@ -239,10 +278,10 @@ def test_a_design_is_greedy_in_the_mean_share_of_the_variance_that_an_item_takes
         return np.mean(shares)
 
     greedy: list[int] = []
-    for _ in range(6):
+    for count in range(1, 12):
         greedy.append(max(set(range(12)) - set(greedy), key=lambda i: taken(greedy, i)))
-    chosen, _ = design(items_of(12), PARENTS, 6, ["x"] * 12, 0, model)
-    np.testing.assert_array_equal(chosen, sorted(greedy))
+        chosen, _ = design(items_of(12), PARENTS, count, ["x"] * 12, 0, model)
+        np.testing.assert_array_equal(chosen, sorted(greedy))
 
 
 def test_a_design_leaves_less_variance_than_fisher_and_uniform():
@@ -284,6 +323,15 @@ def test_an_interview_goes_up_with_right_answers_and_shares_its_budget_between_g
     assert (able.subset < 20).sum() == (able.subset >= 20).sum() == 5
     assert able.x[0, 0] > unable.x[0, 0] + 0.5
     assert len(able.ask()) == 0
+
+
+def test_an_interview_asks_no_item_twice_though_none_would_tell_anything():
+    interview = Interview(model_of(ItemParameters(np.zeros((5, 1)), np.zeros(5))), 5, ["x"] * 5)
+    asked = []
+    while not interview.done:
+        asked += interview.ask().tolist()
+        interview.tell(np.ones(1))
+    assert sorted(asked) == list(range(5))
 
 
 def test_an_interview_refuses_misuse():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -169,21 +170,22 @@ def test_calibration_leaves_each_relative_out() -> None:
         assert known.calibration.mean_absolute_error == pytest.approx(np.abs(found - truths).mean())
 
 
-def test_the_design_takes_each_next_item_that_lowers_the_variance_most() -> None:
-    found = factors(family(15, 6), (0.3, 1.0))
+def left(found: Factors, asked: Sequence[int]) -> np.ndarray:
+    """The variance of the score that is left of each of the candidates a design is for, when it was asked so much."""
     z = np.random.default_rng(0).standard_normal((DRAWS, found.loadings.shape[1]))
     deviation = np.sqrt(found.noise)
     gradient = (norm.pdf((found.mean + z @ found.loadings.T) / deviation) / deviation) @ found.loadings
+    V = found.loadings[list(asked)]
+    covariance = np.linalg.inv(np.eye(V.shape[1]) + (V.T / found.noise[list(asked)]) @ V)
+    return np.einsum("qi,ij,qj->q", gradient, covariance, gradient)
 
-    def left(asked: list[int]) -> np.ndarray:
-        V = found.loadings[asked]
-        covariance = np.linalg.inv(np.eye(V.shape[1]) + (V.T / found.noise[asked]) @ V)
-        return np.einsum("qi,ij,qj->q", gradient, covariance, gradient)
 
+def test_the_design_takes_each_next_item_that_lowers_the_variance_most() -> None:
+    found = factors(family(15, 6), (0.3, 1.0))
     group, greedy = np.arange(ITEMS) % 2, list[int]()
     for _ in range(4):
         rest = [i for i in range(ITEMS) if i not in greedy and [group[j] for j in greedy].count(group[i]) < 2]
-        greedy.append(min(rest, key=lambda i: float((left([*greedy, i]) / left(greedy)).mean())))
+        greedy.append(min(rest, key=lambda i: float((left(found, [*greedy, i]) / left(found, greedy)).mean())))
     seats = np.array([2, 2])
     assert design(found, 4, group, seats).tolist() == greedy
     assert seats.tolist() == [2, 2]
@@ -206,6 +208,10 @@ def test_designed_items_tell_more_than_random_ones() -> None:
         known = known_of(relatives, subset)
         errors.append(np.abs([margin_irt(row[subset], known).score for row in candidates] - truths).mean())
     assert errors[0] < np.mean(errors[1:])
+    found = fit(relatives, drawn(99, 10))
+    shares = [(left(found, subset) / left(found, [])).mean() for subset in (chosen, *(drawn(n, 10) for n in range(50)))]
+    assert shares[0] < min(shares[1:])
+    assert chosen.tolist() != extract.by_margins(relatives, 10, ["x"] * ITEMS, 1)[0].tolist()  # whose fit is another
 
 
 @pytest.mark.parametrize("spoil", [lambda m: m[: FEWEST - 1], lambda m: np.where(m == m.max(), np.nan, m)])
