@@ -78,11 +78,11 @@ class Shared(Store):
             if new := {item: answer for item, answer in theirs.items() if item not in ours}:
                 super().put(key, new)
             self._seen |= read
-            there |= theirs.keys()
+            there.update(theirs)
             if lacking := {item: answer for item, answer in ours.items() if item not in there}:
                 content = written(key, lacking).encode()
                 self._write(f"{self._folder(name)}/{hashlib.sha256(content).hexdigest()}.jsonl", content)
-                there |= lacking.keys()
+                there.update(lacking)
         except Exception as error:  # each file system has its own
             self._rest = monotonic() + PAUSE
             _warn(f"{self.url} cannot be reached, answers are kept here alone for now: {_line(error)}")

@@ -44,7 +44,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.05)
-    url_to_fs("s3://team", skip_instance_cache=True)[0].mkdir("team")
+    fs, _ = url_to_fs("s3://team", skip_instance_cache=True)
+    fs.mkdir("team")
+    type(fs).clear_instance_cache()  # of a server before
     yield "s3://team/answers"
     server.kill()
     server.wait()
@@ -82,6 +84,26 @@ def test_answers_that_were_kept_alone_are_given_when_they_are_touched(tmp_path: 
     Store(tmp_path / "a").put(KEY, {"x": (-1.0,)})
     assert Shared(tmp_path / "a", str(tmp_path / "shared")).get(KEY) == {"x": (-1.0,)}
     assert Shared(tmp_path / "b", str(tmp_path / "shared")).get(KEY) == {"x": (-1.0,)}
+    Store(tmp_path / "a").put(OTHER, {"x": (-1.0,)})
+    Shared(tmp_path / "a", str(tmp_path / "shared")).put(OTHER, {"y": (-2.0,)})
+    assert Shared(tmp_path / "b", str(tmp_path / "shared")).get(OTHER) == {"x": (-1.0,), "y": (-2.0,)}
+
+
+def test_an_answer_is_given_once_however_often_its_key_is_touched(url: str, tmp_path: Path) -> None:
+    stores = [Shared(tmp_path / name, url) for name in "ab"]
+    for n in range(4):
+        stores[n % 2].put(KEY, {str(n): (-1.0,)})
+        assert [len(store.get(KEY)) for store in stores] == [n + 1] * 2
+    assert [content.count(b"\n") for content in files(url).values()] == [2] * 4  # the key, and an answer
+
+
+def test_what_another_machine_gave_since_is_seen(url: str, tmp_path: Path) -> None:
+    """Another machine's writes forget none of what this one's file system keeps of its listings."""
+    store, other = Shared(tmp_path / "a", url), Shared(tmp_path / "b", url)
+    other._fs = url_to_fs(url, skip_instance_cache=True)[0]
+    for n in range(2):
+        other.put(KEY, {str(n): (-1.0,)})
+        assert len(store.get(KEY)) == n + 1
 
 
 def test_what_was_read_there_is_kept_though_nothing_can_be_written_there(
@@ -133,8 +155,13 @@ class Bomb:
         return pytest.fail, ("unpickled",)
 
 
+def lose_a_line(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
 DAMAGES = {
     "truncated": truncate,
+    "a line lost": lose_a_line,
     "a bit flipped": flip,
     "emptied": lambda path: path.write_bytes(b""),
     "a pickle": lambda path: path.write_bytes(pickle.dumps(Bomb())),
@@ -165,6 +192,7 @@ def test_where_two_differ_ours_stays_and_it_is_said(tmp_path: Path) -> None:
     Store(tmp_path / "b").put(KEY, {"x": (-2.0,)})
     with pytest.warns(NotShared, match="1 answers are others than those here"):
         assert Shared(tmp_path / "b", url).get(KEY) == {"x": (-2.0,), "y": (-5.0,)}
+    assert Store(tmp_path / "b").get(KEY) == {"x": (-2.0,), "y": (-5.0,)}
 
 
 def test_where_the_place_goes_away_the_work_goes_on_and_what_it_lacks_is_given_later(
