@@ -15,11 +15,13 @@ import yaml
 from scipy.stats import spearmanr
 
 from flows.report import spent
+from merge3.irt import ItemParameters
 from merge3.items import Item
 from merge3.report_tables import (
     Results,
     candidates,
     coefficients,
+    costs,
     duels,
     estimates,
     extracted,
@@ -27,6 +29,7 @@ from merge3.report_tables import (
     generations,
     information,
     item_map,
+    outcome,
     tables,
     telling,
 )
@@ -42,17 +45,17 @@ def results() -> Results:
 def test_a_generation_has_its_tokens_best_mean_and_spread() -> None:
     tried = pd.DataFrame(
         {
-            "generation": [0, 0, 0, 1, 1, 1, 2],
-            "asked": [10, 20, 30, 40, 40, 50, 60],
-            "estimate": [0.5, 0.3, 0.4, 0.2, 0.6, np.nan, np.nan],
+            "generation": [0, 0, 0, 1, 1, 1, 2, 3],
+            "asked": [10, 20, 30, 40, 40, 50, 60, 70],
+            "estimate": [0.5, 0.3, 0.4, 0.2, 0.6, np.nan, np.nan, 0.1],
         }
     )
     table = generations(tried)
-    assert table["tokens"].tolist() == [30, 50, 60]
-    assert table["best"].tolist() == [0.5, 0.6, 0.6]
-    np.testing.assert_allclose(table["mean"], [0.4, 0.4, np.nan])
-    np.testing.assert_allclose(table["low"], [0.32, 0.24, np.nan])
-    np.testing.assert_allclose(table["high"], [0.48, 0.56, np.nan])
+    assert table["tokens"].tolist() == [30, 50, 60, 70]
+    assert table["best"].tolist() == [0.5, 0.6, 0.6, 0.6]
+    np.testing.assert_allclose(table["mean"], [0.4, 0.4, np.nan, 0.1])
+    np.testing.assert_allclose(table["low"], [0.32, 0.24, np.nan, 0.1])
+    np.testing.assert_allclose(table["high"], [0.48, 0.56, np.nan, 0.1])
 
 
 def test_candidates_have_the_coefficients_of_their_recipes(results: Results) -> None:
@@ -74,6 +77,7 @@ def test_the_telling_coefficients_are_those_of_the_highest_rank_correlation(resu
     assert telling(tried, findings.GENES) == sorted(strength, key=lambda gene: -strength[gene])[:2]
     assert telling(tried.assign(**{findings.GENES[0]: 0.5}), findings.GENES[:2]) == findings.GENES[1:2]
     assert telling(tried.assign(estimate=0.5), findings.GENES) == findings.GENES[:2]
+    assert telling(tried.assign(estimate=-tried[findings.GENES[5]]), findings.GENES)[0] == findings.GENES[5]
 
 
 def test_the_truth_has_an_interval_of_its_own(results: Results) -> None:
@@ -98,6 +102,25 @@ def test_information_is_the_curvature_of_the_likelihood(results: Results) -> Non
     expected = slope**2 / (right(ability) * (1 - right(ability)))
     np.testing.assert_allclose(table["information"], expected, rtol=1e-6)
     assert table["id"][table["weight"].notna()].tolist() == results.subset["id"].tolist()
+
+
+def test_an_item_of_several_abilities_discriminates_by_the_length_of_its_vector(results: Results) -> None:
+    items = ItemParameters(np.tile([3.0, 4.0], (len(results.search), 1)), np.full(len(results.search), 7.0))
+    several = replace(
+        results, parameters=items, abilities=pd.DataFrame({"ability_1": [0.0, 2.0], "ability_2": [1.0, 1.0]})
+    )
+    table = item_map(several)
+    assert set(table["discrimination"]) == {5.0}
+    np.testing.assert_allclose(table["information"], 25 / 4)  # a model of mean ability is right half the time
+    assert information(several) is None
+
+
+def test_an_asked_item_tells_most_at_its_difficulty(results: Results) -> None:
+    items = ItemParameters(np.full((len(results.search), 1), 2.0), np.full(len(results.search), 2.0))
+    curve = information(replace(results, parameters=items, subset=results.subset.head(1)))
+    assert curve is not None
+    assert curve["ability"][curve["asked"].idxmax()] == pytest.approx(1.0)
+    np.testing.assert_allclose(curve["asked"], 1 / np.cosh(curve["ability"] - 1.0) ** 2)  # a² P (1 - P)
 
 
 def test_the_curve_of_all_items_is_that_of_chance(results: Results) -> None:
@@ -158,6 +181,67 @@ def test_duels_are_the_items_on_which_two_differ_the_clearest_first(results: Res
     base = alone[alone["rival"] == "base"]
     assert base["item"].tolist() == ["k", "i", "l", "j"]
     np.testing.assert_allclose(base["decided"], [8.0, 1.0, 1.0, 1.0])
+
+
+def test_duels_go_by_rivals_the_best_first(results: Results) -> None:
+    names = [row["model"] for row in results.rivals]
+    assert list(dict.fromkeys(duels(results)["rival"])) == names
+    accuracies = results.scores.set_index("model")["accuracy"]
+    assert names == sorted(set(accuracies.index) - {"evolved merge"}, key=lambda name: -accuracies[name])
+
+
+def test_the_best_expert_is_the_best_of_the_experts_whatever_their_order(results: Results) -> None:
+    assert results.best_expert["model"] == "english_arithmetic"
+    assert replace(results, scores=results.scores[::-1]).best_expert["model"] == "english_arithmetic"
+
+
+def test_items_are_counted_that_the_winner_and_that_both_have_scored(results: Results) -> None:
+    answers = results.responses.copy()
+    answers.iloc[0, :7], answers.iloc[4, 5:10] = np.nan, np.nan
+    few = replace(results, responses=answers)
+    assert (few.tested, few.both("base"), few.both("TIES")) == (90 - 7, 90 - 10, 90 - 7)
+    assert "base 85" in few.uneven
+
+
+@pytest.mark.parametrize(
+    ("p", "low", "high", "expected"),
+    [
+        (0.05, 0.01, 0.1, "better"),
+        (0.05, -0.1, -0.01, "worse"),
+        (0.051, 0.01, 0.1, "undecided"),
+        (0.051, -0.1, -0.01, "undecided"),
+        (0.01, 0.0, 0.1, "undecided"),
+        (0.01, -0.1, 0.0, "undecided"),
+        (np.nan, 0.01, 0.1, "better"),
+    ],
+)
+def test_a_lead_is_shown_where_interval_and_test_agree(p: float, low: float, high: float, expected: str) -> None:
+    assert outcome({"holm_p": p, "lead_low": low, "lead_high": high}) == expected
+
+
+def test_what_made_by_hand_won_is_named(results: Results) -> None:
+    assert results.by_hand == ""
+    assert replace(results, winner={**results.winner, "merge": "plain TIES"}).by_hand == "plain TIES"
+
+
+def test_results_that_do_not_fit_together_are_refused(results: Results) -> None:
+    scores = results.scores
+    for changes, message in (
+        ({"scores": scores.assign(kind=scores["kind"].replace("base", "winner"))}, "of kind 'winner', got 2"),
+        ({"scores": scores.assign(kind=scores["kind"].replace("winner", "base"))}, "of kind 'winner', got 0"),
+        ({"scores": scores.assign(kind=scores["kind"].replace("expert", "base"))}, "no model of kind 'expert'"),
+        ({"scores": scores[scores["model"] != "base"]}, "not of the same models \\('base'\\)"),
+        ({"responses": results.responses.drop(index="TIES")}, "not of the same models \\('TIES'\\)"),
+        ({"history": results.history.drop(columns="items")}, "history has no column 'items'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(results, **changes)
+
+
+def test_what_took_no_tokens_is_no_row_of_the_ledger() -> None:
+    table = costs([("s", "all", "search", 5, 1.0), ("s", "kept", "search", 0, 2.0), ("s", "last", "test", 7, 3.0)])
+    assert table["what"].tolist() == ["all", "last"]
+    assert table.index.tolist() == [0, 1]
 
 
 def test_options_scored_by_characters_are_decided_by_characters(results: Results) -> None:
