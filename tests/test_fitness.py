@@ -26,7 +26,7 @@ from merge3.finalists import combined, finals, on_common, own_variance, paired, 
 from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
-from merge3.history import History, Joining, generation
+from merge3.history import History, Joining, generation, joins
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
@@ -301,7 +301,9 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
     search = FRONTS["pooled"](genes, start, 0.2, 4, 0, 2) if front else SEARCHES["pooled"](genes, start, 0.2, 4, 0)
     history = History(fitness_of(known), GENOME)
     history.know(search, merges, [everything(recipe) for recipe in merges])
+    assert len(history.known) == 6
     generation(search, history, lambda count: None)
+    assert history.cost.tokens == history.spent.tokens > 0  # nothing was kept from before
     before, leader = dict(history.told), history.best["phenotype"]
     top = GENOME.decode(highest(history.surface(), search.seed))  # where the surface is highest, which was not asked
     assert history.phenotype(top) not in history.told
@@ -310,6 +312,7 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
         return np.array([0, 3, 5]), np.full(3, 1 / 3)
 
     history.join(search, Joining(1, everything, fitness_of, choose), lambda count: None)
+    assert history.cost.tokens == history.spent.tokens + history.relatives_tokens
     joined = history.fitness.known
     assert joined.relatives is not None
     assert known.relatives is not None
@@ -321,6 +324,15 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
     assert list(history.proven) == [history.phenotype(top)]
     proven = history.proven[history.phenotype(top)]
     assert (proven.score, proven.error) == (everything(top).value, 0.0)
+    highest_of_all = replace(proven, score=9.0, groups=(9.0,) * len(proven.groups), genotype=np.zeros(genes.count))
+    history.proven[history.phenotype(top)] = highest_of_all
+    assert history.best == {"phenotype": history.phenotype(top)} | {
+        name: getattr(everything(top).estimate, part)
+        for name, part in (("estimate", "score"), ("low", "low"), ("high", "high"))
+    }
+    if front:
+        assert history.phenotype(GENOME.decode(highest_of_all.genotype)) in history.front(99)
+    history.proven[history.phenotype(top)] = proven
     exact = history.told[leader]
     assert (exact.score, exact.error) == (everything(history.recipes[leader]).value, 0.0)
     then = fitness_of(replace(known, relatives=joined.relatives))  # of those that were asked the first items
@@ -351,6 +363,90 @@ def test_a_leader_that_joins_the_relatives_tells_of_all_candidates(
     spent = history.spent.tokens + history.relatives_tokens
     assert spent == len(history.joined) * it.cost(ITEMS).tokens  # no question is counted twice
     assert len(history.joined) <= len(history.told) + 3  # and where the surface was highest, each time
+
+
+def test_leaders_join_before_as_many_generations_as_are_planned(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), None)
+    for every in (1, 2, 3, 7):
+        joining = Joining(every, fitness_of(whole(known)), fitness_of, None)
+        for generations in range(1, 20):
+            assert sum(joining.due(number) for number in range(generations)) == joins(every, generations)
+
+
+def test_a_generation_is_asked_where_what_is_left_will_do_for_it_and_for_leaders_that_join_before(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), None)
+    search = SEARCHES["pooled"](Genes(len(GENOME.names)), GENOME.start, 0.2, 4, 0)
+    history = History(fitness_of(known), GENOME)
+    joining = Joining(2, fitness_of(whole(known), "weighted_mean"), fitness_of, None)
+
+    def goes_on(left: int) -> bool:
+        return generation(search, history, lambda count: None, joining, float(left))
+
+    assert goes_on(0)  # the first is asked whatever it takes
+    enough = 4 * history.fitness.cost.tokens
+    assert not goes_on(enough - 1)
+    assert goes_on(enough)
+    assert not goes_on(enough + joining.tokens - 1)
+    assert not history.joined
+    assert goes_on(enough + joining.tokens)
+    assert len(history.joined) == joining.count
+    assert {row["generation"] for row in history.rows} == {0, 1, 2}
+
+
+def test_a_broken_candidate_is_kept_from_where_the_search_goes_and_asked_once(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    it = asker(merger, tokenizer, tmp_path)
+    _, known, fitness_of = family(it, None)
+    search = SEARCHES["pooled"](Genes(len(GENOME.names)), GENOME.start, 0.2, 4, 0)
+    history = History(fitness_of(known), GENOME)
+    generation(search, history, lambda count: None)
+    place, broken = np.full(len(GENOME.names), 0.9), constant("task_arithmetic", {"a": 0.5, "ruined": 1.0})
+    first, again = (history.evaluate(place, broken, {}) for _ in range(2))
+    assert (first.estimate, again.estimate) == (None, None)
+    assert first.cost.tokens > 0
+    assert (again.cost, history.rows[-1]["tokens"]) == (Cost(), 0)
+    assert [one.tolist() for one in history.failed] == [place.tolist()]
+    history.join(search, Joining(1, fitness_of(whole(known), "weighted_mean"), fitness_of, None), lambda count: None)
+    genes = search.surfaces[0].genes  # of the search that was told all anew
+    assert len(genes) == len(history.told) + len(history.proven) + 1
+    assert genes[-1].tolist() == place.tolist()
+
+
+def test_a_search_is_told_what_a_candidate_is_worth_with_its_margins(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, known, fitness_of = family(asker(merger, tokenizer, tmp_path), None)
+    history = History(fitness_of(known, "mean"), GENOME)
+    made = history.evaluate(GENOME.start, GENOME.decode(GENOME.start), {})
+    (told,) = history.told.values()
+    assert made.tie != 0
+    assert told.score == made.value + made.tie
+
+
+def test_a_leader_that_leaves_an_item_open_joins_nothing_and_is_not_asked_again(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    asked, it = [*ITEMS[:7], *written(1, 1)], asker(merger, tokenizer, tmp_path)  # the last is cut off
+    items, relatives = ItemParameters(np.ones((8, 1)), np.zeros(8)), np.random.default_rng(0).normal(size=(6, 8))
+    known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.ones((1, 8)), relatives=relatives)
+
+    def fitness_of(part: Known, estimator: str = "margin_irt") -> Fitness:
+        return Fitness(it, asked, ESTIMATORS[estimator], part)
+
+    search = SEARCHES["pooled"](Genes(len(GENOME.names)), GENOME.start, 0.2, 4, 0)
+    history = History(fitness_of(known), GENOME)
+    generation(search, history, lambda count: None)
+    before, told = dict(history.told), list[int]()
+    for _ in range(2):
+        history.join(search, Joining(1, fitness_of(whole(known), "weighted_mean"), fitness_of, None), told.append)
+    assert sum(told) == 8 * len(history.joined) > 0
+    assert history.fitness.known is known
+    assert (history.exact, history.proven, history.told) == ({}, {}, before)
 
 
 @pytest.mark.parametrize("wanted", [None, "worst"])
@@ -431,6 +527,57 @@ def test_who_leaves_hard_questions_unfinished_is_compared_on_the_others_alone(
     assert on_common(fitness, {"broken": Evaluation(None, Cost())}) == {}
 
 
+def test_finalists_are_told_by_the_questions_that_all_of_them_have_scored(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    half = FreeText(stop=tuple(map(chr, range(64, 127))), max_tokens=2, extract="text", match="contains")
+    asked = [*ITEMS, *(Item(f"w{n}", f"Write {n}", expected=("",), free=half) for n in range(6))]
+    it, items = asker(merger, tokenizer, tmp_path), ItemParameters(np.ones((14, 1)), np.zeros(14))
+    known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.ones((1, 14)))
+    few, everything = (
+        Fitness(
+            it,
+            asked,
+            ESTIMATORS["weighted_mean"],
+            replace(known, subset=part, weights=np.full(len(part), 1 / len(part))),
+        )
+        for part in (np.arange(2, 14), np.arange(14))
+    )
+    recipes = [constant("task_arithmetic", {"a": weight, "b": 0.2}) for weight in (0.1, 0.5, 0.9)]
+    history = History(few, GENOME)
+    leaders = {history.phenotype(recipe): (recipe, np.nan, np.nan) for recipe in recipes}
+    own = {name: few(recipe) for name, (recipe, _, _) in leaders.items()}
+    assert len({one.failed for one in own.values()}) == 2
+    history.verify(leaders, [few], lambda count: None)
+    common = ~np.isnan([one.correct for one in own.values()]).any(axis=0)
+    for row in history.finalists:
+        correct = own[row["phenotype"]].correct
+        assert correct is not None
+        assert (row["estimate"], row["items"]) == (pytest.approx(correct[common].mean()), common.sum())
+    history = History(few, GENOME)
+    history.exact = {name: everything(recipe) for name, (recipe, _, _) in leaders.items()}
+    history.verify({}, [few], lambda count: None, everything)
+    common = ~np.isnan([one.correct for one in history.exact.values()]).any(axis=0)
+    assert len(history.finalists) == 4  # with the uniform average
+    assert {row["items"] for row in history.finalists} == {common.sum()}
+
+
+def test_the_two_best_that_are_left_answer_everything_and_are_counted(
+    merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    it = asker(merger, tokenizer, tmp_path)
+    items = ItemParameters(np.ones((8, 1)), np.zeros(8))
+    known = Known(items, np.array([1, 4, 6]), np.full(3, 1 / 3), np.ones((1, 8)))
+    mean, said = ESTIMATORS["weighted_mean"], list[str]()
+    history = History(Fitness(it, ITEMS, mean, known), GENOME, lambda name, work: (said.append(name), work())[1])
+    recipes = [constant("task_arithmetic", {"a": weight, "b": 0.2}) for weight in (0.1, 0.3, 0.7)]
+    leaders = {history.phenotype(recipe): (recipe, np.nan, np.nan) for recipe in recipes}
+    rounds = [Fitness(it, ITEMS, mean, replace(known, subset=np.arange(n), weights=np.full(n, 1 / n))) for n in (3, 5)]
+    history.verify(leaders, rounds, lambda count: None, Fitness(it, ITEMS, mean, whole(known)))
+    assert [sum(name.startswith(f"finalist {number}-") for name in said) for number in range(3)] == [3, 2, 3]
+    assert history.finalists_tokens == history.cost.tokens > 0  # nothing was kept from before
+
+
 def test_where_all_leaders_are_broken_the_best_that_was_asked_wins(
     merger: LiveMerger, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -467,6 +614,12 @@ def test_a_front_stands_on_the_level_of_the_fresh_items(
         assert [row[f"score {group}"] for row in rows] == pytest.approx(scores)
         assert [row[f"low {group}"] for row in rows] == pytest.approx(np.maximum(scores - half, 0))
         assert [row[f"high {group}"] for row in rows] == pytest.approx(np.minimum(scores + half, 1))
+    bent = [[0.5, 0.5], [0.8, 0.8], [0.9, 0.1]]  # by the surface; by fresh items all are alike
+    named = zip(flattered.items(), bent, strict=True)
+    rows = history.verify_front(
+        {n: (one[0], np.array(at), one[2]) for (n, one), at in named}, fresh, lambda count: None
+    )
+    assert [(row["front"], row["knee"]) for row in rows] == [(False, False), (True, True), (True, False)]
 
 
 def test_leaders_are_weighed_by_the_variance_of_what_is_searched_for(

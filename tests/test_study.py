@@ -151,6 +151,30 @@ def test_the_seed_decides_all():
     assert one["error"].iloc[1] != other["error"].iloc[1]
 
 
+def test_the_figures_of_a_draw_are_as_worked_out_by_hand():
+    tally = study.Tally()
+    study._count(tally, np.array([0.5, 0.7, 0.7]), np.array([0.4, 0.6, 0.9]))
+    study._count(tally, np.array([0.5, 0.6]), np.array([0.6, 0.6]))
+    study._count(tally, np.array([0.5, 0.5]), np.array([0.4, 0.8]))
+    assert tally.error == pytest.approx([40 / 3, 5, 20])
+    assert tally.regret == pytest.approx([15, 0, 20])  # of equal estimates any may be taken
+    assert tally.spearman == pytest.approx([np.sqrt(3) / 2, 0, 0])
+    tally.coverage = [1.0, 0.5, 0.9]
+    row = study._row(("m", "e", 10), tally, 7.5)
+    assert (row["answers"], row["low"], row["high"]) == pytest.approx(
+        (17.5, 5 + 0.1 * (25 / 3), 40 / 3 + 0.9 * (20 / 3))
+    )
+    assert (row["error"], row["regret"], row["coverage"]) == pytest.approx((115 / 9, 35 / 3, 0.8))
+
+
+def test_each_draw_is_another():
+    drawn = []
+    study.study(
+        lambda seed: drawn.append(seed) or study.leaderboard(world())(seed), ["x"] * 40, (5,), 3, 4, ("uniform",)
+    )
+    assert sorted(set(drawn)) == [4, 5, 6]
+
+
 def test_the_recommended_pair_is_the_best_of_all_figures():
     row = {"low": 0.0, "high": 0.0, "answers": 5.0}
     table = pd.DataFrame(
