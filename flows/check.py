@@ -114,10 +114,12 @@ def values(params: Mapping[str, Any]) -> Iterator[Finding]:
         _among("extract.method", params["extract"]["method"], sorted([MARGINS, *METHODS]))
         method = params["estimate"]["method"]
         _among("estimate.method", method, sorted(ESTIMATORS.keys() - STUDIED))
-        if params["population"]["responses"] is not None and method not in ANSWERED:
-            raise ValueError(
-                f"estimate.method {method} needs a population of merges: with population.responses take another"
-            )
+        for name, needs in (("estimate", method not in ANSWERED), ("extract", params["extract"]["method"] == MARGINS)):
+            if params["population"]["responses"] is not None and needs:
+                raise ValueError(
+                    f"{name}.method {params[name]['method']} needs a population of merges: with population.responses "
+                    "take another"
+                )
         if method not in ANSWERED and params["population"]["size"] <= FEWEST:
             raise ValueError(
                 f"estimate.method {method} is measured with each merge left out, and learns from {FEWEST} or more: "

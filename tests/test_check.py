@@ -177,6 +177,22 @@ def test_more_items_than_the_problems_of_the_study_are_wrong(here: Path, saved: 
         assert said(checking.check(), WRONG) == wrong
 
 
+def test_what_reads_margins_is_wrong_with_an_imported_population(here: Path, saved: dict[str, Path]) -> None:
+    values = copy.deepcopy(world.params(saved))
+    values["population"]["responses"] = "items.jsonl"
+    for extract, estimate, wrong in (
+        ("margins", "margin_irt", ["estimate.method margin_irt"]),
+        ("margins", "parent_aware", ["extract.method margins"]),
+        ("fisher", "parent_aware", []),
+    ):
+        values["extract"]["method"], values["estimate"]["method"] = extract, estimate
+        (here / "params.yaml").write_text(yaml.safe_dump(values))
+        assert said(list(checking.values(read_params())), WRONG) == [
+            f"params.yaml: {what} needs a population of merges: with population.responses take another"
+            for what in wrong
+        ]
+
+
 def test_a_section_that_lacks_a_key_is_wrong(here: Path, saved: dict[str, Path]) -> None:
     values = copy.deepcopy(world.params(saved))
     del values["runtime"]["device"]
