@@ -185,6 +185,25 @@ def test_the_recommended_pair_is_the_best_of_all_figures():
         ]
     )
     assert study.recommend(table)["method"].tolist() == ["a"]
+    even = pd.DataFrame(
+        [  # ranks 1, 3 and 3; 2, 1 and 1; 3, 2 and 2
+            {"method": "a", "estimator": "x", "items": 5, "error": 1.0, "spearman": 0.5, "regret": 2.0, **row},
+            {"method": "b", "estimator": "x", "items": 5, "error": 2.0, "spearman": 0.9, "regret": 0.0, **row},
+            {"method": "c", "estimator": "x", "items": 5, "error": 3.0, "spearman": 0.7, "regret": 1.0, **row},
+        ]
+    )
+    assert study.recommend(even)["method"].tolist() == ["b"]
+
+
+def test_the_mean_of_the_parents_is_held_against_the_same_candidates():
+    draw = study.family(world(), ["a", "b"], "merge-*", relatives=4)
+    table = study.study(draw, ["x"] * 40, (5,), 1, methods=("uniform",), estimators=("mean",))
+    truths = draw(0)[0].candidates.mean(axis=1)
+    guess = world().loc[["a", "b"]].to_numpy().mean()
+    row = table[table["items"] == 0].iloc[0]
+    assert (row["method"], row["estimator"], row["answers"] >= 0) == ("none", "parents", True)
+    assert row["error"] == pytest.approx(100 * np.abs(truths - guess).mean())
+    assert row["regret"] == pytest.approx(100 * (truths.max() - truths.mean()))  # it tells none apart
 
 
 @pytest.mark.parametrize(
@@ -460,6 +479,12 @@ def test_a_family_with_one_relative_learns_its_width_without_the_error_of_those_
         )
     assert found[0][0] == found[1][0]
     assert found[0][1] < found[1][1] == 1
+
+
+def test_nine_intervals_in_ten_hold_the_truth_where_relatives_teach_how_wide_they_are() -> None:
+    draw = study.family(world(merges=50, count=60), ["a", "b"], "merge-*", relatives=12)
+    table = study.study(draw, ["x"] * 60, (10,), 2, methods=("uniform",), estimators=("mean", "lineage"))
+    assert table[table["items"] > 0]["coverage"].min() > 0.9  # as wide as the estimators say they hold less than eight
 
 
 @pytest.mark.parametrize("relatives", [0, 4])
