@@ -9,9 +9,10 @@ import pytest
 from scipy.special import expit
 
 from flows import estimate
-from merge3 import cli, lineage, responses, study
+from merge3 import cli, lineage, responses, study, surface
 from merge3.estimate import ESTIMATORS, MIXED, SAMPLED, Known
 from merge3.extract import METHODS
+from merge3.irt import ItemParameters
 from merge3.verify import stability
 
 
@@ -71,6 +72,21 @@ def test_estimates_pooled_over_the_weights_are_better_than_each_alone_where_the_
     draw = study.family(table, ["a", "b"], "merge-*", 8, mixed)
     wrong = study.study(draw, ["x"] * 200, (10,), 3, methods=("fisher",), estimators=(study.POOLED,))
     assert wrong["spearman"].iloc[-1] < pooled["spearman"]
+
+
+def test_what_is_pooled_goes_through_the_relatives_and_keeps_the_error_that_scores_share():
+    table, genes = related()
+    case = study.family(table, ["a", "b"], "merge-*", 12, genes)(0)[0]
+    near, there = case.weights
+    case = replace(case, weights=(near, np.vstack([near[:3], there[3:]])))  # three candidates are where relatives are
+    items, subset = ItemParameters(np.ones((200, 1)), np.zeros(200)), np.arange(50)
+    known = Known(items, subset, np.full(50, 1 / 50), case.parents)
+    scores, errors = np.full(len(case.candidates), 0.5), np.full(len(case.candidates), 0.3)
+    alone, shared = (study._pooled(case, [replace(known, shared_error=error)], scores, errors) for error in (0.0, 0.2))
+    np.testing.assert_allclose(alone[0, :3], case.relatives[:3].mean(axis=1), atol=0.02)
+    assert alone[1].min() > surface.FLOOR
+    np.testing.assert_array_equal(shared[0], alone[0])
+    np.testing.assert_allclose(shared[1] ** 2 - alone[1] ** 2, (0.2 * 150 / 200) ** 2)
 
 
 def test_weights_follow_their_merges_into_the_draws():
