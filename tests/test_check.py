@@ -356,7 +356,7 @@ def test_licences_are_read(saved: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_a_dtype_that_the_processor_does_not_multiply_is_a_risk() -> None:
-    assert checks.runtime("cpu", "auto").level == OK
+    assert checks.runtime("cpu", "auto").level == checks.runtime("cpu", "float32").level == OK
     found = checks.runtime("cpu", "float16")
     assert (found.level, "does not multiply it in hardware" in found.text) == (RISK, True)
 
@@ -380,8 +380,10 @@ def test_base_and_winner_must_fit_on_the_disk_twice_over(
     times: float, level: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = int(times * 4 * build(CONFIGS["llama"], 1).num_parameters())
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, free))
-    found = checks.room(str(saved["base"]), [str(saved["first"])], "ties", "cpu", "float32", 64, tmp_path)
+    disks = {tmp_path: shutil._ntuple_diskusage(1, 1, free)}
+    monkeypatch.setattr(checks.shutil, "disk_usage", disks.__getitem__)
+    out = tmp_path / "not" / "yet"
+    found = checks.room(str(saved["base"]), [str(saved["first"])], "ties", "cpu", "float32", 64, out)
     assert levels(found, "disk") == {level}
 
 
@@ -412,6 +414,10 @@ def test_damaged_answers_are_found_and_left_as_they_are(tmp_path: Path) -> None:
     found = checks.answers(tmp_path)
     assert (found.level, path.name in found.text) == (RISK, True)
     assert path.read_bytes() == before
+    path.write_bytes(before.replace(b"-5.0", b"-4.0"))
+    assert checks.answers(tmp_path).level == OK
+    path.rename(path.with_stem("0" * 64))  # of another key, as it says
+    assert checks.answers(tmp_path).level == RISK
     for ruined in ("", 100_000 * "["):
         path.write_text(ruined)
         assert checks.answers(tmp_path).level == RISK

@@ -26,13 +26,13 @@ from merge3.finalists import combined, finals, on_common, own_variance, paired, 
 from merge3.fitness import TIE, Evaluation, Fitness
 from merge3.genome import Genome
 from merge3.grouped import Objective
-from merge3.history import History, Joining, generation, joins
+from merge3.history import History, Joining, average, generation, joins
 from merge3.irt import ItemParameters
 from merge3.items import FreeText, Item
 from merge3.ledger import Cost, flops
 from merge3.merging import LiveMerger
 from merge3.models import weights_of
-from merge3.recipe import AVERAGE, Recipe, constant
+from merge3.recipe import AVERAGE, Recipe, constant, standard_merges
 from merge3.store import Store
 from merge3.surface import UNSEEN
 from merge3.surface import best as highest
@@ -373,6 +373,13 @@ def test_leaders_join_before_as_many_generations_as_are_planned(
         joining = Joining(every, fitness_of(whole(known)), fitness_of, None)
         for generations in range(1, 20):
             assert sum(joining.due(number) for number in range(generations)) == joins(every, generations)
+
+
+def test_the_uniform_average_is_that_where_no_search_can_begin_there() -> None:
+    narrow = Genome(("task_arithmetic",), ("a", "b"), ("attention", "mlp"), 1, (0.0, 0.2), (0.2, 1.0), 0)
+    assert average(narrow) == standard_merges(("a", "b"))[AVERAGE]
+    knots = [by_group.values() for by_group in average(GENOME).weights.values()]
+    assert {value for values in knots for several in values for value in several} == {0.5}
 
 
 def test_a_generation_is_asked_where_what_is_left_will_do_for_it_and_for_leaders_that_join_before(

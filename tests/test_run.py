@@ -131,8 +131,11 @@ def test_progress_rises_to_its_end(done: tuple) -> None:
     assert counts == sorted(counts)
     assert counts[-1] <= told[-1].total
     assert told[-1].left is not None
+    speeds = [one.left * one.tokens / one.seconds / (one.total - one.done) for one in told if one.left is not None]
+    assert speeds == pytest.approx([speeds[0]] * len(speeds))  # what is left takes as long an answer as what was done
     assert told[-1].tokens == found.tokens["this_run"] > 0
     assert not any(event.kept for event in told if event.stage in stages[:2])
+    assert next(event.kept for event in told if event.stage == "search") == 0
     best = told[-1].best
     assert best is not None
     assert (best.score, best.low) in set(zip(found.history["estimate"], found.history["low"], strict=True))

@@ -265,10 +265,21 @@ def test_a_progress_on_a_server_ends_whole_though_less_was_done_than_might_have_
     monkeypatch.setattr(stage, "update_progress_artifact", lambda artifact, share: shown.append(share))
     with stage.progress("work", 8) as advance:
         advance(2)
-    assert shown == [0, 25, 100]
+        advance(4)
+    assert shown == [0, 25, 75, 100]
     with pytest.raises(KeyboardInterrupt), stage.progress("work", 8) as advance:
         raise KeyboardInterrupt(advance(4))
-    assert shown[3:] == [0, 50]
+    assert shown[4:] == [0, 50]
+
+
+def test_a_table_on_a_server_has_four_decimals_eight_letters_and_null_where_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr(stage, "served", lambda: True)
+    monkeypatch.setattr(stage, "create_table_artifact", lambda rows, key, description: shown.append(rows))
+    stage.show_table("key", [{"phenotype": "abcdefghij", "score": 0.123456, "low": float("nan")}], "what it is")
+    assert shown == [[{"phenotype": "abcdefgh", "score": 0.1235, "low": None}]]
 
 
 def test_what_a_stage_tells_begins_again_with_each_progress() -> None:
@@ -277,6 +288,11 @@ def test_what_a_stage_tells_begins_again_with_each_progress() -> None:
             assert str(stage.WATCH) == ""
             stage.do("part", lambda: 1, lambda made: True)
             assert str(stage.WATCH) == "1 kept"
+
+
+def test_of_parts_within_parts_the_outermost_is_told() -> None:
+    with stage.progress("work", 1):
+        assert stage.do("outer", lambda: stage.do("inner", lambda: str(stage.WATCH))) == "outer"
 
 
 def test_a_part_that_fails_is_no_longer_at_work() -> None:
