@@ -261,7 +261,8 @@ def _scratch(number: int, rows: int, columns: int) -> Tensor:
     buffers: dict[int, Tensor] = _thread.__dict__.setdefault("buffers", {})
     count = rows * columns
     if number not in buffers or buffers[number].numel() < count:
-        buffers[number] = torch.empty(count)
+        with torch.inference_mode(False):  # a tensor of that mode could not be written outside it
+            buffers[number] = torch.empty(count)
     return buffers[number][:count].view(rows, columns)
 
 

@@ -380,6 +380,15 @@ def test_the_two_kernels_agree(method: str, dtype: torch.dtype, low_rank: bool) 
     assert (compiled != plain).float().mean() < differing
 
 
+def test_a_merge_in_inference_mode_hinders_none_outside_it() -> None:
+    """In one thread, whose buffers are kept."""
+    base = torch.zeros(3, 4099)  # more than any other test's: the buffer is made here
+    low = LowRank(torch.ones(3, 4), torch.ones(4, 4099))
+    with torch.inference_mode():
+        inside = merge("ties", (1.0,), base, [low], 0.5)
+    assert torch.equal(merge("ties", (1.0,), base, [low], 0.5), inside)
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
 def test_wide_differences_of_low_rank_are_merged_in_pieces(method: str) -> None:
     """Rows of several strips, a rank that is no multiple of four, and more elements than are multiplied at a time."""
