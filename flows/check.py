@@ -188,12 +188,14 @@ def benchmark(params: Mapping[str, Any], base: str | None) -> Iterator[Finding]:
         return
     try:
         _, groups = study_of(params["study"], params["studies"])
-        parts = {} if asked is None else read(asked, params["seed"], "prepare.benchmark")
-        sizes: dict[str, dict[str, int]] = {part: Counter(item.group for item in of) for part, of in parts.items()}
+        sizes: dict[str, dict[str, int]]  # items of each group, of each part
         if asked is None:
             from demo.problems import LANGUAGES
 
             sizes = {part: dict.fromkeys(LANGUAGES, problems[part]) for part in ("search", "test")}
+        else:
+            parts = read(asked, params["seed"], "prepare.benchmark")
+            sizes = {part: Counter(item.group for item in of) for part, of in parts.items()}
         for part, of_group in sizes.items():
             if missing := [group for group in groups if group not in of_group]:
                 raise ValueError(f"no {part} item has group {missing[0]!r} of the study; groups are {sorted(of_group)}")

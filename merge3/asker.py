@@ -11,11 +11,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from merge3 import answering, generation, grading, respond
+from merge3 import answering, generation, grading, models, respond
 from merge3.items import Item
 from merge3.ledger import Cost, flops
 from merge3.merging import LiveMerger, Weights
@@ -138,8 +137,7 @@ class Asker:
             self._packed = answering.packable(merger.model, self.tokenizer)
         begin, before = perf_counter(), (merger.bytes_read, merger.bytes_written)
         self._become(recipe)
-        if (device := merger.model.device).type != "cpu":
-            torch.accelerator.synchronize(device)  # or what is left of merging would count as answering
+        models.wait_for(merger.model.device)  # or what is left of merging would count as answering
         merged = perf_counter()
         try:
             found, work = respond.respond(

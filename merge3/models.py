@@ -225,6 +225,12 @@ def check_device(device: str) -> None:
         ) from error
 
 
+def wait_for(device: str | torch.device) -> None:
+    """Until a device has done what it was told; a processor has."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
     """Around what there may be too little memory for, of a device or the computer: says so; a decorator, too.

@@ -23,6 +23,7 @@ from merge3.models import (
     routed_past,
     skeleton,
     value_of,
+    wait_for,
 )
 from merge3.recipe import TRAITS
 
@@ -197,8 +198,7 @@ def measure(device: str, dtype: torch.dtype) -> Machine:
         for _ in range(5):
             begin = perf_counter()
             work()
-            if device != "cpu":
-                torch.accelerator.synchronize(device)
+            wait_for(device)
             seconds.append(perf_counter() - begin)
         return min(seconds)
 

@@ -71,14 +71,22 @@ def test_the_card_refuses_what_cuda_refuses() -> None:
         assert there.tolist() == [[2.0] * 3, [1.0] * 3]
 
 
-def merged(folders: dict[str, str], recipe: Recipe, device: str, store: Path, dtype: str) -> dict[str, Tensor]:
+def merged(folders: dict[str, str], recipe: Recipe, device: str, store: Path) -> dict[str, Tensor]:
     """The weights of a merge that is made after another."""
     experts = {name: folders[name] for name in recipe.experts}
-    merger = open_asker(folders["base"], experts, store, device=device, dtype=dtype).merger
+    merger = open_asker(folders["base"], experts, store, device=device, dtype="float32").merger
     assert isinstance(next(iter(merger.model.parameters())), OnCard) == (device == "cuda")
     merger.apply(recipe)
     merger.apply(recipe)
     return values(merger.model)
+
+
+def assert_same(folders: dict[str, str], recipe: Recipe, store: Path, room: str) -> None:
+    """A merge on a card that has so much room is the processor's."""
+    ours = merged(folders, recipe, "cpu", store)
+    with card(ROOM[room]):
+        theirs = merged(folders, recipe, "cuda", store)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 
 
 def usual(method: str, experts: tuple[str, ...]) -> Recipe:
@@ -94,11 +102,8 @@ def test_merges_on_a_card_are_those_of_the_processor(
     method: str, room: str, saved: dict[str, Path], tmp_path: Path
 ) -> None:
     """Whatever of base, experts and masks the card has room for."""
-    folders, recipe = {name: str(folder) for name, folder in saved.items()}, usual(method, ("first", "second"))
-    ours = merged(folders, recipe, "cpu", tmp_path, "float32")
-    with card(ROOM[room]):
-        theirs = merged(folders, recipe, "cuda", tmp_path, "float32")
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    folders = {name: str(folder) for name, folder in saved.items()}
+    assert_same(folders, usual(method, ("first", "second")), tmp_path, room)
 
 
 @pytest.mark.parametrize(("kind", "options"), [MERGED[place] for place in (3, 4, 6, 11, 12, 15)])
@@ -106,11 +111,8 @@ def test_adapters_are_merged_on_a_card(kind: str, options: dict, tmp_path: Path,
     build(CONFIGS[kind], seed=1).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     adapter_of(kind, tmp_path / "adapter", **options)
-    folders, recipe = {name: str(tmp_path / name) for name in ("base", "adapter")}, usual("ties", ("adapter",))
-    ours = merged(folders, recipe, "cpu", tmp_path / "store", "float32")
-    with card():
-        theirs = merged(folders, recipe, "cuda", tmp_path / "store", "float32")
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    folders = {name: str(tmp_path / name) for name in ("base", "adapter")}
+    assert_same(folders, usual("ties", ("adapter",)), tmp_path / "store", "all")
 
 
 EXAMPLES = "1 and 2: 3\n2 and 2: 4\n"
