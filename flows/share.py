@@ -68,7 +68,6 @@ def take() -> None:
         for store in (store for store in STORES if store.exists()):  # what is not here comes with the pull, whole
             (THEIRS / store).parent.mkdir(parents=True, exist_ok=True)
             persist("dvc", "get", ".", str(store), "--rev", upstream, "--out", str(THEIRS / store), "--force")
-            shutil.copytree(store, OURS / store)
         drivers = [part for name, line in DRIVERS.items() for part in ("-c", f"merge.{name}.driver={line}")]
         try:
             run("git", *drivers, "merge", "--no-edit", upstream)
@@ -80,7 +79,9 @@ def take() -> None:
 
 
 def unite() -> None:
-    """Pull what Git names now, and put both sides' answers into it that a take set aside."""
+    """Pull what Git names now, and put both sides' answers into it. Ours are set aside before: it removes them."""
+    for store in STORES:
+        Store(OURS / store).take(Store(store))
     persist("dvc", "pull", "--force", "--allow-missing")  # a stage that both ran has no results: it is run again
     for store, (whose, place) in product(STORES, {"ours": OURS, "theirs": THEIRS}.items()):
         if (place / store).exists():

@@ -198,6 +198,26 @@ def test_a_take_that_is_stopped_after_the_merge_is_finished_by_the_next(
     assert not THEIRS.exists()
 
 
+def test_answers_of_a_stopped_search_outlive_a_take_that_could_not_reach_the_remote(
+    clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = clones
+    monkeypatch.chdir(a)
+    evolve(1, 2, 4)
+    dvc("push", "-q")
+    git("push", "-q")
+    monkeypatch.chdir(b)
+    Store(STORES[0]).put({}, {"5": (-5.0,)})  # of a search that was stopped: neither Git nor DVC knows of it
+    monkeypatch.setattr(sharing, "PAUSE", 0)
+    remote = a.parent / "remote"
+    remote.rename(a.parent / "away")
+    with pytest.raises(ValueError, match=r"dvc get .* ended with status"):
+        share.fn()
+    (a.parent / "away").rename(remote)
+    share.fn()
+    assert set(Store(STORES[0]).get({})) == {"1", "2", "4", "5"}
+
+
 def test_where_a_search_runs_nothing_is_taken(clones: tuple[Path, Path]) -> None:
     with alone("evolve"), pytest.raises(ValueError, match="evolve runs here: do this again when it has ended"):
         share.fn()
