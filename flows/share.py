@@ -64,6 +64,7 @@ def take() -> None:
             ) from error
         if told("git", "rev-list", "--count", f"HEAD..{upstream}") == "0":
             say(f"{upstream} has nothing new")
+            unite()  # what a clone or a `git pull` brought the names of alone
             return
         for store in (store for store in STORES if store.exists()):  # what is not here comes with the pull, whole
             (THEIRS / store).parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,8 @@ def unite() -> None:
     for store, (whose, place) in product(STORES, {"ours": OURS, "theirs": THEIRS}.items()):
         if (place / store).exists():
             added, differ = Store(store).take(Store(place / store))
-            say(f"{store}: {added} answers added from {whose}")
+            if added:
+                say(f"{store}: {added} answers added from {whose}")
             if differ:
                 say(f"{differ} of {whose} are others than those kept here: one was not made as its key says")
     forget()

@@ -218,6 +218,24 @@ def test_answers_of_a_stopped_search_outlive_a_take_that_could_not_reach_the_rem
     assert set(Store(STORES[0]).get({})) == {"1", "2", "4", "5"}
 
 
+def test_what_git_alone_was_pulled_of_is_pulled_and_not_run_again(
+    clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = clones
+    monkeypatch.chdir(a)
+    evolve(1, 2, 4)
+    dvc("push", "-q")
+    git("push", "-q")
+    git("clone", "-q", str(a.parent / "hub.git"), str(a.parent / "c"))
+    monkeypatch.chdir(b)
+    git("pull", "-q")
+    for clone in (b, a.parent / "c"):
+        monkeypatch.chdir(clone)
+        share.fn()
+        assert not Path("asked").exists()
+        assert set(Store(STORES[0]).get({})) == {"1", "2", "4"}
+
+
 def test_where_a_search_runs_nothing_is_taken(clones: tuple[Path, Path]) -> None:
     with alone("evolve"), pytest.raises(ValueError, match="evolve runs here: do this again when it has ended"):
         share.fn()
