@@ -18,6 +18,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import httpx
+from filelock import FileLock, Timeout
 from prefect import flow, get_client, serve
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -43,10 +44,11 @@ def main() -> None:
     """Serve the deployments until interrupted; one run at a time, as there is one device.
 
     Raises:
-        SystemExit: the configured server does not answer or refuses, or none can be started.
+        SystemExit: another process serves them, the configured server does not answer or refuses, or none can be
+            started.
     """
     configured = get_current_settings().api.url
-    with nullcontext(configured) if configured else own_server() as url:
+    with only_one(), nullcontext(configured) if configured else own_server() as url:
         if fault := unreachable(url):
             sys.exit(f"the Prefect server at {url} does not answer ({fault}): start it, or unset PREFECT_API_URL")
         try:
@@ -74,6 +76,26 @@ def search(changes: dict[str, Any]) -> None:
     if unknown := sorted(set(changes) - set(given)):
         raise ValueError(f"evolve has no parameter {unknown[0]!r}; it has {sorted(given)}")
     call(evolve, **typed(evolve, given | changes))
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Be the only process that serves on this machine: of two, in one clone or two, either would take any run.
+
+    Raises:
+        SystemExit: another serves.
+    """
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "merge3.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        sys.exit("the deployments are served already, from this clone or another: end that `make serve` first")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Annotated
 
 import pytest
+from filelock import FileLock
 from prefect import flow
 from pydantic import Field
 
@@ -364,6 +365,20 @@ def test_what_is_no_prefect_server_is_served_no_deployments(other: str, tmp_path
         f"what answers at {other} takes no deployments (404 Not Found): is it a Prefect server, and yours?\n"
     )
     assert "Traceback" not in ended.stderr
+
+
+def test_who_serves_is_alone_as_either_of_two_would_take_the_others_runs(other: str, tmp_path: Path) -> None:
+    home = {"PREFECT_API_URL": other, "PREFECT_HOME": str(tmp_path)}
+    with FileLock(tmp_path / "merge3.lock"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "flows.serve"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **home},
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("served already, from this clone or another: end that `make serve` first\n")
 
 
 def test_a_server_of_ones_own_asks_nothing_in_a_terminal_and_ends_runs_that_were_lost(tmp_path: Path) -> None:
