@@ -97,11 +97,16 @@ class LiveMerger:
 
     @property
     def together(self) -> int:
-        """How many merges `make` can hold, in half of the free memory; off the CPU, where it gains nothing, 1."""
+        """How many merges `make` can hold, in half of the memory that is free but for them; off the CPU 1: no gain.
+
+        What is mapped of base and experts counts as free where it is asked for, but would have to be read again.
+        """
         if any(weights.device.type != "cpu" for weights in self._own.values()):
             return 1
         size = sum(self._own[name].nbytes for name in self.changed)
-        return max(1, len(self._spare) + int(SPARE * psutil.virtual_memory().available / max(size, 1)))
+        mapped = sum(parameter.nbytes(list(self.experts)) for parameter in self._ingredients)
+        free = psutil.virtual_memory().available + len(self._spare) * size - mapped
+        return max(1, int(SPARE * free / max(size, 1)))
 
     def make(self, recipes: Sequence[Recipe]) -> list[Weights]:
         """The weights of several merges, made in one pass over base and experts, for the model to `hold`.

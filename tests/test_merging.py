@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from conftest import CONFIGS, build, fine_tune
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from merge3 import ingredients, kernels
+from merge3 import ingredients, kernels, merging
 from merge3.ingredients import BLOCK, Ingredients, LowRank, home
 from merge3.kernels import Keep, Vote
 from merge3.merging import LiveMerger, finite, in_threads
@@ -264,6 +265,24 @@ def test_merges_made_together_are_those_made_alone(dtype: torch.dtype) -> None:
             assert merger.model.lm_head.weight.data_ptr() == merger.model.model.embed_tokens.weight.data_ptr()
     merger.apply(recipes[0])
     assert all(torch.equal(value, alone[0][name]) for name, value in weights_of(merger.model).items())
+
+
+def test_merges_that_are_made_together_do_not_take_half_of_what_is_left_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    merger = live("llama")[0]
+    size = sum(value.nbytes for value in weights_of(merger.model).values())
+    mapped = 3 * size  # base and two experts
+
+    def free() -> SimpleNamespace:
+        return SimpleNamespace(available=mapped + (11 - len(merger._spare)) * size)
+
+    monkeypatch.setattr(merging.psutil, "virtual_memory", free)
+    for count in (3, merger.together):
+        merger.make([constant("linear", {"a": 0.1 * k, "b": 1.0}) for k in range(count)])
+        assert merger.together == 5
+    monkeypatch.setattr(merging.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    assert live("llama")[0].together == 1
 
 
 def test_what_cannot_be_merged_together_is_refused() -> None:
