@@ -343,7 +343,7 @@ class _Run:
         groups = len({item.group for item in self.search})  # of each at least one
         parts = [min(others, others // step + groups) for step in HALVES] if others else [asked]
         joined = JOINING * joins(JOIN, self.generations) if others else 0
-        last = finals(FINALISTS, parts, len(self.search)) + len(self.search) if joined else finals(FINALISTS, parts)
+        last = finals(FINALISTS, parts, len(self.search)) + len(self.search) if others else finals(FINALISTS, parts)
         in_full = (len(self.parents) + POPULATION + joined) * len(self.search)
         searched = in_full + self.generations * GENERATION * asked + last
         return searched + (1 + len(self.parents) + len(standard_merges(self.names))) * len(self.test)
@@ -521,7 +521,7 @@ class _Run:
         fair = ESTIMATORS["weighted_mean"]  # a fair sample needs no model
         asked = partial(Fitness, self.asker, self.search, fair)
         rounds = [asked(part) for part in halves(others, [item.group for item in self.search])]
-        everything = asked(whole(others)) if history.exact else None
+        everything = asked(whole(others)) if len(others.unasked) else None
         row = history.verify(history.leaders(FINALISTS, search), rounds, partial(self.follow, history), everything)
         self.tokens["finalists"] = history.finalists_tokens
         if row["merge"] in standard_merges(self.names):

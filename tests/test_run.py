@@ -123,6 +123,21 @@ def line_items(path: Path) -> list[str]:
     return [json.loads(line)[0] for line in path.read_text().splitlines()[1:]]
 
 
+def test_a_run_in_which_no_leader_joins_chooses_among_merges_that_answered_everything(
+    saved: dict[str, Path], questions: list[Item], tmp_path: Path
+) -> None:
+    told = list[run.Progress]()
+    found = run.run(
+        saved["base"], experts(saved), questions, tmp_path / "out", budget=12, dtype="float32", tell=told.append
+    )
+    assert found.tokens["leaders"] == 0
+    assert told[-1].done <= told[-1].total
+    searched = {item.content_hash for item in run.split(questions, run.TEST_SHARE, 0)["search"]}
+    kept = [set(line_items(path)) for path in (tmp_path / "out.store" / "answers").glob("*/*.jsonl")]
+    assert sum(searched <= answered for answered in kept) >= 3 + run.POPULATION + 3  # parents, merges; in the end
+    assert found.estimate.low == found.estimate.score == found.estimate.high
+
+
 def test_progress_rises_to_its_end(done: tuple) -> None:
     found, told, _ = done
     stages = ["parents", "population", "search", "finalists", "test"]
