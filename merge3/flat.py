@@ -45,7 +45,7 @@ STEP = 16  # tokens are filled up to a multiple of, where products may have any 
 PARTS_STEP = 64  # and in parts; numbers of rows that are tried are its multiples
 TRIED = 2**20  # numbers of which none may differ in a trial, at least
 SLACK = 1.25  # times the shortest, which parts that are fewer may take
-TIMES, SECONDS = 3, 0.1  # that products are timed, at least and in all; of each the shortest counts
+SECONDS = 0.1  # that products are timed, each once at least; of each the shortest counts
 LARGE = 2**28  # weights of a layer that is not tried: as many more would have to be held
 KEYS = 32  # columns that attention looks at come in such multiples: a tile's depth in bfloat16
 PRODUCTS = (nn.Linear, Conv1D)
@@ -316,15 +316,15 @@ def paces(most: int, shape: Shape) -> dict[int, float]:
     whole = [multiplied(table, weight, bias, most) for table in tables]
     found = dict[int, float]()
     for part in range(most, 0, -PARTS_STEP):
-        some = most // part * part  # the rest would be a product of other rows
+        enough = -(-TRIED // (part * shape.width))
+        some = min(most // part, enough) * part  # the rest would be a product of other rows
         if all(
             torch.equal(multiplied(table[:some], weight, bias, part), expected[:some])
             for table, expected in zip(tables, whole, strict=True)
         ):
             found[part] = math.inf
-    times, end = 0, perf_counter() + SECONDS
-    while times < TIMES or perf_counter() < end:
-        times += 1
+    end = perf_counter() + SECONDS
+    while perf_counter() < end:
         for part in found:
             begin = perf_counter()
             multiplied(tables[0, :part], weight, bias, part)
