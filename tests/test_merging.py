@@ -31,6 +31,9 @@ def test_draws_differ_by_seed_expert_and_parameter_and_by_nothing_else() -> None
 
     made = [draws(seed, expert, name) for seed in (1, 2) for expert in "AB" for name in "xy"]
     assert len({tuple(m) for m in made}) == 8
+    one = Ingredients("x", torch.zeros(8, 8), {"e": torch.zeros(8, 8)}, {"e": "A"})
+    for seed in (1, 2, 1):  # though the last seed's are kept
+        assert one.draws("e", seed).flatten().tolist() == draws(seed, "A", "x")
     code = (
         "import torch; from merge3.ingredients import Ingredients; torch.set_num_threads(1); b = torch.zeros(8, 8);"
         "print(Ingredients('x', b, {'e': b}, {'e': 'A'}).draws('e', 1).flatten().tolist())"
@@ -265,6 +268,25 @@ def test_merges_made_together_are_those_made_alone(dtype: torch.dtype) -> None:
             assert merger.model.lm_head.weight.data_ptr() == merger.model.model.embed_tokens.weight.data_ptr()
     merger.apply(recipes[0])
     assert all(torch.equal(value, alone[0][name]) for name, value in weights_of(merger.model).items())
+
+
+def test_merges_are_made_together_after_one_that_scaled_what_no_expert_changes() -> None:
+    whole = live("llama")[0]
+    experts = {
+        expert: {name: values for name, values in of.items() if name != "model.norm.weight"}
+        for expert, of in whole.experts.items()
+    }
+    merger = LiveMerger(whole.model, experts, PRINTS)
+    recipes = [constant("linear", {"a": weight, "b": 1.0}) for weight in (0.5, 2.0)]
+    alone = []
+    for recipe in recipes:
+        merger.apply(recipe)
+        alone.append({name: value.clone() for name, value in weights_of(merger.model).items()})
+    merger.make(recipes)
+    merger.apply(constant("linear", {"a": 0.25, "b": 0.25}, options={"normalize": 0.0}))
+    for made, expected in zip(merger.make(recipes), alone, strict=True):
+        merger.hold(made)
+        assert all(torch.equal(value, expected[name]) for name, value in weights_of(merger.model).items())
 
 
 def test_merges_that_are_made_together_do_not_take_half_of_what_is_left_again_and_again(

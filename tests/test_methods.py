@@ -208,7 +208,7 @@ def test_model_stock_moves_by_the_mean_cosine() -> None:
 def test_model_stock_of_opposite_experts_is_the_base() -> None:
     """Their cosine is -1, for which the formula divides by zero."""
     base, difference = torch.ones(SHAPE), torch.where(models(1)[0] > 0, 0.5, 0.25)
-    assert torch.equal(merge("model_stock", (0.0, 0.0), base, [base + difference, base - difference]), base)
+    assert torch.equal(merge("model_stock", (0.0, 0.0), base, [base + difference, base - 2 * difference]), base)
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.0])
@@ -250,8 +250,25 @@ def test_weights_that_cancel_are_not_divided_by_their_sum() -> None:
     assert torch.equal(merge("nuslerp", (1.0, -1.0)), merge("nuslerp", (1.0, 1.0)))
 
 
+@pytest.mark.parametrize("around", [0.0, 1.0])
+def test_weights_that_cancel_are_not_divided_by_their_sum_on_the_sphere(around: float) -> None:
+    plain = merge("multislerp", (1.0, -1.0), around_base=around, normalize=0.0)
+    assert plain.isfinite().all()
+    assert torch.equal(merge("multislerp", (1.0, -1.0), around_base=around), plain)
+
+
+def test_weights_whose_sum_is_negative_are_divided_by_it() -> None:
+    base, (first, second) = models(2)
+    torch.testing.assert_close(merge("linear", (-1.0, 0.5)), 2 * first - second)
+    torch.testing.assert_close(merge("nuslerp", (-2.0, -1.0)), merge("nuslerp", (2.0, 1.0)))
+    normalized = merge("task_arithmetic", (-1.0, 0.5), normalize=1.0)
+    torch.testing.assert_close(normalized, base + 2 * (first - base) - (second - base))
+
+
 def test_lambda_scales_what_was_elected_and_a_lone_negative_weight_turns_its_expert_round() -> None:
     base, experts = models(2)
+    lone, twice = (merge("ties", (0.7, 0.0), density=0.5, **{"lambda": size}) for size in (1.0, 2.0))
+    torch.testing.assert_close(twice - base, 2 * (lone - base))
     plain, doubled = merge("ties", (0.7, 0.4)), merge("ties", (0.7, 0.4), **{"lambda": 2.0})
     torch.testing.assert_close(doubled - base, 2 * (plain - base))
     torch.testing.assert_close(merge("ties", (-0.5, 0.0)), 2 * base - experts[0])
