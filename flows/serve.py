@@ -23,6 +23,7 @@ from prefect import flow, get_client, serve
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -119,19 +120,32 @@ def own_server() -> Iterator[str]:
                 sys.exit("the Prefect server does not start; what it said stands above")
             sleep(0.5)
         end_lost_runs(url)
-        yield url
+        try:
+            yield url
+        finally:
+            if unreachable(url) is None:
+                end_lost_runs(url)
     finally:
         server.terminate()
         server.wait()
 
 
 def end_lost_runs(url: str) -> None:
-    """Say of the deployments' runs that went on when the server ended that they are no more: it could not be told."""
-    going = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-    lost = FlowRunFilter(state=FlowRunFilterState(type=going), deployment_id=FlowRunFilterDeploymentId(is_null_=False))
+    """Say of the deployments' runs that went on when what serves them ended, and of their flows, that they are no more.
+
+    They could not say it themselves.
+    """
+    going = FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    )
+    deployed = FlowRunFilter(state=going, deployment_id=FlowRunFilterDeploymentId(is_null_=False))
+    ended = Crashed(message="It ended with what served it; its answers are kept.")
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=lost):
-            client.set_flow_run_state(run.id, Crashed(message="It ended with the server; its answers are kept."), True)
+        lost = client.read_flow_runs(flow_run_filter=deployed)
+        of_lost = FlowRunFilterParentFlowRunId(any_=[run.id for run in lost])
+        lost += client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going, parent_flow_run_id=of_lost))
+        for run in lost:
+            client.set_flow_run_state(run.id, ended, force=True)
 
 
 if __name__ == "__main__":

@@ -385,19 +385,26 @@ def test_a_server_of_ones_own_asks_nothing_in_a_terminal_and_ends_runs_that_were
     with socket.create_server(("127.0.0.1", 0)) as place:
         port = place.getsockname()[1]
     code = f"""
-from prefect import get_client
+from prefect import Task, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 from flows import serve
 serve.PORT = {port}
+end, ends = serve.end_lost_runs, []
+serve.end_lost_runs = lambda url: (ends.append(url), end(url))
 with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
+    assert len(ends) == 1
     place = serve.search.to_deployment("search").apply()
     with get_client(sync_client=True) as client:
         given = {{"parameters": {{"changes": {{}}}}}}
         runs = [client.create_flow_run_from_deployment(place, **given), client.create_flow_run(serve.search, **given)]
+        within = client.create_task_run(Task(serve.evolve.fn), runs[0].id, "0")  # as a flow that a flow calls
+        runs.append(client.create_flow_run(serve.evolve, parent_task_run_id=within.id))
         for run in runs:
             client.set_flow_run_state(run.id, Running(), force=True)
-        serve.end_lost_runs(url)
+serve.end_lost_runs = lambda url: None
+with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
+    with get_client(sync_client=True) as client:
         print("up at", url, *(client.read_flow_run(run.id).state_name for run in runs))
 """
     bare = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
@@ -410,7 +417,7 @@ with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
         while part := screen.read(100_000):
             said += part
     assert started.wait() == 0, said.decode()
-    assert f"up at http://127.0.0.1:{port}/api Crashed Running".encode() in said
+    assert f"up at http://127.0.0.1:{port}/api Crashed Running Crashed".encode() in said
 
 
 def test_no_tool_reports_to_anyone() -> None:
