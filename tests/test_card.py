@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import MambaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from merge3 import answering, kernels, models, plan, respond, run
+from merge3 import answering, export, kernels, models, plan, respond, run
 from merge3.items import FreeText, Item
 from merge3.live import open_asker
-from merge3.recipe import TRAITS, Recipe
+from merge3.recipe import TRAITS, Merge, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread", "compiled")
 ROOM = {"all": (20 * GIGABYTE,), "all but masks": (20 * GIGABYTE, 0), "the model alone": (0,)}
@@ -113,6 +113,15 @@ def test_adapters_are_merged_on_a_card(kind: str, options: dict, tmp_path: Path,
     adapter_of(kind, tmp_path / "adapter", **options)
     folders = {name: str(tmp_path / name) for name in ("base", "adapter")}
     assert_same(folders, usual("ties", ("adapter",)), tmp_path / "store", "all")
+
+
+def test_a_merge_that_is_written_stays_on_its_card(saved: dict[str, Path], tmp_path: Path) -> None:
+    merge = Merge(usual("ties", ("first",)), str(saved["base"]), {"first": str(saved["first"])}, "float32")
+    ours = values(export.export(merge, tmp_path / "ours"))
+    with card():
+        live = export.export(merge, tmp_path / "theirs", "cuda")
+        assert {tensor.device.type for tensor in live.parameters()} == {"cuda"}
+        torch.testing.assert_close(values(live), ours, rtol=1e-4, atol=1e-5)
 
 
 EXAMPLES = "1 and 2: 3\n2 and 2: 4\n"

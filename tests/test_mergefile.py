@@ -197,6 +197,17 @@ def test_the_bases_config_and_tokenizer_are_kept_by_mergekit_where_it_can(tmp_pa
     assert (among["base_model"], [entry["model"] for entry in among["models"]]) == ("org/a", ["org/a", "org/b"])
 
 
+def test_the_base_is_named_once_and_by_its_own_name() -> None:
+    experts = {"a": "org/a", "b": "org/b"}
+    among = mergekit.write(Merge(constant("linear", {"a": 0.5, "b": 0.3}), "org/a", experts))
+    assert [entry["model"] for entry in among["models"]] == ["org/a", "org/b"]
+    assert among["models"][0]["parameters"] == {"weight": 0.5}
+    alone = mergekit.write(Merge(constant("slerp", {"a": 0.5}), "org/base", {"a": "org/a"}))
+    assert (alone["base_model"], alone["models"]) == ("org/base", [{"model": "org/a"}])
+    both = mergekit.write(Merge(Recipe("slerp", ("a", "b"), {"b": {"*": (0.5,)}}), "org/base", experts))
+    assert (both["base_model"], both["models"]) == ("org/a", [{"model": "org/b"}])
+
+
 TWO: list[dict[str, Any]] = [{"model": model, "parameters": {"weight": 0.5}} for model in ("org/a", "org/b")]
 
 
@@ -215,6 +226,19 @@ def test_what_changes_nothing_in_mergekit_changes_nothing(
     models = [{"model": entry["model"]} for entry in TWO] if method == "model_stock" else TWO
     plain = {"merge_method": method, "base_model": "org/base", "models": models}
     assert mergekit.read(plain | {"parameters": parameters} | file) == mergekit.read(plain)
+
+
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp"])
+def test_what_is_merged_on_the_sphere_is_told_by_whether_there_is_a_base(method: str) -> None:
+    values = {"merge_method": method, "models": TWO}
+    assert mergekit.read(values).recipe.all_options["around_base"] == 0.0
+    assert mergekit.read(values | {"base_model": "org/base"}).recipe.all_options["around_base"] == 1.0
+
+
+def test_the_dtype_of_what_is_written_counts_before_that_of_merging() -> None:
+    values = {"merge_method": "karcher", "models": [{"model": "org/a"}, {"model": "org/b"}]}
+    assert mergekit.read(values | {"dtype": "float32"}).dtype == "float32"
+    assert mergekit.read(values | {"dtype": "float32", "out_dtype": "bfloat16"}).dtype == "bfloat16"
 
 
 def test_a_number_that_yaml_reads_as_text_is_one(tmp_path: Path) -> None:

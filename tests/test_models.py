@@ -395,6 +395,9 @@ def test_what_a_model_does_not_use_has_no_say_in_its_dtype(saved: dict[str, Path
     save_file(kept | {"model.norm.weight": kept["model.norm.weight"].float()}, file, metadata={"format": "pt"})
     assert models.stored_dtype(tmp_path) is torch.float32  # nothing is rounded
     assert models.written_dtype(tmp_path) is torch.bfloat16
+    for wide, narrow in (("a", "b"), ("b", "a")):
+        save_file({wide: torch.ones(4), narrow: torch.ones(8).bfloat16()}, file, metadata={"format": "pt"})
+        assert models.written_dtype(tmp_path) is torch.float32  # of two alike the wider
 
 
 def test_a_tokenizer_is_written_alike_wherever_it_came_from(
