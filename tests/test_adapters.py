@@ -21,6 +21,7 @@ pytestmark = [  # PEFT's own, of biases that it saves itself, and of what the te
     pytest.mark.filterwarnings("ignore:.*LoRA tensor.* have invalid shape"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+    pytest.mark.filterwarnings("ignore:.*alpha_pattern:RuntimeWarning"),
 ]
 TARGETS = {"llama": ["q_proj", "down_proj"], "qwen2": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
 BOTH = ["embed_tokens", "lm_head"]
@@ -70,6 +71,8 @@ MERGED: list[tuple[str, dict[str, object]]] = [
     ("qwen2", {"trainable_token_indices": {"embed_tokens": [3, 7]}}),
     ("gpt2", {}),
     ("gpt2", {"use_dora": True, "bias": "all"}),
+    ("llama", {"alpha_pattern": {"q": 3, "self_attn": 5, "proj": 7}}),  # which are no module's whole name
+    ("qwen2", {"trainable_token_indices": {"model.embed_tokens": [3, 7]}}),
 ]
 TIED = ("llama", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True})  # which PEFT merges twice
 
