@@ -412,8 +412,8 @@ class History:
         items. Each counts by the other's mean variance; what either says of all leaders alike counts for nothing. A
         leader of which the surface knows nothing stands by its fresh items alone.
 
-        Where leaders answered all items on the way, the `JOINING` best and the uniform average are asked `everything`,
-        too, and the best of all that answered it wins: else one of which less is known would seem better.
+        The `JOINING` best and the uniform average are asked `everything`, too, and the best of all that answered it,
+        leaders on the way among them, wins: else one of which less is known would seem better.
 
         Raises:
             ValueError: every leader is broken.
