@@ -62,7 +62,7 @@ def read(values: Mapping[str, Any]) -> Merge:
         models, stack = _stacked(slices)
     elif slices:
         models, own, depth = _side_by_side(slices, method)
-        shared |= own
+        shared = _over(own, shared)
     else:
         models = [(_source(m["model"]), dict(m.get("parameters") or {})) for m in values.get("models") or ()]
     models = _merged(models, base, method, sliced=bool(slices))
@@ -164,7 +164,7 @@ def _stacked(slices: Any) -> tuple[list[Model], list[Slice]]:
         if len(part["sources"]) != 1:
             raise ValueError(f"a passthrough slice has one source, got {len(part['sources'])}")
         (source,) = part["sources"]
-        own = {**(part.get("parameters") or {}), **(source.get("parameters") or {})}
+        own = _over(source.get("parameters") or {}, part.get("parameters") or {})
         name = _source(source["model"])
         if models.setdefault(name, own) != own:
             raise ValueError(f"{name!r} has other parameters in another slice: that is not supported")
@@ -187,6 +187,22 @@ def _side_by_side(slices: Any, method: str) -> tuple[list[Model], dict[str, Any]
     models = [(_source(source["model"]), dict(source.get("parameters") or {})) for source in part["sources"]]
     ((_, depth),) = ranges
     return models, dict(part.get("parameters") or {}), depth
+
+
+def _over(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of which the `first` count first; where none of their filters holds, the others do."""
+    both = {**then, **first}
+    for name in first.keys() & then.keys():
+        conditions = _conditions(first[name])
+        if any(isinstance(condition, Mapping) for condition in conditions):
+            both[name] = [*conditions, *_conditions(then[name])]
+    return both
+
+
+def _conditions(value: Any) -> list[Any]:
+    """The values of a setting, those that have one with their filter."""
+    several = isinstance(value, list) and any(isinstance(v, Mapping) for v in value)
+    return value if several else [value]
 
 
 def _range(source: Mapping[str, Any]) -> tuple[int, int]:
@@ -274,8 +290,7 @@ def _rules(name: str, settings: Sequence[Mapping[str, Any]], default: float | No
         value = scope.get(name)
         if value is None:
             continue
-        conditions = value if isinstance(value, list) and any(isinstance(v, Mapping) for v in value) else [value]
-        for condition in conditions:
+        for condition in _conditions(value):
             part, knots = ANY, condition
             if isinstance(condition, Mapping):
                 part, knots = condition.get("filter") or ANY, condition["value"]

@@ -167,6 +167,21 @@ def test_one_slice_is_a_merge_of_its_models_alone(tmp_path: Path, method: str) -
         assert mergefile.read(written(tmp_path, text)) == merge
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_where_no_filter_of_a_slice_holds_the_files_setting_does(alone: bool) -> None:
+    """As mergekit's `resolve_parameter` asks each scope in turn, until one has a value."""
+    rule = {"filter": "mlp", "value": 0.5}
+    rules = rule if alone else [rule]
+    entry: dict[str, Any] = {"model": "org/a", "layer_range": [0, 4], "parameters": {"weight": 1}}
+    values: dict[str, Any] = {"merge_method": "ties", "base_model": "org/base", "parameters": {"density": 0.3}}
+    read = mergekit.read(values | {"slices": [{"sources": [entry], "parameters": {"density": rules}}]})
+    assert read.recipe.densities["a"] == {"~mlp": (0.5,), "*": (0.3,)}
+    entry["parameters"] = {"scale": rules}
+    slices = [{"sources": [entry], "parameters": {"scale": [0.2, 0.4]}}]
+    read = mergekit.read({"merge_method": "passthrough", "slices": slices})
+    assert read.recipe.weights["a"] == {"~mlp": (0.5,), "*": (0.2, 0.4)}
+
+
 def test_an_adapter_is_written_for_mergekit_on_its_base(tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
