@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -167,7 +166,7 @@ def room(
     resolved = models.resolve_dtype(dtype, device)
     folder, folders = small(base), [small(source) for source in experts]
     cpu = torch.device(device).type == "cpu"
-    have = float(psutil.virtual_memory().available) if cpu else memory(device)
+    have = float(models.free_memory()) if cpu else memory(device)
     machine = Machine(have, 1.0, 1.0)
     bare = plan(folder, folders, method, machine, tokens=1, batch_tokens=0, dtype=resolved)
     config = models.config_of(folder)

@@ -12,7 +12,6 @@ from functools import cache
 from threading import Barrier
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +20,7 @@ from merge3 import kernels
 from merge3.ingredients import Ingredients, LowRank, matrix
 from merge3.kernels import Instruction
 from merge3.methods import METHODS
-from merge3.models import Changes, enough_memory, tensors_of, weights_of
+from merge3.models import Changes, enough_memory, free_memory, tensors_of, weights_of
 from merge3.recipe import Recipe, check, layer_of, tower_of
 
 PIECE = 2**21  # elements that a thread merges at a time
@@ -105,7 +104,7 @@ class LiveMerger:
             return 1
         size = sum(self._own[name].nbytes for name in self.changed)
         mapped = sum(parameter.nbytes(list(self.experts)) for parameter in self._ingredients)
-        free = psutil.virtual_memory().available + len(self._spare) * size - mapped
+        free = free_memory() + len(self._spare) * size - mapped
         return max(1, int(SPARE * free / max(size, 1)))
 
     def make(self, recipes: Sequence[Recipe]) -> list[Weights]:

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from math import isclose, prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import psutil
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -56,6 +57,8 @@ ROUTED = (  # fields of a config that say how many experts a mixture has, and ho
 )
 ONWARD = ("is_decoder", "causal")  # fields by which a model that could read both ways reads from left to right
 MADE = re.compile(r"(rotary_emb\.inv_freq|(attention|attn)\.(bias|masked_bias))$")  # anew by transformers, as masks are
+CGROUP_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"  # the kernel's files of a limit, and of its use
+CGROUP_2 = "memory.max", "memory.current", ""  # and how fields of memory.stat begin that count what is below, too
 UNSAFE = "a file is no safetensors file; pickled weights are not opened"
 
 
@@ -223,6 +226,30 @@ def check_device(device: str) -> None:
             f"device {device!r} cannot be used here: expected cpu, or cuda or cuda:1 for the first or second GPU, of "
             f"which torch {torch.__version__} finds {torch.cuda.device_count()}"
         ) from error
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes of main memory that this process may still take: the computer's, or its container's (cgroup) if less.
+
+    Files that are mapped or cached count as free. `root` is where the kernel shows `proc` and `sys`.
+    """
+    free: int = psutil.virtual_memory().available
+    groups = root / "proc" / "self" / "cgroup"
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else ():
+        _, kinds, own = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        most, used, prefix = CGROUP_1 if kinds else CGROUP_2
+        place = PurePosixPath(own.lstrip("/"))
+        for group in (place, *place.parents):
+            folder = root / "sys" / "fs" / "cgroup" / ("memory" if kinds else "") / group
+            try:
+                left = int((folder / most).read_text()) - int((folder / used).read_text())
+                stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # a group that is not shown here, or has no limit
+                continue
+            free = min(free, left + int(stat[f"{prefix}inactive_file"]) + int(stat[f"{prefix}active_file"]))
+    return max(0, free)
 
 
 def wait_for(device: str | torch.device) -> None:

@@ -361,14 +361,14 @@ def test_a_dtype_that_the_processor_does_not_multiply_is_a_risk() -> None:
     assert (found.level, "does not multiply it in hardware" in found.text) == (RISK, True)
 
 
-@pytest.mark.parametrize(("have", "level"), [(1e9, OK), (1.2e6, RISK), (1e5, WRONG)])
+@pytest.mark.parametrize(("have", "level"), [(10**9, OK), (1_200_000, RISK), (10**5, WRONG)])
 def test_memory_is_held_against_what_is_needed(
-    have: float, level: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    have: int, level: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Memory:
         available = have
 
-    monkeypatch.setattr(checks.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(models.psutil, "virtual_memory", Memory)
     asked = ([str(saved["first"])] * 8, "ties", "cpu", "float32", 64, tmp_path / "not" / "yet")
     found = checks.room(str(saved["base"]), *asked)
     assert levels(found, "memory") == {level}

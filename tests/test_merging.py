@@ -12,7 +12,7 @@ from conftest import CONFIGS, build, fine_tune
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from merge3 import ingredients, kernels, merging
+from merge3 import ingredients, kernels, models
 from merge3.ingredients import BLOCK, Ingredients, LowRank, home
 from merge3.kernels import Keep, Vote
 from merge3.merging import LiveMerger, finite, in_threads
@@ -299,11 +299,11 @@ def test_merges_that_are_made_together_do_not_take_half_of_what_is_left_again_an
     def free() -> SimpleNamespace:
         return SimpleNamespace(available=mapped + (11 - len(merger._spare)) * size)
 
-    monkeypatch.setattr(merging.psutil, "virtual_memory", free)
+    monkeypatch.setattr(models.psutil, "virtual_memory", free)
     for count in (3, merger.together):
         merger.make([constant("linear", {"a": 0.1 * k, "b": 1.0}) for k in range(count)])
         assert merger.together == 5
-    monkeypatch.setattr(merging.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     assert live("llama")[0].together == 1
 
 

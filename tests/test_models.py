@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -444,3 +445,35 @@ def test_the_manifest_is_read_as_written(tmp_path: Path) -> None:
 
 def test_a_tokenizer_can_always_pad(saved: dict[str, Path], tokenizer: PreTrainedTokenizerBase) -> None:
     assert models.load_tokenizer(saved["base"]).pad_token_id == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/\n", {"memory.max": "9000", "memory.current": "4000"}, 9000 - 4000 + 30 + 200),
+        ("0::/\n", {"memory.max": "max", "memory.current": "4000"}, 10**6),
+        ("0::/slice/job\n", {"slice/memory.max": "9000", "slice/memory.current": "8900"}, 330),
+        ("0::/slice/job\n", {"slice/job/memory.max": "100", "slice/job/memory.current": "4000"}, 0),
+        (
+            "9:cpu:/x\n4:memory,x:/docker/1\n0::/\n",
+            {"memory/memory.limit_in_bytes": "9000", "memory/memory.usage_in_bytes": "4000"},
+            9000 - 4000 + 1 + 7,
+        ),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63), "memory/memory.usage_in_bytes": "4"}, 10**6),
+        (None, {}, 10**6),
+    ],
+)
+def test_a_containers_limit_is_what_it_may_take(
+    groups: str | None, files: dict[str, str], left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    if groups:
+        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "self" / "cgroup").write_text(groups)
+    stat = "inactive_file 30\nactive_file 200\ntotal_inactive_file 1\ntotal_active_file 7\nanon 5\n"
+    for name, text in files.items():
+        path = tmp_path / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        (path.parent / "memory.stat").write_text(stat)
+    assert models.free_memory(tmp_path) == left
