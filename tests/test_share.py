@@ -39,6 +39,11 @@ def dvc(*arguments: str) -> str:
     return subprocess.run(["dvc", *arguments], check=True, capture_output=True, text=True).stdout
 
 
+def push() -> None:
+    dvc("push", "-q")
+    git("push", "-q")
+
+
 def evolve(*generations: int) -> None:
     Path("params.yaml").write_text(yaml.safe_dump({"evolve": list(generations)}))
     dvc("repro")
@@ -95,8 +100,7 @@ def test_the_answers_of_two_who_worked_at_once_are_united(
     evolve(1, 2, 5)  # B's
     monkeypatch.chdir(a)
     evolve(1, 2, 4)
-    dvc("push", "-q")
-    git("push", "-q")
+    push()
     monkeypatch.chdir(b)
     with pytest.raises(ValueError, match="conflicts with this branch"):  # what is to be asked is for people to say
         share.fn()
@@ -154,14 +158,12 @@ def test_a_stage_is_run_again_by_what_both_changed(clones: tuple[Path, Path], mo
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     begin = {"evolve": [1, 2], **{f"x{n}": 0 for n in range(5)}, "one": 1, **{f"y{n}": 0 for n in range(5)}, "two": 2}
     work(begin)
-    dvc("push", "-q")
-    git("push", "-q")
+    push()
     monkeypatch.chdir(a)
     git("pull", "-q")
     dvc("pull", "-q")
     work(begin | {"one": 5})
-    dvc("push", "-q")
-    git("push", "-q")
+    push()
     monkeypatch.chdir(b)
     work(begin | {"two": 7})
     share.fn()
@@ -175,8 +177,7 @@ def test_a_take_that_is_stopped_after_the_merge_is_finished_by_the_next(
     a, b = clones
     monkeypatch.chdir(a)
     evolve(1, 2, 4)
-    dvc("push", "-q")
-    git("push", "-q")
+    push()
     monkeypatch.chdir(b)
     evolve(1, 2, 5)
     evolve(1, 2)  # what it asked before stays
@@ -204,8 +205,7 @@ def test_answers_of_a_stopped_search_outlive_a_take_that_could_not_reach_the_rem
     a, b = clones
     monkeypatch.chdir(a)
     evolve(1, 2, 4)
-    dvc("push", "-q")
-    git("push", "-q")
+    push()
     monkeypatch.chdir(b)
     Store(STORES[0]).put({}, {"5": (-5.0,)})  # of a search that was stopped: neither Git nor DVC knows of it
     monkeypatch.setattr(sharing, "PAUSE", 0)
@@ -224,8 +224,7 @@ def test_what_git_alone_was_pulled_of_is_pulled_and_not_run_again(
     a, b = clones
     monkeypatch.chdir(a)
     evolve(1, 2, 4)
-    dvc("push", "-q")
-    git("push", "-q")
+    push()
     git("clone", "-q", str(a.parent / "hub.git"), str(a.parent / "c"))
     monkeypatch.chdir(b)
     git("pull", "-q")
