@@ -171,14 +171,19 @@ def test_a_stage_is_run_again_by_what_both_changed(clones: tuple[Path, Path], mo
     assert set(Store(STORES[0]).get({})) == {"1", "2"}
 
 
-def test_a_take_that_is_stopped_after_the_merge_is_finished_by_the_next(
-    clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def ahead(clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The clones where A has searched on and pushed it."""
     a, b = clones
     monkeypatch.chdir(a)
     evolve(1, 2, 4)
     push()
     monkeypatch.chdir(b)
+    return clones
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_take_that_is_stopped_after_the_merge_is_finished_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     evolve(1, 2, 5)
     evolve(1, 2)  # what it asked before stays
     persist = sharing.persist
@@ -200,35 +205,26 @@ def test_a_take_that_is_stopped_after_the_merge_is_finished_by_the_next(
 
 
 def test_answers_of_a_stopped_search_outlive_a_take_that_could_not_reach_the_remote(
-    clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ahead: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = clones
-    monkeypatch.chdir(a)
-    evolve(1, 2, 4)
-    push()
-    monkeypatch.chdir(b)
+    folder = ahead[0].parent
     Store(STORES[0]).put({}, {"5": (-5.0,)})  # of a search that was stopped: neither Git nor DVC knows of it
     monkeypatch.setattr(sharing, "PAUSE", 0)
-    remote = a.parent / "remote"
-    remote.rename(a.parent / "away")
+    (folder / "remote").rename(folder / "away")
     with pytest.raises(ValueError, match=r"dvc get .* ended with status"):
         share.fn()
-    (a.parent / "away").rename(remote)
+    (folder / "away").rename(folder / "remote")
     share.fn()
     assert set(Store(STORES[0]).get({})) == {"1", "2", "4", "5"}
 
 
 def test_what_git_alone_was_pulled_of_is_pulled_and_not_run_again(
-    clones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ahead: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = clones
-    monkeypatch.chdir(a)
-    evolve(1, 2, 4)
-    push()
-    git("clone", "-q", str(a.parent / "hub.git"), str(a.parent / "c"))
-    monkeypatch.chdir(b)
+    _, b = ahead
+    git("clone", "-q", str(b.parent / "hub.git"), str(b.parent / "c"))
     git("pull", "-q")
-    for clone in (b, a.parent / "c"):
+    for clone in (b, b.parent / "c"):
         monkeypatch.chdir(clone)
         share.fn()
         assert not Path("asked").exists()
