@@ -246,9 +246,10 @@ def free_memory(root: Path = Path("/")) -> int:
             try:
                 left = int((folder / most).read_text()) - int((folder / used).read_text())
                 stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # a group that is not shown here, or has no limit
+                left += int(stat[f"{prefix}inactive_file"]) + int(stat[f"{prefix}active_file"])
+            except (OSError, ValueError, KeyError):  # a group that is not shown here, or not whole, or has no limit
                 continue
-            free = min(free, left + int(stat[f"{prefix}inactive_file"]) + int(stat[f"{prefix}active_file"]))
+            free = min(free, left)
     return max(0, free)
 
 

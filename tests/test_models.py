@@ -460,6 +460,7 @@ def test_a_tokenizer_can_always_pad(saved: dict[str, Path], tokenizer: PreTraine
             9000 - 4000 + 1 + 7,
         ),
         ("4:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63), "memory/memory.usage_in_bytes": "4"}, 10**6),
+        ("0::/\n", {"memory.max": "9000", "memory.current": "4000", "memory.stat": "anon 5\n"}, 10**6),
         (None, {}, 10**6),
     ],
 )
@@ -474,6 +475,6 @@ def test_a_containers_limit_is_what_it_may_take(
     for name, text in files.items():
         path = tmp_path / "sys" / "fs" / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
         (path.parent / "memory.stat").write_text(stat)
+        path.write_text(text)
     assert models.free_memory(tmp_path) == left
