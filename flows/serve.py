@@ -88,15 +88,12 @@ def only_one() -> Iterator[None]:
     """
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home / "merge3.lock")
     try:
-        lock.acquire(blocking=False)
+        held = FileLock(home / "merge3.lock").acquire(blocking=False)
     except Timeout:
         sys.exit("the deployments are served already, from this clone or another: end that `make serve` first")
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -462,16 +462,14 @@ def alone(stage: str, wait: bool = True) -> Iterator[None]:
     DATA.mkdir(exist_ok=True)
     lock = FileLock(DATA / f".{stage}.lock")
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except Timeout:
         if not wait:
             raise ValueError(f"{stage} runs here: do this again when it has ended") from None
         say(f"another process runs {stage} here; this one goes on when that has ended")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def write_text(path: Path, content: str) -> None:
