@@ -10,14 +10,17 @@ share        take what others pushed, run, give back
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import httpx
+import psutil
 from filelock import FileLock, Timeout
 from prefect import flow, get_client, serve
 from prefect.client.schemas.filters import (
@@ -49,6 +52,10 @@ def main() -> None:
             started.
     """
     configured = get_current_settings().api.url
+    if (
+        signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    ):  # a terminal that is closed is as Ctrl-C; nohup has it ignored
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGINT))
     with only_one(), nullcontext(configured) if configured else own_server() as url:
         if fault := unreachable(url):
             sys.exit(f"the Prefect server at {url} does not answer ({fault}): start it, or unset PREFECT_API_URL")
@@ -98,19 +105,21 @@ def only_one() -> Iterator[None]:
 
 @contextmanager
 def own_server() -> Iterator[str]:
-    """A Prefect server on loopback; yields its API's address. One that answers there already is taken, and stays.
+    """A Prefect server on loopback; yields its API's address. Another's that answers there is taken, and stays.
 
     Raises:
         SystemExit: it does not start.
     """
-    url = f"http://{HOST}:{PORT}/api"
+    url, noted = f"http://{HOST}:{PORT}/api", get_current_settings().home / "merge3.server"
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]  # else it asks in a terminal which profile to change
+    command = [*prefect, "server", "start", "--host", HOST, "--port", str(PORT)]
+    end_left_server(noted, command)
     if unreachable(url) is None:
         yield url
         return
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]  # else it asks in a terminal which profile to change
-    command = [*prefect, "server", "start", "--host", HOST, "--port", str(PORT)]
     server = subprocess.Popen(command, start_new_session=True)  # an interrupt ends it after what it serves
     try:
+        noted.write_text(str(server.pid))
         begin = monotonic()
         while unreachable(url):
             if server.poll() is not None or monotonic() - begin > WAIT:
@@ -125,6 +134,22 @@ def own_server() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+        noted.unlink(missing_ok=True)
+
+
+def end_left_server(noted: Path, command: Sequence[str]) -> None:
+    """End the server that an earlier process which serves, killed since, noted: nobody else would.
+
+    Who calls this is `only_one`.
+    """
+    with suppress(FileNotFoundError, ValueError, psutil.Error):  # there is none, or it ends meanwhile
+        server = psutil.Process(int(noted.read_text()))
+        if server.cmdline()[1:] != list(command[1:]):  # another process has its number by now
+            return
+        print("an earlier `make serve` was killed, and its server still runs: it is ended first", flush=True)
+        server.terminate()
+        while server.status() != psutil.STATUS_ZOMBIE:
+            sleep(0.1)
 
 
 def end_lost_runs(url: str) -> None:

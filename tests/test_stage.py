@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Annotated
 
+import psutil
 import pytest
 from filelock import FileLock
 from prefect import flow
@@ -418,6 +420,35 @@ with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
             said += part
     assert started.wait() == 0, said.decode()
     assert f"up at http://127.0.0.1:{port}/api Crashed Running Crashed".encode() in said
+
+
+def test_a_server_that_a_kill_left_ends_with_the_next_start_and_a_closed_terminal_ends_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        port = place.getsockname()[1]
+    code = f"from flows import serve; serve.PORT = {port}; serve.serve = lambda *_, **__: print('up', flush=True) or "
+    code += "serve.sleep(60); serve.main()"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+    environment = {**bare, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": "."}
+
+    def started() -> tuple[subprocess.Popen[str], str]:
+        with (tmp_path / "said").open("w+") as file:
+            serving = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=file, env=environment)
+            while serving.poll() is None and "up\n" not in (said := Path(file.name).read_text()):
+                time.sleep(0.1)
+        assert serving.poll() is None, said
+        return serving, said
+
+    first, _ = started()
+    first.kill()
+    first.wait()
+    left = psutil.Process(int((tmp_path / "merge3.server").read_text()))
+    assert stage.unreachable(f"http://127.0.0.1:{port}/api") is None
+    second, said = started()
+    assert "was killed, and its server still runs: it is ended first" in said
+    assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
+    second.send_signal(signal.SIGHUP)
+    second.wait()
+    assert stage.unreachable(f"http://127.0.0.1:{port}/api")
 
 
 def test_no_tool_reports_to_anyone() -> None:
