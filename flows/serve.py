@@ -22,15 +22,19 @@ from typing import Any
 import httpx
 import psutil
 from filelock import FileLock, Timeout
-from prefect import flow, get_client, serve
+from prefect import Flow, flow, get_client, serve
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import Crashed
 
@@ -42,6 +46,9 @@ from flows.stage import arguments, call, read_params, typed, unreachable
 NIGHTLY = "0 2 * * *"
 HOST, PORT = "127.0.0.1", 4200
 WAIT = 60  # seconds that a server is given to start
+NO_END = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+GOING = FlowRunFilterState(type=FlowRunFilterStateType(any_=NO_END))
+UNDERWAY = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=NO_END)))
 
 
 def main() -> None:
@@ -73,7 +80,27 @@ def main() -> None:
             sys.exit(f"what answers at {url} takes no deployments ({refused}): is it a Prefect server, and yours?")
 
 
-@flow
+def end_parts(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:  # noqa: ARG001  # as Prefect's hooks are
+    """Say of the flows and tasks that a run had underway when it died that they are no more: they cannot say it."""
+    with get_client(sync_client=True) as client:
+        runs = [flow_run.id]
+        while runs:
+            parents = FlowRunFilterParentFlowRunId(any_=runs)
+            within = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=GOING, parent_flow_run_id=parents))
+            for run in within:
+                client.set_flow_run_state(run.id, ended(), force=True)
+            theirs = FlowRunFilter(id=FlowRunFilterId(any_=runs))
+            for part in client.read_task_runs(flow_run_filter=theirs, task_run_filter=UNDERWAY):
+                client.set_task_run_state(part.id, ended(), force=True)
+            runs = [run.id for run in within]
+
+
+def ended() -> State:
+    """The state, from now on, of what could not say itself that it ended."""
+    return Crashed(message="It ended with what served it; its answers are kept.")
+
+
+@flow(on_crashed=[end_parts])
 def search(changes: dict[str, Any]) -> None:
     """Run the stage evolve with the parameters of params.yaml and these changed, `{"generations": 30}`.
 
@@ -153,21 +180,20 @@ def end_left_server(noted: Path, command: Sequence[str]) -> None:
 
 
 def end_lost_runs(url: str) -> None:
-    """Say of the deployments' runs that went on when what serves them ended, and of their flows, that they are no more.
+    """Say of the deployments' runs that went on when what serves them ended, and of their parts, that they are no more.
 
     They could not say it themselves.
     """
-    going = FlowRunFilterState(
-        type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-    )
-    deployed = FlowRunFilter(state=going, deployment_id=FlowRunFilterDeploymentId(is_null_=False))
-    ended = Crashed(message="It ended with what served it; its answers are kept.")
+    deployed = FlowRunFilterDeploymentId(is_null_=False)
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-        lost = client.read_flow_runs(flow_run_filter=deployed)
-        of_lost = FlowRunFilterParentFlowRunId(any_=[run.id for run in lost])
-        lost += client.read_flow_runs(flow_run_filter=FlowRunFilter(state=going, parent_flow_run_id=of_lost))
+        lost = client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id=deployed, state=GOING))
         for run in lost:
-            client.set_flow_run_state(run.id, ended, force=True)
+            client.set_flow_run_state(run.id, ended(), force=True)
+        crashed = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])))
+        for run in client.read_flow_runs(flow_run_filter=crashed, task_run_filter=UNDERWAY):
+            end_parts(search, run, ended())
+    for run in lost:
+        print(f"run {run.name} had not ended when what serves it did: it is shown as Crashed, its answers are kept")
 
 
 if __name__ == "__main__":

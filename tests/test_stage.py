@@ -389,7 +389,7 @@ def test_a_server_of_ones_own_asks_nothing_in_a_terminal_and_ends_runs_that_were
     code = f"""
 from prefect import Task, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Running
+from prefect.states import Crashed, Running
 from flows import serve
 serve.PORT = {port}
 end, ends = serve.end_lost_runs, []
@@ -404,6 +404,20 @@ with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
         runs.append(client.create_flow_run(serve.evolve, parent_task_run_id=within.id))
         for run in runs:
             client.set_flow_run_state(run.id, Running(), force=True)
+        killed = client.create_flow_run_from_deployment(place, **given)  # alone, which its server saw
+        within = client.create_task_run(Task(serve.evolve.fn), killed.id, "0")
+        called = client.create_flow_run(serve.evolve, parent_task_run_id=within.id)
+        part = client.create_task_run(Task(serve.evolve.fn), called.id, "0", state=Running())
+        client.set_flow_run_state(killed.id, Crashed(message="seen"), force=True)
+        at_once, later = serve.search.on_crashed_hooks, [lambda *_: end(url)]
+        for state, end_its in (Running(), at_once), (Running(), later), (Crashed(message="said"), later):
+            client.set_flow_run_state(called.id, state, force=True)
+            client.set_task_run_state(part.id, Running(), force=True)
+            for hook in end_its:
+                hook(serve.search, killed, killed.state)
+            print("parts", client.read_flow_run(called.id).state_name, client.read_task_run(part.id).state_name)
+            for run in runs:
+                client.set_flow_run_state(run.id, Running(), force=True)
 serve.end_lost_runs = lambda url: None
 with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
     with get_client(sync_client=True) as client:
@@ -420,6 +434,7 @@ with serve.own_server() as url, temporary_settings({{PREFECT_API_URL: url}}):
             said += part
     assert started.wait() == 0, said.decode()
     assert f"up at http://127.0.0.1:{port}/api Crashed Running Crashed".encode() in said
+    assert said.count(b"parts Crashed Crashed") == 3
 
 
 def test_a_server_that_a_kill_left_ends_with_the_next_start_and_a_closed_terminal_ends_it(tmp_path: Path) -> None:
