@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -17,6 +18,7 @@ from prefect import flow
 from flows.stage import do, main, say, served
 
 GRACE = 8  # seconds until a command that does not end is told again; Prefect kills a cancelled run after 30
+ANSWERS = Path(".dvc", "tmp", "answers")  # of experiments
 STAGE = re.compile(r"Running stage '([^']+)':")
 
 
@@ -34,27 +36,32 @@ def pipeline() -> None:
 def experiment(changes: dict[str, Any]) -> None:
     """Run `dvc exp run` with changed parameters, `{"evolve.generations": 20}`; `dvc exp show` has them side by side.
 
-    In a copy of its own: parameters and results here stay as they are. `dvc exp apply NAME` takes it over.
+    In a copy of its own: parameters and results here stay as they are. `dvc exp apply NAME` takes it over. Its answers
+    are kept here at once, for the next: where it does not end well DVC removes the copy.
 
     Raises:
         ValueError: there is no such parameter, or a stage failed; what it said stands above.
     """
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
-    run("dvc", "exp", "run", "--temp", *(f"--set-param={name}={text}" for name, text in texts.items()))
+    given = (f"--set-param={name}={text}" for name, text in texts.items())
+    run("dvc", "exp", "run", "--temp", *given, MERGE3_SHARED=os.environ.get("MERGE3_SHARED", str(ANSWERS.resolve())))
 
 
-def run(*command: str) -> None:
+def run(*command: str, **variables: str) -> None:
     """Run a command, whose lines go to the log of the flow run if there is one; DVC's stages are tasks there.
+
+    Its environment is this one with `variables`.
 
     Raises:
         ValueError: it ended with another status than 0.
     """
+    environment = {**os.environ, **variables}
     if not served():
-        if status := subprocess.run(command, check=False).returncode:
+        if status := subprocess.run(command, check=False, env=environment).returncode:
             raise ValueError(f"{' '.join(command)} ended with status {status}")
         return
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    with subprocess.Popen(command, **how) as running:
+    with subprocess.Popen(command, env=environment, **how) as running:
         try:
             stage = told(command, running)
             while stage:

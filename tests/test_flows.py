@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -806,6 +807,28 @@ def test_the_search_of_the_ui_takes_the_parameters_of_now(here: Path, saved: dic
         world.call(search, changes={"generation": 1})
     with pytest.raises(ValueError, match=r"evolve\.generations must be int, got '1'"):
         world.call(search, changes={"generations": "1"})
+
+
+def test_an_experiment_finds_what_one_that_was_stopped_was_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ask.py").write_text(
+        "import os; from pathlib import Path; from merge3.shared import Shared\n"
+        "store, key = Shared(Path('answers'), os.environ['MERGE3_SHARED']), {'kind': 'x'}\n"
+        "found = store.get(key); print('found', sorted(found))\n"
+        "store.put(key, {'a': (-1.0,)}); assert found\n"
+    )
+    stage = {"cmd": f"{sys.executable} ask.py", "deps": ["ask.py"], "params": ["evolve"], "outs": ["answers"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"evolve": stage}}))
+    Path("params.yaml").write_text("evolve: {generations: 5}\n")
+    commands = ["git init -q", "git config user.name tester", "git config user.email t@example.org", "dvc init -q"]
+    for command in (*commands, "git add --all", "git commit -q -m Begin"):
+        subprocess.run(command.split(), check=True)
+    with pytest.raises(ValueError, match="ended with status"):
+        world.call(experiment, changes={"evolve.generations": 2})
+    world.call(experiment, changes={"evolve.generations": 2})
+    assert re.findall("found .*", capfd.readouterr().out) == ["found []", "found ['a']"]
 
 
 def test_an_experiment_leaves_parameters_and_results_as_they_are(
