@@ -18,7 +18,7 @@ from prefect import flow
 from flows.stage import do, main, say, served
 
 GRACE = 8  # seconds until a command that does not end is told again; Prefect kills a cancelled run after 30
-ANSWERS = Path(".dvc", "tmp", "answers")  # of experiments
+ANSWERS = Path(".dvc", "tmp", "answers")  # of experiments, whose copies DVC removes
 STAGE = re.compile(r"Running stage '([^']+)':")
 
 
@@ -37,14 +37,15 @@ def experiment(changes: dict[str, Any]) -> None:
     """Run `dvc exp run` with changed parameters, `{"evolve.generations": 20}`; `dvc exp show` has them side by side.
 
     In a copy of its own: parameters and results here stay as they are. `dvc exp apply NAME` takes it over. Its answers
-    are kept here at once, for the next: where it does not end well DVC removes the copy.
+    are kept here, too, as they come: where it does not end well DVC removes the copy.
 
     Raises:
         ValueError: there is no such parameter, or a stage failed; what it said stands above.
     """
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
     given = (f"--set-param={name}={text}" for name, text in texts.items())
-    run("dvc", "exp", "run", "--temp", *given, MERGE3_SHARED=os.environ.get("MERGE3_SHARED", str(ANSWERS.resolve())))
+    place = os.environ.get("MERGE3_SHARED") or str(ANSWERS.resolve())
+    run("dvc", "exp", "run", "--temp", *given, MERGE3_SHARED=place)
 
 
 def run(*command: str, **variables: str) -> None:

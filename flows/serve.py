@@ -2,7 +2,7 @@
 
 Where no server is configured (`PREFECT_API_URL`) one is started on this machine alone, and ends with this process.
 
-nightly      `dvc repro` by a schedule
+nightly      `dvc repro` at 2:00 UTC
 experiment   `dvc exp run` with parameters changed in the UI
 search       the stage evolve alone, its parameters those of params.yaml at that time unless changed in the UI
 share        take what others pushed, run, give back
@@ -43,7 +43,7 @@ from flows.pipeline import experiment, pipeline
 from flows.share import share
 from flows.stage import arguments, call, read_params, typed, unreachable
 
-NIGHTLY = "0 2 * * *"
+NIGHTLY = "0 2 * * *"  # UTC
 HOST, PORT = "127.0.0.1", 4200
 WAIT = 60  # seconds that a server is given to start
 NO_END = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
@@ -58,11 +58,9 @@ def main() -> None:
         SystemExit: another process serves them, the configured server does not answer or refuses, or none can be
             started.
     """
-    configured = get_current_settings().api.url
-    if (
-        signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-    ):  # a terminal that is closed is as Ctrl-C; nohup has it ignored
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a closed terminal is as Ctrl-C; under nohup it is ignored
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGINT))
+    configured = get_current_settings().api.url
     with only_one(), nullcontext(configured) if configured else own_server() as url:
         if fault := unreachable(url):
             sys.exit(f"the Prefect server at {url} does not answer ({fault}): start it, or unset PREFECT_API_URL")
@@ -165,18 +163,19 @@ def own_server() -> Iterator[str]:
 
 
 def end_left_server(noted: Path, command: Sequence[str]) -> None:
-    """End the server that an earlier process which serves, killed since, noted: nobody else would.
-
-    Who calls this is `only_one`.
-    """
+    """End the server that was noted by an earlier `only_one`, killed since: nobody else would."""
     with suppress(FileNotFoundError, ValueError, psutil.Error):  # there is none, or it ends meanwhile
         server = psutil.Process(int(noted.read_text()))
         if server.cmdline()[1:] != list(command[1:]):  # another process has its number by now
             return
         print("an earlier `make serve` was killed, and its server still runs: it is ended first", flush=True)
+        parts, begin = [server, *server.children(recursive=True)], monotonic()
         server.terminate()
-        while server.status() != psutil.STATUS_ZOMBIE:
+        while monotonic() - begin < WAIT and server.status() != psutil.STATUS_ZOMBIE:  # nobody may reap it
             sleep(0.1)
+        for part in parts:  # where it did not end
+            with suppress(psutil.NoSuchProcess):
+                part.kill()
 
 
 def end_lost_runs(url: str) -> None:
