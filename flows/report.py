@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -208,8 +209,14 @@ def show(results: Results) -> None:
     else:
         say(plain(results))
     say(f"\nreport: {OUT / 'index.html'}")
-    where = f"The whole page: `{(OUT / 'index.html').resolve()}`"
-    show_text("report", f"```\n{plain(results)}```\n\n{where}\n", "the result of the study")
+    show_text("report", f"```\n{plain(results)}```\n\nThe whole page: {place()}\n", "the result of the study")
+
+
+def place() -> str:
+    """Where the page is, in Markdown; from an experiment that runs in a copy, the command that brings it."""
+    page = (OUT / "index.html").resolve()
+    name = os.environ.get("DVC_EXP_NAME")
+    return f"`dvc exp apply {name}`, then `{OUT / 'index.html'}`" if name and ".dvc" in page.parts else f"`{page}`"
 
 
 def plain(results: Results) -> str:

@@ -814,10 +814,10 @@ def test_an_experiment_finds_what_one_that_was_stopped_was_answered(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("ask.py").write_text(
-        "import os; from pathlib import Path; from merge3.shared import Shared\n"
+        "import os; from pathlib import Path; from flows.report import place; from merge3.shared import Shared\n"
         "store, key = Shared(Path('answers'), os.environ['MERGE3_SHARED']), {'kind': 'x'}\n"
         "found = store.get(key); print('found', sorted(found))\n"
-        "store.put(key, {'a': (-1.0,)}); assert found\n"
+        "store.put(key, {'a': (-1.0,)}); assert found; print(place())\n"
     )
     stage = {"cmd": f"{sys.executable} ask.py", "deps": ["ask.py"], "params": ["evolve"], "outs": ["answers"]}
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"evolve": stage}}))
@@ -828,7 +828,10 @@ def test_an_experiment_finds_what_one_that_was_stopped_was_answered(
     with pytest.raises(ValueError, match="ended with status"):
         world.call(experiment, changes={"evolve.generations": 2})
     world.call(experiment, changes={"evolve.generations": 2})
-    assert re.findall("found .*", capfd.readouterr().out) == ["found []", "found ['a']"]
+    said = capfd.readouterr().out
+    assert re.findall("found .*", said) == ["found []", "found ['a']"]
+    name = subprocess.run(["dvc", "exp", "list", "--name-only"], check=True, capture_output=True, text=True).stdout
+    assert f"`dvc exp apply {name.strip()}`, then `data/report/index.html`" in said
 
 
 def test_an_experiment_leaves_parameters_and_results_as_they_are(

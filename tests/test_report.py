@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import findings
 import numpy as np
@@ -774,3 +775,8 @@ def test_the_stage_refuses_the_files_of_another_study(folder):
 def test_a_name_is_not_read_as_terminal_markup(results, capsys):
     stage.show(renamed(results, {"TIES": "[red]TIES[/red]"}))
     assert "[red]TIES[/red]" in capsys.readouterr().err
+
+
+def test_a_page_that_stays_is_named_by_its_place(monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "deft-hare")
+    assert stage.place() == f"`{Path('data/report/index.html').resolve()}`"
